@@ -1,0 +1,34 @@
+#pragma once
+// Torch-free descriptions of tensors that kernels take: a pointer and element strides.
+#include <cstdint>
+
+namespace xlstm {
+
+// (batch, head, time[, feature]): the feature dimension, where there is one, has stride 1.
+template <class T>
+struct View {
+  T* data = nullptr;
+  int64_t batch = 0, head = 0, time = 0;  // strides in elements
+
+  T* at(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * time; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// (batch, time, gate, head, feature): gate pre-activations of a recurrent cell; the feature dimension has stride 1.
+template <class T>
+struct GateView {
+  T* data = nullptr;
+  int64_t batch = 0, time = 0, gate = 0, head = 0;
+
+  T* at(int64_t b, int64_t t, int64_t g, int64_t h) const { return data + b * batch + t * time + g * gate + h * head; }
+};
+
+// (batch, time) flags; null where there are none.
+struct Flags {
+  const bool* data = nullptr;
+  int64_t batch = 0, time = 0;
+
+  bool at(int64_t b, int64_t t) const { return data != nullptr && data[b * batch + t * time]; }
+};
+
+}  // namespace xlstm

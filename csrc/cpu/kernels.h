@@ -1,0 +1,28 @@
+#pragma once
+// The CPU kernels in use: the table of one SIMD level, chosen once when the library is loaded.
+#include <string>
+#include <vector>
+
+#include "cpu/table.h"
+
+namespace xlstm::cpu {
+
+// The level in use: the best that this processor runs, or the one named by the environment variable XLSTM_SIMD.
+// Throws std::invalid_argument where that names an unknown level or one that this processor lacks.
+const char* simd_level();
+std::vector<std::string> simd_levels();  // all that this processor runs, best first
+
+const KernelTable& kernel_table();
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels<float>() {
+  return kernel_table().f32;
+}
+template <>
+inline const Kernels<double>& kernels<double>() {
+  return kernel_table().f64;
+}
+
+}  // namespace xlstm::cpu

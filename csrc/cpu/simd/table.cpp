@@ -1,0 +1,11 @@
+#include "cpu/simd/table.h"
+
+namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
+
+template <class T>
+constexpr Kernels<T> kKernels = {mlstm_fwd<T>,     mlstm_bwd<T>,     mlstm_step<T>,
+                                 recurrent_fwd<T>, recurrent_bwd<T>, recurrent_step<T>};
+
+const KernelTable kTable = {kKernels<float>, kKernels<double>};
+
+}  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

@@ -1,0 +1,23 @@
+#pragma once
+// The kernels of one SIMD level.
+#include "cpu/simd/vec.h"
+#include "cpu/table.h"
+
+namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
+
+template <class T>
+void mlstm_fwd(const MlstmFwdParams<T>&, const Runtime&);
+template <class T>
+void mlstm_bwd(const MlstmBwdParams<T>&, const Runtime&);
+template <class T>
+void mlstm_step(const MlstmStepParams<T>&, const Runtime&);
+template <class T>
+void recurrent_fwd(const RecurrentFwdParams<T>&, const Runtime&);
+template <class T>
+void recurrent_bwd(const RecurrentBwdParams<T>&, const Runtime&);
+template <class T>
+void recurrent_step(const RecurrentStepParams<T>&, const Runtime&);
+
+extern const KernelTable kTable;
+
+}  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

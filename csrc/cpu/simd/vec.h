@@ -1,0 +1,136 @@
+#pragma once
+// Portable vectors (GCC and Clang vector extensions). Every source that includes this is compiled once per SIMD level,
+// into a namespace of its own, so that no function built for one level can be linked into another.
+#include <cstdint>
+#include <cstring>
+
+#ifndef XLSTM_SIMD_LEVEL
+#error "compile with -DXLSTM_SIMD_LEVEL=<namespace>"
+#endif
+
+#define XLSTM_INLINE static inline __attribute__((always_inline))
+#define XLSTM_INLINE_MEMBER inline __attribute__((always_inline))
+#define XLSTM_UNROLL _Pragma("GCC unroll 16")
+
+namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+constexpr int kVecRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+constexpr int kVecRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVecBytes = 16;
+constexpr int kVecRegisters = 32;
+#else
+constexpr int kVecBytes = 16;
+constexpr int kVecRegisters = 16;
+#endif
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = int64_t;
+};
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVecBytes)));
+  // In memory: element-aligned, and allowed to alias T.
+  typedef T unaligned __attribute__((vector_size(kVecBytes), aligned(sizeof(T)), may_alias));
+  typedef typename IntOf<T>::type integer __attribute__((vector_size(kVecBytes)));
+};
+
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+using IntVec = typename VecOf<T>::integer;
+template <class T>
+constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+XLSTM_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x - 0, not x + 0: keeps the sign of -0
+}
+
+template <class T>
+XLSTM_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
+}
+
+template <class T>
+XLSTM_INLINE void store(T* p, Vec<T> x) {
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = x;
+}
+
+// The first n lanes; the others read as zero.
+template <class T>
+XLSTM_INLINE Vec<T> load_n(const T* p, int64_t n) {
+  if (n >= kLanes<T>) return load(p);
+  alignas(kVecBytes) T lanes[kLanes<T>] = {};
+  for (int64_t j = 0; j < n; ++j) lanes[j] = p[j];
+  return load(lanes);
+}
+
+template <class T>
+XLSTM_INLINE void store_n(T* p, Vec<T> x, int64_t n) {
+  if (n >= kLanes<T>) return store(p, x);
+  alignas(kVecBytes) T lanes[kLanes<T>];
+  store(lanes, x);
+  for (int64_t j = 0; j < n; ++j) p[j] = lanes[j];
+}
+
+template <class T>
+XLSTM_INLINE T reduce_add(Vec<T> x) {
+  T sum = 0;
+  XLSTM_UNROLL
+  for (int j = 0; j < kLanes<T>; ++j) sum += x[j];
+  return sum;
+}
+
+// x with every lane from n on set to zero.
+template <class T>
+XLSTM_INLINE Vec<T> first_lanes(Vec<T> x, int64_t n) {
+  if (n >= kLanes<T>) return x;
+  typename VecOf<T>::integer index;
+  XLSTM_UNROLL
+  for (int j = 0; j < kLanes<T>; ++j) index[j] = j;
+  return index < static_cast<typename IntOf<T>::type>(n) ? x : Vec<T>{};
+}
+
+XLSTM_INLINE int64_t min_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+XLSTM_INLINE int64_t max_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+XLSTM_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Hands out 64-byte aligned pieces of one buffer. Constructed without a buffer it only counts, so that the same code
+// that places the pieces also says how much memory they need.
+class Arena {
+ public:
+  explicit Arena(void* base = nullptr) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

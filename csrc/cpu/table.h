@@ -1,0 +1,25 @@
+#pragma once
+// The CPU kernels of one SIMD level: a table of functions.
+#include "core/mlstm_chunkwise.h"
+#include "core/mlstm_step.h"
+#include "core/recurrent.h"
+#include "core/runtime.h"
+
+namespace xlstm::cpu {
+
+template <class T>
+struct Kernels {
+  void (*mlstm_fwd)(const MlstmFwdParams<T>&, const Runtime&);
+  void (*mlstm_bwd)(const MlstmBwdParams<T>&, const Runtime&);
+  void (*mlstm_step)(const MlstmStepParams<T>&, const Runtime&);
+  void (*recurrent_fwd)(const RecurrentFwdParams<T>&, const Runtime&);
+  void (*recurrent_bwd)(const RecurrentBwdParams<T>&, const Runtime&);
+  void (*recurrent_step)(const RecurrentStepParams<T>&, const Runtime&);
+};
+
+struct KernelTable {
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+}  // namespace xlstm::cpu

@@ -1,0 +1,31 @@
+// The Python module _C: what the library was built with. Importing it registers torch.ops.xlstm_cuda.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/kernels.h"
+
+#define XLSTM_TEXT_(x) #x
+#define XLSTM_TEXT(x) XLSTM_TEXT_(x)
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = XLSTM_VERSION;
+  info["torch"] = XLSTM_TORCH_VERSION;
+  info["compiler"] = XLSTM_COMPILER;
+  info["cuda"] = pybind11::none();
+  info["cuda_archs"] = pybind11::list();
+  info["simd"] = xlstm::cpu::simd_level();
+  info["simd_levels"] = xlstm::cpu::simd_levels();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  xlstm::cpu::simd_level();  // a wrong XLSTM_SIMD fails the import, with its own message
+  m.def("build_info", &build_info,
+        "What this library was built with: version, torch, compiler, cuda (None without CUDA kernels), cuda_archs, "
+        "simd (CPU level in use) and simd_levels.");
+}

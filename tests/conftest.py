@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests: every test with a `backend` runs once per backend that this machine can run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from xlstm_cuda import _ops
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+BACKENDS = [
+    "cpu",
+    *(["simt"] if _ops.available(_ops.SIMT_NAMESPACE) else []),
+    *(["cuda"] if torch.cuda.is_available() else []),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """Where the backend's tensors live."""
+    return "cuda" if backend == "cuda" else "cpu"

@@ -1,0 +1,1 @@
+"""Fused sLSTM, LSTM and chunkwise mLSTM kernels for PyTorch."""

@@ -1,0 +1,86 @@
+"""Gradients of the sequence functions: autograd.Functions that call only the compiled ops.
+
+The first argument of both is an operator namespace (torch.ops.xlstm_cuda or the test executor's). Gradients are exact,
+for every input, the initial and the final state. Second derivatives raise: the backward ops carry a formula that does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from xlstm_cuda._ops import library
+
+
+class MLSTM(Function):
+    """h, C, n, m = MLSTM.apply(namespace, options, norm_grad, q, k, v, i, f, C0, n0, m0, cu_seqlens, reset)
+
+    options: (sigmoid_gate, normalize, scale, eps, chunk_size) of the ops. Saved for backward: the inputs, h, and
+    r (B, H, S), the product of query and normaliser state of each token.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, namespace: str, options: tuple[Any, ...], norm_grad: bool, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        h, C, n, m, r = library(namespace).mlstm_fwd.default(*inputs, *options)
+        ctx.save_for_backward(*inputs, h, r)
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, (*options, norm_grad), _dtypes(inputs[:8])
+        ctx.set_materialize_grads(False)
+        return h, C, n, m
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        dh = torch.zeros_like(saved[-2]) if dh is None else dense(dh)
+        results = library(ctx.namespace).mlstm_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
+        return (None, None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[3:11]), None, None)
+
+
+class Recurrent(Function):
+    """h, hT, cT, nT, mT = Recurrent.apply(namespace, cell, x, R, b, h0, c0, n0, m0, lengths, reset)
+
+    cell: "lstm", "slstm" or "slstm_exp"; nT and mT are empty for "lstm". Saved for backward: R, h, the initial state,
+    the final c and n, and five values of the state dtype per hidden unit and token.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, namespace: str, cell: str, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, cell, True)
+        ctx.save_for_backward(inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:])
+        ctx.namespace, ctx.cell, ctx.dtypes = namespace, cell, _dtypes(inputs[:7])
+        ctx.set_materialize_grads(False)
+        return h, hT, cT, nT, mT
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        dh = torch.zeros_like(saved[1]) if dh is None else dense(dh)
+        if ctx.cell == "lstm":
+            dstate = (*dstate[:2], None, None)
+        results = library(ctx.namespace).recurrent_bwd.default(dh, *map(dense, dstate), *saved, ctx.cell)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    """x, copied if its last dimension is not contiguous: what the ops require of every tensor."""
+    if x is None or x.stride(-1) == 1 or x.shape[-1] == 1:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)  # x.contiguous() keeps the strides of empty tensors
+
+
+def _dtypes(inputs: tuple[Tensor | None, ...]) -> tuple[torch.dtype | None, ...]:
+    return tuple(None if x is None else x.dtype for x in inputs)
+
+
+def _for_inputs(
+    results: tuple[Tensor, ...], dtypes: tuple[torch.dtype | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients in the dtypes of their inputs, None where none is asked for."""
+    rows = zip(results, dtypes, needed, strict=True)
+    return [grad.to(dtype) if need and dtype else None for grad, dtype, need in rows]

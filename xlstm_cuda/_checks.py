@@ -1,0 +1,273 @@
+"""Checks of the public functions' arguments: every error names op, argument, what was expected and what came.
+
+TypeError: not a tensor, or a wrong dtype. ValueError: wrong shape, device, option or value. Values inside tensors are
+read only on the CPU (no synchronisation on a GPU) and never while torch.compile or torch.export trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from xlstm_cuda._ops import accumulate_dtype
+from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
+
+MAX_STEP = 16  # tokens per call of mlstm_step
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+State = TypeVar("State", MLSTMState, SLSTMState, LSTMState)
+
+
+def tensors(op: str, **named: Any) -> None:
+    """All are tensors of a float dtype, on the device of the first one."""
+    first_name = first = None
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            _wrong_type(op, name, "be a Tensor", type(x).__name__)
+        if x.dtype not in _FLOATS:
+            _wrong_type(op, name, "be bfloat16, float16, float32 or float64", x.dtype)
+        if first is None:
+            first_name, first = name, x
+        else:
+            _device(op, name, x, first_name, first)
+
+
+def as_state(op: str, name: str, value: Any, cls: type[State]) -> State | None:
+    """The state as its NamedTuple; any tuple or list with as many tensors will do, None stays None."""
+    if value is None:
+        return None
+    fields = ", ".join(cls._fields)
+    if not isinstance(value, (tuple, list)) or len(value) != len(cls._fields):
+        given = f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
+        _wrong_type(op, name, f"be None, {cls.__name__}({fields}) or a tuple of {len(cls._fields)} tensors", given)
+    return cls(*value)
+
+
+def mlstm(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, cu_seqlens: Tensor | None,
+    reset: Tensor | None, *, input_gate: str, normalize: bool, scale: float | None, eps: float, chunk_size: int | None,
+) -> None:  # fmt: skip
+    """Arguments of `mlstm` after `tensors` and `as_state`."""
+    op = "mlstm"
+    batch, heads, seqlen, dim_qk, dim_v = _mlstm_inputs(op, q, k, v, i, f)
+    rows, rows_name = batch, "B"
+    if cu_seqlens is not None:
+        _index_tensor(op, "cu_seqlens", cu_seqlens, q, "q", (torch.int32,))
+        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+            _wrong_value(op, "cu_seqlens", "have shape (N+1,)", _shape_of(cu_seqlens))
+        if batch != 1:
+            _wrong_value(op, "q", "have B=1 with cu_seqlens", _shape_of(q))
+        _cu_seqlens_values(op, cu_seqlens, seqlen)
+        rows, rows_name = cu_seqlens.shape[0] - 1, "N"
+    if reset is not None:
+        _reset(op, reset, q, "q", batch, seqlen)
+    if state is not None:
+        _mlstm_state(op, "initial_state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
+    _mlstm_options(op, input_gate, normalize, scale, eps)
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        _wrong_value(op, "chunk_size", "be None or an int >= 1", repr(chunk_size))
+
+
+def mlstm_step(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, slots: Tensor | None,
+    *, inplace: bool, input_gate: str, normalize: bool, scale: float | None, eps: float,
+) -> None:  # fmt: skip
+    """Arguments of `mlstm_step` after `tensors` and `as_state`."""
+    op = "mlstm_step"
+    batch, heads, seqlen, dim_qk, dim_v = _mlstm_inputs(op, q, k, v, i, f, one_token=q.ndim == 3)
+    if seqlen > MAX_STEP:
+        _wrong_value(op, "q", f"have at most S={MAX_STEP} tokens", _shape_of(q))
+    rows, rows_name = batch, "B"
+    if slots is not None:
+        if state is None:
+            raise ValueError(f"{op}: slots needs a state, got None")
+        _index_tensor(op, "slots", slots, q, "q", (torch.int32,))
+        _shape(op, "slots", slots, "B", (batch,))
+        if isinstance(state.C, Tensor) and state.C.ndim:
+            rows, rows_name = state.C.shape[0], "N"
+        _slots_values(op, slots, rows)
+    if state is not None:
+        _mlstm_state(op, "state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
+    if inplace:
+        _inplace(op, (q, k, v, i, f), state)
+    _mlstm_options(op, input_gate, normalize, scale, eps)
+
+
+def recurrent(
+    op: str, x: Tensor, R: Tensor, b: Tensor | None, state: SLSTMState | LSTMState | None, state_name: str,
+    lengths: Tensor | None = None, reset: Tensor | None = None, *, one_token: bool = False,
+) -> None:  # fmt: skip
+    """Arguments of `slstm`, `lstm` and their steps after `tensors` and `as_state`."""
+    names = ("B", "4", "H", "D") if one_token else ("B", "S", "4", "H", "D")
+    if x.ndim != len(names) or x.shape[-3] != 4 or 0 in x.shape[-2:]:
+        _wrong_value(op, "x", f"have shape ({', '.join(names)}), H and D at least 1", _shape_of(x))
+    batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
+    _same_dtype(op, "R", R, "x", x)
+    _shape(op, "R", R, "4 H D D", (4, heads, dim, dim))
+    if b is not None:
+        _shape(op, "b", b, "4 H D", (4, heads, dim))
+    if state is not None:
+        tensors(op, x=x, **{f"{state_name}.{field}": s for field, s in zip(state._fields, state, strict=True)})
+        for field, s in zip(state._fields, state, strict=True):
+            _shape(op, f"{state_name}.{field}", s, "B H D", (batch, heads, dim))
+        if isinstance(state, SLSTMState) and _readable(state.n) and bool((state.n < 0).any()):
+            _wrong_value(op, f"{state_name}.n", "not be negative", state.n.min().item())
+    if lengths is not None:
+        _index_tensor(op, "lengths", lengths, x, "x", (torch.int32, torch.int64))
+        _shape(op, "lengths", lengths, "B", (batch,))
+        _range(op, "lengths", lengths, "S", x.shape[1])
+    if reset is not None:
+        _reset(op, reset, x, "x", batch, x.shape[1])
+
+
+def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """An option with named values."""
+    if value not in allowed:
+        _wrong_value(op, name, f"be {' or '.join(map(repr, allowed))}", repr(value))
+
+
+def needs_grad(*inputs: Tensor | None) -> bool:
+    """Whether autograd has to record a call on these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def _mlstm_inputs(
+    op: str, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, one_token: bool = False
+) -> tuple[int, int, int, int, int]:
+    """(B, H, S, Dqk, Dv); without an S dimension (one token) S is 1."""
+    names = "B H" if one_token else "B H S"
+    if q.ndim != (3 if one_token else 4) or q.shape[1] < 1 or q.shape[-1] < 1:
+        forms = "(B, H, Dqk) or (B, H, S, Dqk)" if op == "mlstm_step" else "(B, H, S, Dqk)"
+        _wrong_value(op, "q", f"have shape {forms}, H and Dqk at least 1", _shape_of(q))
+    lead = tuple(q.shape[:-1])
+    _same_dtype(op, "k", k, "q", q)
+    _same_dtype(op, "v", v, "q", q)
+    _shape(op, "k", k, f"{names} Dqk", tuple(q.shape))
+    if v.ndim != q.ndim or tuple(v.shape[:-1]) != lead or v.shape[-1] < 1:
+        sizes = ", ".join(f"{name}={size}" for name, size in zip(names.split(), lead, strict=True))
+        _wrong_value(op, "v", f"have shape ({sizes}, Dv), Dv at least 1", _shape_of(v))
+    _shape(op, "i", i, names, lead)
+    _shape(op, "f", f, names, lead)
+    return q.shape[0], q.shape[1], 1 if one_token else q.shape[2], q.shape[-1], v.shape[-1]
+
+
+def _mlstm_state(
+    op: str, name: str, state: MLSTMState, q: Tensor, rows_name: str, sizes: tuple[int, int, int, int]
+) -> None:
+    C, n, m = state
+    tensors(op, q=q, **{f"{name}.C": C, f"{name}.n": n, f"{name}.m": m})
+    _shape(op, f"{name}.C", C, f"{rows_name} H Dqk Dv", sizes)
+    _shape(op, f"{name}.n", n, f"{rows_name} H Dqk", sizes[:3])
+    _shape(op, f"{name}.m", m, f"{rows_name} H", sizes[:2])
+
+
+def _mlstm_options(op: str, input_gate: str, normalize: bool, scale: float | None, eps: float) -> None:
+    choice(op, "input_gate", input_gate, ("exp", "sigmoid"))
+    if input_gate == "exp" and not normalize:
+        raise ValueError(f"{op}: normalize=False needs input_gate='sigmoid', got 'exp'")
+    if scale is not None and not _finite(scale):
+        _wrong_value(op, "scale", "be None or a finite number", repr(scale))
+    if not _finite(eps) or eps < 0:
+        _wrong_value(op, "eps", "be a finite number >= 0", repr(eps))
+
+
+def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> None:
+    if needs_grad(*inputs, *(state or ())):
+        raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
+    dtype = accumulate_dtype(inputs[0].dtype)
+    for name, s in state._asdict().items() if state else ():
+        if s.dtype != dtype:
+            _wrong_type(op, f"state.{name}", f"have dtype {dtype} with inplace=True", s.dtype)
+        strides = [stride for size, stride in zip(s.shape, s.stride(), strict=True) if size > 1]
+        if 0 in strides or (s.shape[-1] > 1 and strides[-1] != 1):
+            expected = "be contiguous in its last dimension and not expanded with inplace=True"
+            _wrong_value(op, f"state.{name}", expected, f"strides {s.stride()}")
+
+
+def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:
+    if not _readable(cu_seqlens):
+        return
+    values = cu_seqlens.tolist()
+    if values[0] != 0:
+        _wrong_value(op, "cu_seqlens", "start at 0", values[0])
+    for previous, value in pairwise(values):
+        if value < previous:
+            _wrong_value(op, "cu_seqlens", "not decrease", f"{value} after {previous}")
+    if values[-1] != seqlen:
+        _wrong_value(op, "cu_seqlens", f"end at S={seqlen}", values[-1])
+
+
+def _slots_values(op: str, slots: Tensor, rows: int) -> None:
+    _range(op, "slots", slots, "N-1", rows - 1)
+    if not _readable(slots):
+        return
+    seen: set[int] = set()
+    for value in slots.tolist():
+        if value in seen:
+            _wrong_value(op, "slots", "not repeat a row", f"{value} twice")
+        seen.add(value)
+
+
+def _range(op: str, name: str, x: Tensor, top_name: str, top: int) -> None:
+    if _readable(x):
+        for value in x.tolist():
+            if not 0 <= value <= top:
+                _wrong_value(op, name, f"be between 0 and {top_name}={top}", value)
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether x's values may be looked at."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(x, FakeTensor)
+
+
+def _reset(op: str, reset: Tensor, first: Tensor, first_name: str, batch: int, seqlen: int) -> None:
+    _index_tensor(op, "reset", reset, first, first_name, (torch.bool,))
+    _shape(op, "reset", reset, "B S", (batch, seqlen))
+
+
+def _index_tensor(op: str, name: str, x: Any, first: Tensor, first_name: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(x, Tensor):
+        _wrong_type(op, name, "be a Tensor", type(x).__name__)
+    if x.dtype not in dtypes:
+        _wrong_type(op, name, f"have dtype {' or '.join(map(str, dtypes))}", x.dtype)
+    _device(op, name, x, first_name, first)
+
+
+def _device(op: str, name: str, x: Tensor, first_name: str | None, first: Tensor) -> None:
+    if x.device != first.device:
+        _wrong_value(op, name, f"be on {first.device} like {first_name}", x.device)
+
+
+def _same_dtype(op: str, name: str, x: Tensor, first_name: str, first: Tensor) -> None:
+    if x.dtype != first.dtype:
+        _wrong_type(op, name, f"have dtype {first.dtype} like {first_name}", x.dtype)
+
+
+def _shape(op: str, name: str, x: Tensor, names: str, sizes: tuple[int, ...]) -> None:
+    if x.shape != sizes:
+        named = zip(names.split(), sizes, strict=True)
+        expected = ", ".join(dim if dim == str(size) else f"{dim}={size}" for dim, size in named)
+        _wrong_value(op, name, f"have shape ({expected}{',' if len(sizes) == 1 else ''})", _shape_of(x))
+
+
+def _shape_of(x: Tensor) -> str:
+    return str(tuple(x.shape))
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _wrong_type(op: str, name: str, expected: str, given: object) -> NoReturn:
+    raise TypeError(f"{op}: {name} must {expected}, got {given}")
+
+
+def _wrong_value(op: str, name: str, expected: str, given: object) -> NoReturn:
+    raise ValueError(f"{op}: {name} must {expected}, got {given}")

@@ -1,0 +1,151 @@
+"""The compiled operators: loading, fake kernels (torch.compile, torch.export) and the refusal of second derivatives.
+
+The schemas live in csrc/ops. Two libraries carry them: `xlstm_cuda._C` (namespace xlstm_cuda) and the test-only
+executor of the CUDA sources on the CPU (namespace xlstm_cuda_simt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "xlstm_cuda"
+SIMT_NAMESPACE = "xlstm_cuda_simt"
+
+_registered: set[str] = set()
+_import_error: ImportError | None = None
+
+
+def library(namespace: str) -> Any:
+    """torch.ops.<namespace>, loaded and registered. Raises ImportError if the library was not built."""
+    if namespace not in _registered:
+        _load(namespace)
+    return getattr(torch.ops, namespace)
+
+
+def available(namespace: str) -> bool:
+    """Whether the library of this namespace is built and loads."""
+    return namespace in _registered or (namespace == SIMT_NAMESPACE and bool(_simt_files()))
+
+
+def _load(namespace: str) -> None:
+    if namespace == NAMESPACE:
+        raise ImportError(
+            f"xlstm_cuda: the compiled extension xlstm_cuda._C cannot be imported ({_import_error}). Build it with "
+            "`make demo`, or `pip install .` in the source tree; backend='reference' works without it."
+        ) from _import_error
+    files = _simt_files()
+    if not files:
+        raise ImportError("xlstm_cuda: the test library of backend='simt' is not built. Build it with `make simt`.")
+    torch.ops.load_library(str(files[0]))
+    register(namespace)
+
+
+def _simt_files() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("_simt.*so"))
+
+
+def register(namespace: str) -> None:
+    """Register fake kernels for every op of a namespace, and backward formulas that raise for its backward ops."""
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+    for name, functions in _BACKWARD_OPS.items():
+        torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
+    _registered.add(namespace)
+
+
+def _refuse(functions: str) -> Callable[..., NoReturn]:
+    def backward(*_: object) -> NoReturn:
+        raise RuntimeError(f"xlstm_cuda: second derivatives of {functions} are not supported")
+
+    return backward
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of gates' arithmetic, accumulators and states for inputs of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Fake kernels: shapes, dtypes and strides of the results, nothing else. Arguments as in the schemas of csrc/ops.
+
+
+def _mlstm_fwd(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    batch, heads, seqlen, _ = q.shape
+    cu_seqlens = rest[3]
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    r = q.new_empty((batch, heads, seqlen), dtype=accumulate_dtype(q.dtype))
+    return (torch.empty_like(v), *_mlstm_state(q, v, rows), r)
+
+
+def _mlstm_bwd(dh: Tensor, dC: Tensor | None, dn: Tensor | None, dm: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    q, k, v, i, f, _, _, _, cu_seqlens = rest[:9]
+    rows = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return (*(torch.empty_like(x) for x in (q, k, v, i, f)), *_mlstm_state(q, v, rows))
+
+
+def _mlstm_step(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (v.new_empty(v.shape), *_mlstm_state(q, v, q.shape[0]))
+
+
+def _mlstm_step_(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+def _mlstm_state(q: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    heads, dim_qk, dim_v, dtype = q.shape[1], q.shape[-1], v.shape[-1], accumulate_dtype(q.dtype)
+    return (
+        q.new_empty((rows, heads, dim_qk, dim_v), dtype=dtype),
+        q.new_empty((rows, heads, dim_qk), dtype=dtype),
+        q.new_empty((rows, heads), dtype=dtype),
+    )
+
+
+def _recurrent_fwd(x: Tensor, R: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    batch, seqlen, _, heads, dim = x.shape
+    cell, save = rest[-2:]
+    saved = x.new_empty((batch, seqlen, 5, heads, dim) if save else (0,), dtype=accumulate_dtype(x.dtype))
+    return (x.new_empty((batch, seqlen, heads, dim)), *_cell_state(x, cell), saved)
+
+
+def _recurrent_bwd(dh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    R, cell = rest[4], rest[-1]
+    batch, seqlen, heads, dim = dh.shape
+    dx = dh.new_empty((batch, seqlen, 4, heads, dim))
+    db = R.new_empty((4, heads, dim), dtype=accumulate_dtype(R.dtype))
+    return (dx, R.new_empty(R.shape), db, *_cell_state(dx, cell))
+
+
+def _recurrent_step(x: Tensor, R: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _cell_state(x, rest[-1])
+
+
+def _cell_state(x: Tensor, cell: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
+    full, empty = (batch, heads, dim), (0,)
+    shapes = (full, full, empty, empty) if cell == "lstm" else (full,) * 4
+    h, c, n, m = (x.new_empty(shape, dtype=accumulate_dtype(x.dtype)) for shape in shapes)
+    return h, c, n, m
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "mlstm_fwd": _mlstm_fwd,
+    "mlstm_bwd": _mlstm_bwd,
+    "mlstm_step": _mlstm_step,
+    "mlstm_step_": _mlstm_step_,
+    "recurrent_fwd": _recurrent_fwd,
+    "recurrent_bwd": _recurrent_bwd,
+    "recurrent_step": _recurrent_step,
+}
+_BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
+
+try:
+    import_module("xlstm_cuda._C")  # defines torch.ops.xlstm_cuda
+except ImportError as error:
+    _import_error = error
+else:
+    register(NAMESPACE)

@@ -1,0 +1,498 @@
+"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token.
+
+Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate arithmetic,
+states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may come in any of
+the four dtypes. All tensors are on one device. Strides are free; a tensor whose last dimension is not contiguous is
+copied. S = 0 and B = 0 are allowed. All gradients are exact, through every input, the initial and the final state, and
+have their input's dtype; second derivatives raise RuntimeError. Under autocast q, k, v, x and R are cast; gates, biases
+and states never.
+
+`backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" (test library), or None: the one of the context manager
+`backend(...)`, else by device.
+
+Errors: TypeError for what is not a tensor or has a wrong dtype, ValueError for a wrong shape, device, option or value,
+both before anything is computed. Values of cu_seqlens, lengths, slots and of an sLSTM state's n are checked on the CPU
+only. ImportError where the library of the backend is not built.
+
+Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from xlstm_cuda import _checks, reference
+from xlstm_cuda._autograd import MLSTM, Recurrent, dense
+from xlstm_cuda._backend import backend, resolve
+from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
+
+__all__ = [
+    "LSTMState",
+    "MLSTMState",
+    "SLSTMState",
+    "backend",
+    "lstm",
+    "lstm_step",
+    "mlstm",
+    "mlstm_step",
+    "slstm",
+    "slstm_step",
+]
+
+Cell = TypeVar("Cell", SLSTMState, LSTMState)
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: MLSTMState | None = None,
+    return_state: bool = False,
+    input_gate: str = "exp",
+    normalize: bool = True,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    cu_seqlens: Tensor | None = None,
+    reset: Tensor | None = None,
+    chunk_size: int | None = None,
+    norm_grad: bool = True,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, MLSTMState]:
+    """mLSTM over a sequence, chunkwise (arXiv 2405.04517, equations 19-27; arXiv 2503.14376, section 3).
+
+    With the state C (Dqk, Dv), n (Dqk), m of each batch row and head, empty (all zero) at first:
+
+        m_t = max(logsigmoid(f_t) + m_{t-1}, i_t)
+        F_t = exp(logsigmoid(f_t) + m_{t-1} - m_t)        I_t = exp(i_t - m_t)
+        C_t = F_t C_{t-1} + I_t k_t v_t^T                 n_t = F_t n_{t-1} + I_t k_t
+        h_t = scale C_t^T q_t / (max(|scale n_t q_t|, exp(-m_t)) + eps)
+
+    input_gate="sigmoid": F = sigmoid(f), I = sigmoid(i), and 1 in the place of exp(-m); m is returned as it came.
+
+    Args:
+        q, k: queries and keys (B, H, S, Dqk), dtype T.
+        v: values (B, H, S, Dv), dtype T.
+        i, f: input and forget gate pre-activations (B, H, S).
+        initial_state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
+        return_state: also return the state after the last token.
+        input_gate: "exp" or "sigmoid".
+        normalize: False: no denominator, h = scale C^T q. Needs input_gate="sigmoid".
+        scale: factor of q; None: Dqk ** -0.5.
+        eps: added to the denominator, >= 0.
+        cu_seqlens: int32 (N+1,), 0 = cu_seqlens[0] <= ... <= cu_seqlens[N] = S: N sequences packed in one row (B = 1).
+            The initial and the returned state have N rows.
+        reset: bool (B, S): the state is emptied before that token.
+        chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only.
+        norm_grad: False drops the gradient through the denominator: faster, exact if a scale-invariant norm follows.
+        backend: see the top of this module.
+
+    Returns:
+        h (B, H, S, Dv) of dtype T, with v's strides if v is dense. With return_state (h, MLSTMState), the state in A.
+
+    Saved for backward, per token and head: q, k, v, i, f and h in their dtypes, and one value of dtype A. With bfloat16
+    data and float32 gates: 4 Dqk + 4 Dv + 12 bytes.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
+    q, k, v = _autocast(q, k, v)
+    state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
+    gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    _checks.mlstm(q, k, v, i, f, state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
+    namespace = resolve("mlstm", backend, q.device)
+    if namespace == "reference":
+        with _no_autocast(q.device):
+            h, final = reference.mlstm(
+                *(q, k, v, i, f),
+                initial_state=state,
+                return_state=True,
+                cu_seqlens=cu_seqlens,
+                reset=reset,
+                chunk_size=chunk_size,
+                norm_grad=norm_grad,
+                **gates,
+            )
+    else:
+        options = _mlstm_options(q, **gates)
+        h, final = _mlstm(namespace, (q, k, v, i, f), state, cu_seqlens, reset, options, chunk_size or 0, norm_grad)
+    return (h, final) if return_state else h
+
+
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: MLSTMState | None,
+    *,
+    inplace: bool = False,
+    slots: Tensor | None = None,
+    input_gate: str = "exp",
+    normalize: bool = True,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    norm_grad: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, MLSTMState]:
+    """One token, or up to 16, of the mLSTM (equations as in `mlstm`), for decoding.
+
+    Args:
+        q, k: (B, H, Dqk), or (B, H, S, Dqk) with S <= 16, dtype T.
+        v: (B, H, Dv) or (B, H, S, Dv), dtype T.
+        i, f: gate pre-activations (B, H) or (B, H, S).
+        state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
+        inplace: overwrite the state, which must have dtype A, a contiguous last dimension and no overlap in memory, and
+            return it. Refused (ValueError) where an input or the state requires grad.
+        slots: int32 (B,), all different: row b reads and writes row slots[b] of a state with N rows; other rows stay.
+        input_gate, normalize, scale, eps, norm_grad, backend: as in `mlstm`.
+
+    Returns:
+        h (B, H, Dv) or (B, H, S, Dv) of dtype T, and the state after the last token, dtype A, all rows of `state`.
+
+    Where gradients are needed the call is `mlstm` from that state, and saves what `mlstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
+    q, k, v = _autocast(q, k, v)
+    state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
+    gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, **gates)
+    namespace = resolve("mlstm_step", backend, q.device)
+    if state is None:
+        state = _empty_mlstm_state(q, v)
+    if namespace == "reference":
+        with _no_autocast(q.device):
+            return reference.mlstm_step(
+                q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
+            )
+    one_token = q.ndim == 3
+    inputs = tuple(x.unsqueeze(2) if one_token else x for x in (q, k, v, i, f))
+    options = _mlstm_options(q, **gates)
+    if _checks.needs_grad(*inputs, *state):
+        h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
+    else:
+        h, state = _mlstm_step(namespace, inputs, state, slots, options, inplace)
+    return (h.squeeze(2) if one_token else h), state
+
+
+def slstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    *,
+    initial_state: SLSTMState | None = None,
+    return_state: bool = False,
+    forget_gate: str = "sigmoid",
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, SLSTMState]:
+    """sLSTM over a sequence (arXiv 2405.04517, equations 8-18), one recurrent matrix per head and gate.
+
+    With raw[g] = x_t[g] + R[g] h_{t-1} + b[g] for the gates g = i, f, z, o, and lambda = logsigmoid (or the identity):
+
+        m_t = max(lambda(f) + m_{t-1}, i)
+        F = exp(lambda(f) + m_{t-1} - m_t)     I = exp(i - m_t)
+        c_t = F c_{t-1} + I tanh(z)            n_t = F n_{t-1} + I            h_t = sigmoid(o) c_t / n_t
+
+    n = 0 marks an empty element of the state: there c and m are ignored, F = 0 and m_t = i.
+
+    Args:
+        x: input part of the gate pre-activations, order i, f, z, o: (B, S, 4, H, D), dtype T.
+        R: recurrent weights (4, H, D, D), dtype T: raw[g, h] += R[g, h] @ h_{t-1}[h].
+        b: bias (4, H, D) or None.
+        initial_state: SLSTMState(h, c, n, m), each (B, H, D), n >= 0, or None for the empty state.
+        return_state: also return the state after the last token.
+        forget_gate: "sigmoid" (lambda = logsigmoid) or "exp" (lambda(f) = f).
+        lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
+        reset: bool (B, S): the row's state, h included, is emptied before that token.
+        backend: see the top of this module.
+
+    Returns:
+        h (B, S, H, D) of dtype T. With return_state (h, SLSTMState), the state in A, its h rounded to T (the
+        recurrence uses the rounded h).
+
+    Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    cell = _slstm_cell("slstm", forget_gate)
+    plain = partial(reference.slstm, forget_gate=forget_gate)
+    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, lengths, reset, backend)
+    return (h, state) if return_state else h
+
+
+def slstm_step(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: SLSTMState | None,
+    *,
+    forget_gate: str = "sigmoid",
+    backend: str | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """One token of the sLSTM (equations as in `slstm`).
+
+    Args:
+        x: (B, 4, H, D), dtype T. R (4, H, D, D), dtype T. b (4, H, D) or None.
+        state: SLSTMState(h, c, n, m), each (B, H, D), n >= 0, or None for the empty state.
+        forget_gate, backend: as in `slstm`.
+
+    Returns:
+        h (B, H, D) of dtype T, and the next state, dtype A.
+
+    Where gradients are needed the call is `slstm` from that state, and saves what `slstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    cell = _slstm_cell("slstm_step", forget_gate)
+    plain = partial(reference.slstm_step, forget_gate=forget_gate)
+    return _recurrent_step("slstm_step", cell, SLSTMState, plain, x, R, b, state, backend)
+
+
+def lstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    *,
+    initial_state: LSTMState | None = None,
+    return_state: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, LSTMState]:
+    """Classical LSTM over a sequence (arXiv 2405.04517, equations 2-7), one recurrent matrix per head and gate.
+
+    With raw[g] = x_t[g] + R[g] h_{t-1} + b[g] for the gates g = i, f, g, o (the order of torch.nn.LSTM):
+
+        c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)        h_t = sigmoid(o) tanh(c_t)
+
+    Args:
+        x: input part of the gate pre-activations, order i, f, g, o: (B, S, 4, H, D), dtype T.
+        R: recurrent weights (4, H, D, D), dtype T: raw[g, h] += R[g, h] @ h_{t-1}[h].
+        b: bias (4, H, D) or None.
+        initial_state: LSTMState(h, c), each (B, H, D), or None for zeros.
+        return_state: also return the state after the last token.
+        lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
+        reset: bool (B, S): the row's state, h included, is emptied before that token.
+        backend: see the top of this module.
+
+    Returns:
+        h (B, S, H, D) of dtype T. With return_state (h, LSTMState), the state in A, its h rounded to T (the
+        recurrence uses the rounded h).
+
+    Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    h, state = _recurrent("lstm", "lstm", LSTMState, reference.lstm, x, R, b, initial_state, lengths, reset, backend)
+    return (h, state) if return_state else h
+
+
+def lstm_step(
+    x: Tensor, R: Tensor, b: Tensor | None, state: LSTMState | None, *, backend: str | None = None
+) -> tuple[Tensor, LSTMState]:
+    """One token of the classical LSTM (equations as in `lstm`).
+
+    Args:
+        x: (B, 4, H, D), dtype T. R (4, H, D, D), dtype T. b (4, H, D) or None.
+        state: LSTMState(h, c), each (B, H, D), or None for zeros.
+        backend: see the top of this module.
+
+    Returns:
+        h (B, H, D) of dtype T, and the next state, dtype A.
+
+    Where gradients are needed the call is `lstm` from that state, and saves what `lstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see the top of this module.
+    """
+    return _recurrent_step("lstm_step", "lstm", LSTMState, reference.lstm_step, x, R, b, state, backend)
+
+
+# mLSTM below the arguments. options: (sigmoid_gate, normalize, scale, eps) of the ops.
+
+
+def _mlstm_options(
+    q: Tensor, input_gate: str, normalize: bool, scale: float | None, eps: float
+) -> tuple[bool, bool, float, float]:
+    return input_gate == "sigmoid", normalize, float(q.shape[-1] ** -0.5 if scale is None else scale), float(eps)
+
+
+def _mlstm(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    state: Sequence[Tensor] | None,
+    cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+    options: tuple[bool, bool, float, float],
+    chunk_size: int,
+    norm_grad: bool,
+) -> tuple[Tensor, MLSTMState]:
+    every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
+    if _checks.needs_grad(*every):
+        h, C, n, m = MLSTM.apply(namespace, (*options, chunk_size), norm_grad, *every)
+    else:
+        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *options, chunk_size)
+    return h, MLSTMState(C, n, m)
+
+
+def _mlstm_step(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    state: MLSTMState,
+    slots: Tensor | None,
+    options: tuple[bool, bool, float, float],
+    inplace: bool,
+) -> tuple[Tensor, MLSTMState]:
+    ops, tokens = library(namespace), [dense(x) for x in inputs]
+    if slots is None and not inplace:
+        h, C, n, m = ops.mlstm_step.default(*tokens, *map(dense, state), *options)
+        return h, MLSTMState(C, n, m)
+    if not inplace:
+        dtype = accumulate_dtype(inputs[0].dtype)
+        state = MLSTMState(*(s.to(dtype, copy=True, memory_format=torch.contiguous_format) for s in state))
+    return ops.mlstm_step_.default(*tokens, *state, dense(slots), *options), state
+
+
+def _mlstm_step_with_grad(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    state: MLSTMState,
+    slots: Tensor | None,
+    options: tuple[bool, bool, float, float],
+    norm_grad: bool,
+) -> tuple[Tensor, MLSTMState]:
+    rows = state if slots is None else [s.index_select(0, slots) for s in state]
+    h, after = _mlstm(namespace, inputs, rows, None, None, options, 0, norm_grad)
+    if slots is not None:
+        index = slots.long()
+        pairs = zip(state, after, strict=True)
+        after = MLSTMState(*(s.to(new.dtype).index_copy(0, index, new) for s, new in pairs))
+    return h, after
+
+
+def _empty_mlstm_state(q: Tensor, v: Tensor) -> MLSTMState:
+    batch, heads, dim_qk, dim_v = q.shape[0], q.shape[1], q.shape[-1], v.shape[-1]
+    shapes = (batch, heads, dim_qk, dim_v), (batch, heads, dim_qk), (batch, heads)
+    return MLSTMState(*(q.new_zeros(shape, dtype=accumulate_dtype(q.dtype)) for shape in shapes))
+
+
+# sLSTM and LSTM below the arguments. plain: the reference function.
+
+
+def _slstm_cell(op: str, forget_gate: str) -> str:
+    _checks.choice(op, "forget_gate", forget_gate, ("sigmoid", "exp"))
+    return "slstm" if forget_gate == "sigmoid" else "slstm_exp"
+
+
+def _recurrent(
+    op: str,
+    cell: str,
+    cls: type[Cell],
+    plain: Callable[..., Any],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    initial_state: Cell | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Cell]:
+    _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
+    x, R = _autocast(x, R)
+    state = _checks.as_state(op, "initial_state", initial_state, cls)
+    _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset)
+    namespace = resolve(op, backend, x.device)
+    if namespace == "reference":
+        with _no_autocast(x.device):
+            return plain(x, R, b, initial_state=state, return_state=True, lengths=lengths, reset=reset)
+    return _scan(namespace, cell, cls, x, R, b, state, lengths, reset)
+
+
+def _recurrent_step(
+    op: str,
+    cell: str,
+    cls: type[Cell],
+    plain: Callable[..., Any],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: Cell | None,
+    backend: str | None,
+) -> tuple[Tensor, Cell]:
+    _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
+    x, R = _autocast(x, R)
+    state = _checks.as_state(op, "state", state, cls)
+    _checks.recurrent(op, x, R, b, state, "state", one_token=True)
+    namespace = resolve(op, backend, x.device)
+    if state is None:
+        zeros = x.new_zeros(x[:, 0].shape, dtype=accumulate_dtype(x.dtype))
+        state = cls(*(zeros for _ in cls._fields))
+    if namespace == "reference":
+        with _no_autocast(x.device):
+            return plain(x, R, b, state)
+    if _checks.needs_grad(x, R, b, *state):
+        h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state, None, None)
+        return h.squeeze(1), after
+    inputs = (dense(t) for t in (x, R, b, *_four(state)))
+    after = cls(*library(namespace).recurrent_step.default(*inputs, cell)[: len(cls._fields)])
+    return after.h.to(x.dtype), after
+
+
+def _scan(
+    namespace: str,
+    cell: str,
+    cls: type[Cell],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: Cell | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Cell]:
+    inputs = [dense(t) for t in (x, R, b, *_four(state), lengths, reset)]
+    if _checks.needs_grad(*inputs):
+        h, *final = Recurrent.apply(namespace, cell, *inputs)
+    else:
+        h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, cell, False)
+    return h, cls(*final[: len(cls._fields)])
+
+
+def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
+    """h, c, n, m as the ops take them: None for what the cell or the call does not have."""
+    return (*(state or ()), None, None, None, None)[:4]
+
+
+def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs in the autocast dtype, where autocast is on; float64 stays, as in torch."""
+    device = inputs[0].device.type
+    if not _autocast_enabled(device):
+        return inputs
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in inputs)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, enabled=False) if _autocast_enabled(device.type) else nullcontext()
+
+
+def _autocast_enabled(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -1,0 +1,122 @@
+"""Language model: token embedding, xLSTM block stack, linear head. Keys and fields of the public xLSTM code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
+from ..nn.config import require
+from ..nn.init import small_init_
+from ..nn.inputs import check_token
+from .generation import generate
+from .parameter_groups import weight_decay_names
+
+
+@dataclass
+class xLSTMLMModelConfig(xLSTMBlockStackConfig):
+    """The stack's fields, and: tie_weights, one matrix for embedding and head; weight_decay_on_embedding, the group of
+    the embedding in `get_weight_decay_optim_groups`; add_embedding_dropout, `dropout` after the embedding."""
+
+    vocab_size: int = -1
+    tie_weights: bool = False
+    weight_decay_on_embedding: bool = False
+    add_embedding_dropout: bool = False
+
+
+class xLSTMLMModel(nn.Module):
+    """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
+
+    def __init__(self, config: xLSTMLMModelConfig) -> None:
+        super().__init__()
+        require(config.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {config.vocab_size}")
+        self.config = config
+        self.xlstm_block_stack = xLSTMBlockStack(config)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.emb_dropout = nn.Dropout(config.dropout) if config.add_embedding_dropout else nn.Identity()
+        self.lm_head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.lm_head.weight = self.token_embedding.weight
+        self._init_embedding()
+
+    def forward(
+        self, ids: Tensor, state: StackState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, StackState]:
+        """Integer ids (B, S), any S >= 0 -> logits (B, S, V), and with return_state the state after the last token.
+
+        Raises ValueError for ids or a state of the wrong shape, TypeError for ids that are not integers.
+        """
+        x = self.xlstm_block_stack(self._embed(ids), state, return_state)
+        x, state = x if return_state else (x, None)
+        logits: Tensor = self.lm_head(x)
+        return logits if state is None else (logits, state)
+
+    def prefill(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """A prompt at once: ids (B, S), S >= 1 -> logits (B, 1, V) of the last token only, and the state after it."""
+        require(ids.ndim == 2 and ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
+        x, state = self.xlstm_block_stack(self._embed(ids), state, True)
+        return self.lm_head(x[:, -1:]), state
+
+    def step(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """One token: ids (B, 1) -> logits (B, 1, V) and the next state."""
+        check_token(ids)
+        x, state = self.xlstm_block_stack.step(self._embed(ids), state)
+        return self.lm_head(x), state
+
+    def generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        eos_id: int | None = None,
+        callback: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """`xlstm_cuda.models.generate` with this model."""
+        return generate(
+            self,
+            prompt_ids,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            eos_id=eos_id,
+            callback=callback,
+        )
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        require(ids.ndim == 2, f"ids must have shape (B, S), got {tuple(ids.shape)}")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
+        x: Tensor = self.emb_dropout(self.token_embedding(ids))
+        return x
+
+    def reset_parameters(self) -> None:
+        self.xlstm_block_stack.reset_parameters()
+        self._init_embedding()
+
+    def _init_embedding(self) -> None:
+        for module in (self.token_embedding, self.lm_head):
+            small_init_(module.weight, self.config.embedding_dim)
+
+    def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
+        """Trainable parameters with and without weight decay, as `get_weight_decay_optim_group_param_names` says."""
+        parameters = dict(self.named_parameters())
+        decay, no_decay = self.get_weight_decay_optim_group_param_names()
+        return tuple(parameters[name] for name in decay), tuple(parameters[name] for name in no_decay)
+
+    def get_weight_decay_optim_group_param_names(self) -> tuple[list[str], list[str]]:
+        """Names of the trainable parameters with and without weight decay.
+
+        Decayed are the weights of linear maps and convolutions, and the embedding (and with it a tied head) if
+        weight_decay_on_embedding; not decayed are norms, biases, learnable skips and recurrent kernels.
+        """
+        exempt = () if self.config.weight_decay_on_embedding else ("token_embedding.weight",)
+        return weight_decay_names(self, exempt)

@@ -1,0 +1,114 @@
+"""Residual blocks of the xLSTM paper (arXiv 2405.04517, figures 10 and 11): pre-norm, layer, skip connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .config import Config
+from .feedforward import FeedForwardConfig, GatedFeedForward
+from .inputs import check_input, check_token
+from .mlstm_layer import mLSTMLayer, mLSTMLayerConfig
+from .norms import LayerNorm
+from .slstm_layer import sLSTMLayer, sLSTMLayerConfig
+from .states import LayerState
+
+
+@dataclass
+class mLSTMBlockConfig(Config):
+    mlstm: mLSTMLayerConfig = field(default_factory=mLSTMLayerConfig)
+
+    _num_blocks: int | None = None
+    _block_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        self.mlstm._num_blocks, self.mlstm._block_idx = self._num_blocks, self._block_idx
+
+    def check(self) -> None:
+        """Raises ValueError unless a module can be built from the config."""
+        self.mlstm.check()
+
+
+@dataclass
+class sLSTMBlockConfig(Config):
+    """feedforward None: a block without feed-forward network."""
+
+    slstm: sLSTMLayerConfig = field(default_factory=sLSTMLayerConfig)
+    feedforward: FeedForwardConfig | None = field(default_factory=FeedForwardConfig)
+
+    _num_blocks: int | None = None
+    _block_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        self.slstm._num_blocks, self.slstm._block_idx = self._num_blocks, self._block_idx
+        if self.feedforward is not None:
+            self.feedforward.embedding_dim = self.slstm.embedding_dim
+            self.feedforward._num_blocks = self._num_blocks
+
+    def check(self) -> None:
+        """Raises ValueError unless a module can be built from the config."""
+        self.slstm.check()
+        if self.feedforward is not None:
+            self.feedforward.check()
+
+
+class xLSTMBlock(nn.Module):
+    """x + layer(norm(x)), then, where there is a feed-forward network, x + ffn(norm(x)). The state is the layer's."""
+
+    xlstm: Any  # mLSTMLayer or sLSTMLayer
+    ffn_norm: Any
+    ffn: Any
+
+    def __init__(self, dim: int, layer: mLSTMLayer | sLSTMLayer, feedforward: FeedForwardConfig | None) -> None:
+        super().__init__()
+        self.xlstm_norm = LayerNorm(dim)
+        self.xlstm = layer
+        self.ffn_norm = None if feedforward is None else LayerNorm(dim)
+        self.ffn = None if feedforward is None else GatedFeedForward(feedforward)
+
+    def forward(
+        self, x: Tensor, state: LayerState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, LayerState]:
+        """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
+
+        Raises ValueError for an x or state of the wrong shape.
+        """
+        check_input(x, self.xlstm_norm.dim)
+        y = self.xlstm(self.xlstm_norm(x), state, return_state)
+        if not return_state:
+            return self._feedforward(x + y)
+        y, following = y
+        return self._feedforward(x + y), following
+
+    def step(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
+        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
+        check_token(x)
+        check_input(x, self.xlstm_norm.dim)
+        y, state = self.xlstm.step(self.xlstm_norm(x), state)
+        return self._feedforward(x + y), state
+
+    def _feedforward(self, x: Tensor) -> Tensor:
+        if self.ffn is not None:
+            x = x + self.ffn(self.ffn_norm(x))
+        return x
+
+    def reset_parameters(self) -> None:
+        for module in (self.xlstm_norm, self.xlstm, self.ffn_norm, self.ffn):
+            if module is not None:
+                module.reset_parameters()
+
+
+class mLSTMBlock(xLSTMBlock):
+    def __init__(self, config: mLSTMBlockConfig) -> None:
+        config.__post_init__()
+        super().__init__(config.mlstm.embedding_dim, mLSTMLayer(config.mlstm), None)
+        self.config = config
+
+
+class sLSTMBlock(xLSTMBlock):
+    def __init__(self, config: sLSTMBlockConfig) -> None:
+        config.__post_init__()
+        super().__init__(config.slstm.embedding_dim, sLSTMLayer(config.slstm), config.feedforward)
+        self.config = config

@@ -1,0 +1,74 @@
+"""What all configs share: conversion to and from plain dicts, and the rounded up-projection width."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def ignored(default: Any) -> Any:
+    """A dataclass field of the public xLSTM code that has no meaning here: accepted, without effect."""
+    return field(default=default, repr=False, metadata={"ignored": True})
+
+
+@dataclass
+class Config:
+    """Base of all configs. Fields that begin with an underscore are filled in by the config around this one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data that JSON can hold; `from_dict` turns it back."""
+        public = (f.name for f in fields(self) if not f.name.startswith("_") and "ignored" not in f.metadata)
+        return {name: _plain(getattr(self, name)) for name in public}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Config from plain data, nested configs from nested mappings. Keys that begin with an underscore are ignored.
+
+        Raises ValueError for unknown keys.
+        """
+        hints = typing.get_type_hints(cls)
+        known = [f.name for f in fields(cls) if not f.name.startswith("_")]
+        given = {name: value for name, value in values.items() if not name.startswith("_")}
+        unknown = sorted(set(given) - set(known))
+        require(not unknown, f"{cls.__name__}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**{name: _build(hints[name], value) for name, value in given.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _build(hint: Any, value: Any) -> Any:
+    """A nested config from its mapping; everything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    candidates = (hint, *typing.get_args(hint))
+    return next((c.from_dict(value) for c in candidates if isinstance(c, type) and issubclass(c, Config)), value)
+
+
+@dataclass
+class UpProjectionConfig(Config):
+    """Inner width: proj_factor times the embedding dimension, rounded to a multiple."""
+
+    proj_factor: float = 1.0
+    round_proj_up_dim_up: bool = True
+    round_proj_up_to_multiple_of: int = 64
+
+    def rounded_width(self, embedding_dim: int) -> int:
+        round_ = math.ceil if self.round_proj_up_dim_up else math.floor
+        multiple = self.round_proj_up_to_multiple_of
+        return round_(self.proj_factor * embedding_dim / multiple) * multiple

@@ -1,0 +1,176 @@
+"""The mLSTM layer of the xLSTM paper (arXiv 2405.04517, figure 11): an mLSTM block without norm and residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import functional
+from .._states import MLSTMState
+from .config import UpProjectionConfig, require
+from .conv import CausalConv1d
+from .init import linspace_, small_init_, wang_init_
+from .inputs import check_input, check_token
+from .linear_headwise import LinearHeadwise
+from .norms import MultiHeadLayerNorm
+from .states import MLSTMLayerState
+
+_Cell: TypeAlias = Callable[[Tensor, Tensor, Tensor, MLSTMState | None], tuple[Tensor, MLSTMState]]
+
+
+@dataclass
+class mLSTMLayerConfig(UpProjectionConfig):
+    """Inner width I = proj_factor embedding_dim, rounded up to a multiple of 64. The stack sets the fields from
+    embedding_dim on. context_length is kept for compatibility: any length works."""
+
+    proj_factor: float = 2.0
+    conv1d_kernel_size: int = 4
+    qkv_proj_blocksize: int = 4
+    num_heads: int = 4
+
+    embedding_dim: int = -1
+    bias: bool = False
+    dropout: float = 0.0
+    context_length: int = -1
+
+    _num_blocks: int | None = 1
+    _block_idx: int | None = None
+
+    @property
+    def inner_dim(self) -> int:
+        return self.rounded_width(self.embedding_dim)
+
+    def check(self) -> None:
+        """Raises ValueError unless a module can be built from the config."""
+        name = type(self).__name__
+        require(self.embedding_dim > 0, f"{name}: embedding_dim must be positive, got {self.embedding_dim}")
+        require(self.num_heads > 0, f"{name}: num_heads must be positive, got {self.num_heads}")
+        require(
+            self.conv1d_kernel_size > 0, f"{name}: conv1d_kernel_size must be positive, got {self.conv1d_kernel_size}"
+        )
+        require(self.inner_dim > 0, f"{name}: inner width is 0 for proj_factor {self.proj_factor}")
+        for field in ("num_heads", "qkv_proj_blocksize"):
+            divisor = getattr(self, field)
+            require(
+                divisor > 0 and self.inner_dim % divisor == 0,
+                f"{name}: {field} must divide the inner width {self.inner_dim} "
+                f"(embedding_dim {self.embedding_dim} times proj_factor, rounded), got {divisor}",
+            )
+
+
+class mLSTMCell(nn.Module):
+    """Gates, mLSTM and norm over the heads; q, k, v (B, S, I) -> (B, S, I)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.igate = nn.Linear(3 * dim, num_heads)
+        self.fgate = nn.Linear(3 * dim, num_heads)
+        self.outnorm = MultiHeadLayerNorm(dim)
+        self.reset_parameters()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+        i, f = self._gates(q, k, v)
+        q, k, v = (self._heads(u).transpose(1, 2) for u in (q, k, v))  # (B, H, S, D)
+        result = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True)
+        h, state = cast(tuple[Tensor, MLSTMState], result)
+        return self.outnorm(h.transpose(1, 2)), state
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+        """One token: q, k, v (B, 1, I)."""
+        i, f = (gate.squeeze(-1) for gate in self._gates(q, k, v))
+        q, k, v = (self._heads(u).squeeze(1) for u in (q, k, v))  # (B, H, D)
+        h, state = functional.mlstm_step(q, k, v, i, f, state)
+        return self.outnorm(h.unsqueeze(1)), state
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, S, I) -> (B, S, H, D)."""
+        return torch.unflatten(x, -1, (self.num_heads, -1))
+
+    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """i, f (B, H, S), at least float32: bfloat16 is too coarse for a bias of 3 to 6.
+
+        The linear maps of concatenated q, k, v, without concatenating them.
+        """
+        weight = torch.cat([self.igate.weight, self.fgate.weight])  # (2H, 3I)
+        bias = torch.cat([self.igate.bias, self.fgate.bias])
+        dtype = torch.promote_types(bias.dtype, torch.float32)
+        gates = bias.to(dtype)
+        for u, w in zip((q, k, v), weight.chunk(3, dim=1), strict=True):
+            gates = gates + F.linear(u, w).to(dtype)
+        i, f = gates.mT.chunk(2, dim=1)
+        return i, f
+
+    def reset_parameters(self) -> None:
+        self.outnorm.reset_parameters()
+        nn.init.zeros_(self.fgate.weight)
+        linspace_(self.fgate.bias, 3.0, 6.0)
+        nn.init.zeros_(self.igate.weight)
+        nn.init.normal_(self.igate.bias, std=0.1)
+
+
+class mLSTMLayer(nn.Module):
+    """Up-projection to two branches, one through convolution and mLSTM, the other gating it, down-projection.
+
+    x (B, S, D), any S >= 0 -> (B, S, D). The state is an `MLSTMLayerState`; None is the empty one.
+    """
+
+    def __init__(self, config: mLSTMLayerConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        dim, inner = config.embedding_dim, config.inner_dim
+        blocks = inner // config.qkv_proj_blocksize
+        self.proj_up = nn.Linear(dim, 2 * inner, bias=config.bias)
+        self.q_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.k_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.v_proj = LinearHeadwise(inner, blocks, bias=config.bias)
+        self.conv1d = CausalConv1d(inner, config.conv1d_kernel_size)
+        self.mlstm_cell = mLSTMCell(inner, config.num_heads)
+        self.learnable_skip = nn.Parameter(torch.ones(inner))
+        self.proj_down = nn.Linear(inner, dim, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def forward(
+        self, x: Tensor, state: MLSTMLayerState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
+        """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
+
+        Raises ValueError for an x or state of the wrong shape.
+        """
+        y, state = self._run(self.mlstm_cell, x, state)
+        return (y, state) if return_state else y
+
+    def step(self, x: Tensor, state: MLSTMLayerState | None = None) -> tuple[Tensor, MLSTMLayerState]:
+        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
+        check_token(x)
+        return self._run(self.mlstm_cell.step, x, state)
+
+    def _run(self, cell: _Cell, x: Tensor, state: MLSTMLayerState | None) -> tuple[Tensor, MLSTMLayerState]:
+        check_input(x, self.config.embedding_dim)
+        conv_state, cell_state = (None, None) if state is None else state
+        u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
+        conv, conv_state = self.conv1d(u, conv_state)
+        conv = F.silu(conv)
+        h, cell_state = cell(self.q_proj(conv), self.k_proj(conv), self.v_proj(u), cell_state)
+        y = self.proj_down((h + self.learnable_skip * conv) * F.silu(z))
+        return self.dropout(y), MLSTMLayerState(conv_state, cell_state)
+
+    def reset_parameters(self) -> None:
+        dim = self.config.embedding_dim
+        small_init_(self.proj_up.weight, dim)
+        wang_init_(self.proj_down.weight, dim, self.config._num_blocks)
+        for linear in (self.proj_up, self.proj_down):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        for headwise in (self.q_proj, self.k_proj, self.v_proj):
+            headwise.reset_parameters(dim)
+        nn.init.ones_(self.learnable_skip)
+        self.conv1d.reset_parameters()
+        self.mlstm_cell.reset_parameters()

@@ -1,0 +1,47 @@
+"""Layer norms whose parameter is the weight minus one, so that weight decay pulls the weight towards one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm(nn.Module):
+    """(..., D) -> (..., D) without bias; the parameter `weight` (D,) holds the weight minus one."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.dim,), 1 + self.weight, eps=self.eps)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+
+class MultiHeadLayerNorm(nn.Module):
+    """(..., H, D) -> (..., H D), each head normalised by itself; `weight` (H D,) is None or one less."""
+
+    def __init__(self, dim: int, weight: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim)) if weight else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(-2)
+        return y if self.weight is None else y * (1 + self.weight)
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.zeros_(self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, weight={self.weight is not None}, eps={self.eps}"

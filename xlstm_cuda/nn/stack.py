@@ -1,0 +1,171 @@
+"""A stack of mLSTM and sLSTM blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
+from .config import Config, require
+from .inputs import check_input, check_token
+from .norms import LayerNorm
+from .states import StackState
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass
+class xLSTMBlockStackConfig(Config):
+    """num_blocks blocks: sLSTM at the positions `slstm_at` (from 0; "all"), mLSTM elsewhere.
+
+    embedding_dim, dropout, and for mLSTM bias, are set in copies of the block configs. Without mlstm_block all blocks
+    are sLSTM. context_length is kept for compatibility: any length works.
+    Raises ValueError for positions out of range, a missing block config, and sizes that do not divide.
+    """
+
+    mlstm_block: mLSTMBlockConfig | None = None
+    slstm_block: sLSTMBlockConfig | None = None
+
+    context_length: int = -1
+    num_blocks: int = 1
+    embedding_dim: int = 128
+    add_post_blocks_norm: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    slstm_at: Sequence[int] | str = field(default_factory=list)
+
+    _block_map: str | None = None
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require(self.num_blocks >= 0, f"{name}: num_blocks must be >= 0, got {self.num_blocks}")
+        require(self.embedding_dim > 0, f"{name}: embedding_dim must be positive, got {self.embedding_dim}")
+        self.slstm_at = self._positions()
+        self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
+        if self.mlstm_block is not None:
+            layer = self.mlstm_block.mlstm
+            layer.embedding_dim, layer.dropout, layer.bias = self.embedding_dim, self.dropout, self.bias
+            layer.context_length = self.context_length
+        if self.slstm_block is not None:
+            self.slstm_block.slstm.embedding_dim = self.embedding_dim
+            self.slstm_block.slstm.dropout = self.dropout
+        self._block_map = ",".join(str(kind) for kind in self.block_map)
+        for block in (self.mlstm_block, self.slstm_block):
+            if block is not None:
+                block._num_blocks = self.num_blocks
+                block.__post_init__()
+                block.check()
+
+    def _positions(self) -> list[int]:
+        """`slstm_at` as a list, checked."""
+        name = type(self).__name__
+        everywhere = self.slstm_at == "all" or self.mlstm_block is None
+        if isinstance(self.slstm_at, str):
+            require(
+                self.slstm_at == "all", f"{name}: slstm_at must be a list of positions or 'all', got {self.slstm_at!r}"
+            )
+        positions = list(range(self.num_blocks)) if everywhere else [int(p) for p in self.slstm_at]
+        for position in positions:
+            require(
+                0 <= position < self.num_blocks,
+                f"{name}: slstm_at must hold positions from 0 to {self.num_blocks - 1}, got {position}",
+            )
+        require(not positions or self.slstm_block is not None, f"{name}: slstm_block is needed for the sLSTM blocks")
+        return positions
+
+    @property
+    def block_map(self) -> list[int]:
+        """For each block 1 where it is an sLSTM block, 0 where it is an mLSTM block."""
+        return [int(position in self.slstm_at) for position in range(self.num_blocks)]
+
+    @classmethod
+    def from_ratio(cls, ratio: str, num_blocks: int, **fields: Any) -> Self:
+        """The paper's xLSTM[a:b]: of every a + b consecutive blocks the first a are mLSTM and the last b sLSTM.
+
+        "7:1" with 16 blocks gives slstm_at = [7, 15]; "1:0" only mLSTM blocks, "0:1" only sLSTM blocks. Models whose
+        sLSTM blocks were placed by hand need slstm_at.
+        `fields` are the other fields of the config; block configs default to those of the public code.
+        Raises ValueError for a malformed ratio and a num_blocks that is not a multiple of a + b.
+        """
+        a, b = _parse_ratio(ratio)
+        require(num_blocks % (a + b) == 0, f"from_ratio: num_blocks must be a multiple of {a + b}, got {num_blocks}")
+        require("slstm_at" not in fields, "from_ratio: slstm_at follows from the ratio and cannot be given")
+        if a:
+            fields.setdefault("mlstm_block", mLSTMBlockConfig())
+        if b:
+            fields.setdefault("slstm_block", sLSTMBlockConfig())
+        positions = [position for position in range(num_blocks) if position % (a + b) >= a]
+        return cls(num_blocks=num_blocks, slstm_at=positions, **fields)
+
+
+def _parse_ratio(ratio: str) -> tuple[int, int]:
+    parts = ratio.split(":")
+    require(
+        len(parts) == 2 and all(p.isdecimal() for p in parts) and any(int(p) for p in parts),
+        f"from_ratio: ratio must look like '7:1' (mLSTM to sLSTM blocks), got {ratio!r}",
+    )
+    return int(parts[0]), int(parts[1])
+
+
+class xLSTMBlockStack(nn.Module):
+    """x (B, S, D), any S >= 0 -> (B, S, D). The state is the tuple of the blocks' states; None is the empty one."""
+
+    blocks: Any  # ModuleList of xLSTMBlock
+
+    def __init__(self, config: xLSTMBlockStackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.num_blocks))
+        self.post_blocks_norm = LayerNorm(config.embedding_dim) if config.add_post_blocks_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, state: StackState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, StackState]:
+        """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
+
+        Raises ValueError for an x or state of the wrong shape.
+        """
+        check_input(x, self.config.embedding_dim)
+        following = []
+        for block, block_state in zip(self.blocks, self._states(state), strict=True):
+            x = block(x, block_state, return_state)
+            if return_state:
+                x, block_state = x
+                following.append(block_state)
+        x = self.post_blocks_norm(x)
+        return (x, tuple(following)) if return_state else x
+
+    def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
+        check_token(x)
+        check_input(x, self.config.embedding_dim)
+        following = []
+        for block, block_state in zip(self.blocks, self._states(state), strict=True):
+            x, block_state = block.step(x, block_state)
+            following.append(block_state)
+        return self.post_blocks_norm(x), tuple(following)
+
+    def _states(self, state: StackState | None) -> StackState | tuple[None, ...]:
+        if state is None:
+            return (None,) * len(self.blocks)
+        require(len(state) == len(self.blocks), f"state must hold {len(self.blocks)} block states, got {len(state)}")
+        return state
+
+    def reset_parameters(self) -> None:
+        for block in self.blocks:
+            block.reset_parameters()
+        if isinstance(self.post_blocks_norm, LayerNorm):
+            self.post_blocks_norm.reset_parameters()
+
+
+def _block(config: xLSTMBlockStackConfig, index: int) -> xLSTMBlock:
+    """The block at position `index`, with a config of its own."""
+    block = deepcopy(config.slstm_block if config.block_map[index] else config.mlstm_block)
+    assert block is not None  # checked by the config
+    block._block_idx = index
+    return sLSTMBlock(block) if isinstance(block, sLSTMBlockConfig) else mLSTMBlock(block)

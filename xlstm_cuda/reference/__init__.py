@@ -1,0 +1,21 @@
+"""Pure PyTorch reference: plain, slow, any device and float dtype, differentiated by autograd alone.
+
+The oracle of the tests and the "reference" backend; the kernels share no code with it. Arguments are checked by
+`xlstm_cuda.functional`, not here.
+"""
+
+from .lstm import lstm, lstm_step
+from .mlstm import mlstm, mlstm_chunkwise, mlstm_parallel, mlstm_recurrent, mlstm_step
+from .slstm import slstm, slstm_step
+
+__all__ = [
+    "lstm",
+    "lstm_step",
+    "mlstm",
+    "mlstm_chunkwise",
+    "mlstm_parallel",
+    "mlstm_recurrent",
+    "mlstm_step",
+    "slstm",
+    "slstm_step",
+]

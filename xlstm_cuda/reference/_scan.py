@@ -1,0 +1,56 @@
+"""The time loop shared by the recurrent cells (sLSTM and LSTM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._dtypes import accumulation_dtype, rounded, zeroed
+
+State = tuple[Tensor, ...]  # h first, each (B, H, D)
+Cell = Callable[[Tensor, State], State]  # gate pre-activations (B, 4, H, D), state before -> state after
+
+
+def step(cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State) -> State:
+    """One token: x (B, 4, H, D), R (4, H, D, D) and b (4, H, D); the state in A, its h rounded to T."""
+    compute = state[0].dtype
+    raw = x.to(compute) + torch.einsum("ghij,bhj->bghi", R.to(compute), state[0])
+    if b is not None:
+        raw = raw + b.to(compute)
+    h, *rest = cell(raw, state)
+    return rounded(h, x.dtype), *rest
+
+
+def scan(
+    cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, State]:
+    """All tokens of x (B, S, 4, H, D): h (B, S, H, D) in x's dtype, and the final state."""
+    compute = state[0].dtype
+    R, b = R.to(compute), None if b is None else b.to(compute)  # here, so that their gradients add up in A
+    outputs = []
+    for t in range(x.shape[1]):
+        x_t = x[:, t]
+        before = state if reset is None else tuple(zeroed(s, reset[:, t]) for s in state)
+        if lengths is None:
+            state = step(cell, x_t, R, b, before)
+            outputs.append(state[0])
+        else:
+            past = lengths <= t
+            after = step(cell, zeroed(x_t, past), R, b, before)  # padding may hold NaN
+            outputs.append(zeroed(after[0], past))
+            past = past.view(-1, 1, 1)
+            state = tuple(torch.where(past, old, new) for old, new in zip(state, after, strict=True))
+    h = torch.stack(outputs, dim=1).to(x.dtype) if outputs else x.select(2, 0).clone()
+    return h, state
+
+
+def start(initial: State | None, x: Tensor, num_states: int) -> State:
+    """The state before the first token, in A: `initial`, or zeros. x (B, ..., 4, H, D)."""
+    compute = accumulation_dtype(x.dtype)
+    if initial is None:
+        zeros = torch.zeros(x.shape[0], *x.shape[-2:], dtype=compute, device=x.device)
+        return (zeros,) * num_states
+    h, *rest = (s.to(compute) for s in initial)
+    return rounded(h, x.dtype), *rest
