@@ -48,7 +48,7 @@ def test_float32(backend: str, device: str, S: int, Dqk: int, Dv: int, variant: 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_thousand_tokens(backend: str, device: str, dtype: torch.dtype) -> None:
-    # a low input gate: both sides of the denominator's max occur, and few |r| are near zero (float32 loses digits there)
+    # a low input gate: both sides of the denominator's max occur, few |r| are near zero (float32 loses digits there)
     gates = {"forget_bias": 5.0, "input_bias": -3.0}
     check(mlstm, draw(B=1, H=1, S=1000, Dqk=8, Dv=4, dtype=dtype, device=device, **gates), backend)
 
@@ -85,7 +85,9 @@ def test_chunk_sizes(backend: str, device: str, chunk_size: int, variant: dict[s
     check(mlstm, draw(B=1, S=130, Dqk=4, Dv=3, device=device), backend, chunk_size=chunk_size, **variant)
 
 
-@pytest.mark.parametrize("options", [{"scale": 1.7}, {"scale": -0.3}, {"eps": 0.0}, {"eps": 0.5}, {"scale": 1, "eps": 1}])
+@pytest.mark.parametrize(
+    "options", [{"scale": 1.7}, {"scale": -0.3}, {"eps": 0.0}, {"eps": 0.5}, {"scale": 1, "eps": 1}]
+)
 def test_scale_and_eps(backend: str, device: str, options: dict[str, Any]) -> None:
     check(mlstm, draw(device=device), backend, **options)
     check(mlstm, draw(device=device), backend, input_gate="sigmoid", **options)
@@ -156,9 +158,7 @@ NOTHING = {
 @variants
 @pytest.mark.parametrize("state", [True, False])
 @pytest.mark.parametrize("case", NOTHING)
-def test_gates_at_minus_infinity(
-    backend: str, device: str, case: str, state: bool, variant: dict[str, Any]
-) -> None:
+def test_gates_at_minus_infinity(backend: str, device: str, case: str, state: bool, variant: dict[str, Any]) -> None:
     inputs = draw(S=20, state=state, device=device)
     i, f = inputs["i"].detach().clone(), inputs["f"].detach().clone()
     silent, forgotten = NOTHING[case]
@@ -181,9 +181,7 @@ BOUNDS = {
 @variants
 @pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS.keys())
 @pytest.mark.parametrize("resets", [False, True])
-def test_packed_sequences(
-    backend: str, device: str, bounds: list[int], resets: bool, variant: dict[str, Any]
-) -> None:
+def test_packed_sequences(backend: str, device: str, bounds: list[int], resets: bool, variant: dict[str, Any]) -> None:
     inputs = draw(B=1, S=30, state_rows=len(bounds) - 1, device=device)
     reset = torch.rand(1, 30, generator=torch.Generator().manual_seed(0)).lt(0.2).to(device) if resets else None
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
@@ -303,9 +301,7 @@ def test_sigmoid_gate_returns_m_as_it_came(backend: str, device: str, normalize:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    shape=st.tuples(
-        st.integers(0, 2), st.integers(1, 3), st.integers(0, 40), st.integers(1, 20), st.integers(1, 20)
-    ),
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 40), st.integers(1, 20), st.integers(1, 20)),
     chunk_size=st.none() | st.integers(1, 50),
     variant=st.sampled_from(list(VARIANTS.values())),
     state=st.booleans(),

@@ -333,7 +333,7 @@ def test_compile(name: str) -> None:
 
 
 def test_export() -> None:
-    module, x = build("stack"), inputs(7)
+    module, x = build("stack"), inputs(2)
     state = module(x, return_state=True)[1]
     with torch.no_grad():
         program = torch.export.export(module, (x, state, True))
@@ -344,6 +344,17 @@ def test_export() -> None:
         expected, expected_state = module(x, state, True)
     torch.testing.assert_close(y, expected)
     assert_states_close(following, expected_state, 1e-10)
+
+
+def test_export_any_length(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["backend"] == "reference":
+        pytest.skip("the reference loops over time in Python")
+    module = build("stack")
+    seqlen = torch.export.Dim("seqlen", min=2)
+    with torch.no_grad():
+        program = torch.export.export(module, (inputs(5),), dynamic_shapes={"x": {1: seqlen}})
+        for length in (2, 5, 131):
+            torch.testing.assert_close(program.module()(inputs(length)), module(inputs(length)))
 
 
 @pytest.mark.parametrize("name", ["mlstm layer", "slstm layer"])

@@ -1,4 +1,4 @@
-"""Agreement with the public `xlstm` package (PyPI), where it is installed: keys, shapes, initial values, outputs, gradients."""
+"""Agreement with the public `xlstm` package (PyPI), where it is installed: keys, initial values, outputs, gradients."""
 
 from __future__ import annotations
 

@@ -24,4 +24,4 @@ def test_there_are_blocks():
 @pytest.mark.parametrize(("line", "source"), blocks(), ids=[f"line{line}" for line, _ in blocks()])
 def test_block(line, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n" * (line - 1) + source, str(README), "exec"), {"__name__": "readme"})  # noqa: S102
+    exec(compile("\n" * (line - 1) + source, str(README), "exec"), {"__name__": "readme"})

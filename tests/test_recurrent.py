@@ -1,4 +1,4 @@
-"""slstm and lstm against the float64 reference: every option, length, layout and dtype; outputs, states, all gradients."""
+"""slstm and lstm against the float64 reference: every option, length, layout and dtype; outputs, states, gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Cell(NamedTuple):
     def draw(self, B: int = 2, S: int = 12, H: int = 2, D: int = 5, **options: Any) -> dict[str, Any]:
         return self.inputs(B, S, H, D, **{"dtype": torch.float64, "state": True, "requires_grad": True, **options})
 
-    def check(self, inputs: dict[str, Any], backend: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def check(
+        self, inputs: dict[str, Any], backend: str, **options: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return check(self.function, inputs, backend, **self.options, **options)
 
 
@@ -126,9 +128,7 @@ def test_reset_is_the_start_of_another_sequence(backend: str, device: str, cell:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("lengths", [[12, 12], [0, 12], [5, 0], [1, 11], [0, 0]])
 @pytest.mark.parametrize("resets", [False, True])
-def test_lengths(
-    backend: str, device: str, lengths: list[int], dtype: torch.dtype, resets: bool, cell: Cell
-) -> None:
+def test_lengths(backend: str, device: str, lengths: list[int], dtype: torch.dtype, resets: bool, cell: Cell) -> None:
     inputs = cell.draw(device=device)
     reset = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)).lt(0.2).to(device) if resets else None
     given_lengths = torch.tensor(lengths, dtype=dtype, device=device)

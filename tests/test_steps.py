@@ -29,13 +29,11 @@ CELLS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any
     "slstm_exp": (slstm, slstm_step, slstm_inputs, {"forget_gate": "exp"}),
     "lstm": (lstm, lstm_step, lstm_inputs, {}),
 }
-cells = pytest.mark.parametrize(
-    ("sequence", "step", "make", "options"), CELLS.values(), ids=CELLS.keys()
-)
+cells = pytest.mark.parametrize(("sequence", "step", "make", "options"), CELLS.values(), ids=CELLS.keys())
 
 
 def draw(B: int = 2, H: int = 2, S: int | None = None, Dqk: int = 5, Dv: int = 7, **options: Any) -> dict[str, Any]:
-    """Inputs of mlstm_step; S None: one token without a sequence dimension. With slots the state has state_rows rows."""
+    """Inputs of mlstm_step; S None: one token without a sequence dimension. The state has B or state_rows rows."""
     options = {"dtype": torch.float64, "state": True, **options}
     inputs = mlstm_inputs(B, H, 1 if S is None else S, Dqk, Dv, **options)
     state = inputs.pop("initial_state", None)
@@ -63,9 +61,7 @@ def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 @variants
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("S", [None, 0, 1, 2, 7, 16])
-def test_mlstm_step(
-    backend: str, device: str, S: int | None, requires_grad: bool, variant: dict[str, Any]
-) -> None:
+def test_mlstm_step(backend: str, device: str, S: int | None, requires_grad: bool, variant: dict[str, Any]) -> None:
     inputs = draw(S=S, requires_grad=requires_grad, device=device)
     before = copied(inputs["state"])
     check(mlstm_step, inputs, backend, **variant)
@@ -176,9 +172,7 @@ def test_mlstm_step_with_any_strides(backend: str, device: str, layout: str) -> 
 
 @variants
 @pytest.mark.parametrize("gate_range", [50.0, float("inf")])
-def test_mlstm_step_with_extreme_gates(
-    backend: str, device: str, gate_range: float, variant: dict[str, Any]
-) -> None:
+def test_mlstm_step_with_extreme_gates(backend: str, device: str, gate_range: float, variant: dict[str, Any]) -> None:
     for sign_i, sign_f in ((-1, 1), (-1, -1), (1, -1), (1, 1)):
         inputs = draw(S=3, device=device)
         if gate_range == float("inf"):

@@ -350,6 +350,8 @@ def test_windows(tmp_path):
     assert torch.equal(inputs, again)
     assert not torch.equal(inputs, other_step)
     assert not torch.equal(inputs, other_seed)
+    short = data.Corpus(torch.arange(7, dtype=torch.uint8), corpus.held_out, 1, False, "")
+    assert set(data.train_batch(short, 0, 64, 5, seed=0)[1][:, -1].tolist()) == {5, 6}
     starts = torch.cat([inputs[:, 0] for inputs, _ in data.held_out_batches(corpus, 2, 1, 5)])
     assert starts.tolist() == [180, 185]
     capped = data.load_corpus([file], 5, 100)

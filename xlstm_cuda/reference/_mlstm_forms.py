@@ -76,7 +76,10 @@ def _normalised(numerator: Tensor, r: Tensor, m: Tensor, options: Options) -> Te
     of_r = 1 / (torch.where(live, r, 1) + options.eps)
     of_m = _inverse_floor(m.masked_fill(live, 0), options.eps)
     inverse = torch.where(live, of_r, of_m)
-    return numerator * (inverse if options.norm_grad else inverse.detach())[..., None]
+    if not options.norm_grad:
+        # The denominator is a constant in unstabilised units: what of m the numerator is divided by must cancel.
+        inverse = inverse.detach() * torch.exp(m - m.detach())
+    return numerator * inverse[..., None]
 
 
 def _inverse_floor(m: Tensor, eps: float) -> Tensor:

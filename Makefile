@@ -1,0 +1,40 @@
+# make demo | test | lint: each sets up what is missing first.
+# PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
+# TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
+TORCH ?= torch==2.13.0
+ARGS  ?=
+ifeq ($(filter undefined default,$(origin PYTHON)),)
+PY    := $(PYTHON)
+else
+PY    := .venv/bin/python
+endif
+STAMP   := build/.installed$(subst /,_,$(PY))
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
+
+.PHONY: demo test lint clean
+demo: $(STAMP)
+	$(PY) examples/train_lm.py $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(dir $(PY))clang-format --dry-run --Werror
+
+$(STAMP): $(SOURCES) $(filter .venv/%,$(PY))
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@mkdir -p build && touch $@
+
+.venv/bin/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'xlstm_cuda needs Python 3.10 or later as python3, or make PYTHON=path'; exit 1; }
+	@if python3 -c "$(HAS_TORCH)" 2>/dev/null; then python3 -m venv --system-site-packages .venv; else python3 -m venv .venv; fi
+	@echo 'Setting up .venv (once) ...'
+	@.venv/bin/python -c "$(HAS_TORCH)" 2>/dev/null || .venv/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)' || { rm -rf .venv; exit 1; }
+	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.12' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
+
+clean:
+	rm -rf build .venv xlstm_cuda/*.so

@@ -1,0 +1,407 @@
+"""Life inside torch: opcheck, compile, export, autocast, retain_graph, second derivatives, pickling, determinism."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlstm_cuda import _ops
+from xlstm_cuda._backend import resolve
+from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
+from xlstm_cuda.functional import backend as use_backend
+from xlstm_cuda.functional import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda.testing import assert_close_relative, leaves, lstm_inputs, mlstm_inputs, slstm_inputs
+
+SEQUENCES: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Any]]]] = {
+    "mlstm": (mlstm, lambda **options: mlstm_inputs(2, 2, 20, 5, 7, **options)),
+    "slstm": (slstm, lambda **options: slstm_inputs(2, 7, 2, 5, **options)),
+    "lstm": (lstm, lambda **options: lstm_inputs(2, 7, 2, 5, **options)),
+}
+sequences = pytest.mark.parametrize(("function", "make"), SEQUENCES.values(), ids=SEQUENCES.keys())
+CELLS = ["lstm", "slstm", "slstm_exp"]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def gradients(outputs: tuple[Tensor, ...], inputs: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
+    loss = sum((x * x).sum() for x in outputs if x.requires_grad)
+    return torch.autograd.grad(loss, list(leaves(inputs).values()), **options)
+
+
+@pytest.fixture
+def ops(backend: str, device: str) -> Any:
+    return _ops.library(resolve("test", backend, torch.device(device)))
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def mlstm_case(device: str, case: str, dtype: torch.dtype) -> tuple[list[Any], list[Any], tuple[Any, ...]]:
+    """(inputs, state tensors or None, (cu_seqlens, reset)) of the mlstm ops."""
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "state": case != "no state"}
+    cu_seqlens = reset = None
+    if case == "packed":
+        inputs = mlstm_inputs(1, 2, 20, 4, 6, state_rows=3, **options)
+        cu_seqlens = torch.tensor([0, 4, 4, 20], dtype=torch.int32, device=device)
+        reset = torch.rand(1, 20, generator=torch.Generator().manual_seed(0)).lt(0.2).to(device)
+    elif case == "tokens first":
+        inputs = mlstm_inputs(2, 2, 20, 4, 6, layout="bshd", gate_dtype=torch.float16, **options)
+        inputs["i"], inputs["f"] = inputs["i"].contiguous(), inputs["f"].contiguous()
+    else:
+        B, S = {"empty batch": (0, 5), "no token": (2, 0)}.get(case, (2, 20))
+        inputs = mlstm_inputs(B, 2, S, 4, 6, **options)
+    state = inputs.pop("initial_state", (None,) * 3)
+    return list(inputs.values()), list(state), (cu_seqlens, reset)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["plain", "no state", "packed", "tokens first", "empty batch", "no token"])
+def test_opcheck_mlstm(ops: Any, device: str, case: str, dtype: torch.dtype) -> None:
+    inputs, state, rest = mlstm_case(device, case, dtype)
+    options = (False, True, 0.5, 1e-6, 16)
+    torch.library.opcheck(ops.mlstm_fwd.default, (*inputs, *state, *rest, *options))
+    h, C, n, m, r = ops.mlstm_fwd(*inputs, *state, *rest, *options)
+    assert h.stride() == torch.empty_like(inputs[2]).stride()
+    for dstate in ((torch.ones_like(C), torch.ones_like(n), torch.ones_like(m)), (None, None, None)):
+        arguments = (torch.ones_like(h), *dstate, *inputs, *state, *rest, h, r, *options, True)
+        torch.library.opcheck(ops.mlstm_bwd.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("S", [1, 4])
+def test_opcheck_mlstm_step(ops: Any, device: str, S: int, dtype: torch.dtype) -> None:
+    inputs = mlstm_inputs(2, 2, S, 4, 6, dtype=dtype, state=True, state_rows=3, device=device)
+    state = inputs.pop("initial_state")
+    options = (False, True, 0.5, 1e-6)
+    two = tuple(s[:2].contiguous() for s in state)
+    torch.library.opcheck(ops.mlstm_step.default, (*inputs.values(), *two, *options))
+    torch.library.opcheck(ops.mlstm_step_.default, (*inputs.values(), *two, None, *options))
+    slots = torch.tensor([2, 0], dtype=torch.int32, device=device)
+    torch.library.opcheck(ops.mlstm_step_.default, (*inputs.values(), *state, slots, *options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("case", ["plain", "no state", "padded", "empty batch", "no token"])
+def test_opcheck_recurrent(ops: Any, device: str, case: str, cell: str, dtype: torch.dtype) -> None:
+    B, S = {"empty batch": (0, 5), "no token": (2, 0)}.get(case, (2, 5))
+    make = lstm_inputs if cell == "lstm" else slstm_inputs
+    inputs = make(B, S, 2, 3, dtype=dtype, state=case != "no state", device=device)
+    x, R, b, *state = (inputs["x"], inputs["R"], inputs["b"], *(inputs.get("initial_state") or ()))
+    state = (*state, None, None, None, None)[:4]
+    padding: tuple[Any, Any] = (None, None)
+    if case == "padded":
+        reset = torch.rand(B, S, generator=torch.Generator().manual_seed(0)).lt(0.2).to(device)
+        padding, b = (torch.tensor([2, 5], device=device), reset), None
+    for save in (True, False):
+        torch.library.opcheck(ops.recurrent_fwd.default, (x, R, b, *state, *padding, cell, save))
+    h, *final, saved = ops.recurrent_fwd(x, R, b, *state, *padding, cell, True)
+    grads = [torch.ones_like(s) if s.dim() > 1 else None for s in final]
+    for dstate in (grads, [None] * 4):
+        arguments = (torch.ones_like(h), *dstate, R, h, *state, *final[1:3], saved, *padding, cell)
+        torch.library.opcheck(ops.recurrent_bwd.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_recurrent_step(ops: Any, device: str, cell: str, dtype: torch.dtype) -> None:
+    make = lstm_inputs if cell == "lstm" else slstm_inputs
+    inputs = make(2, 1, 2, 3, dtype=dtype, state=True, device=device)
+    state = (*inputs["initial_state"], None, None)[:4]
+    for b in (inputs["b"], None):
+        torch.library.opcheck(ops.recurrent_step.default, (inputs["x"][:, 0], inputs["R"], b, *state, cell))
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+
+
+COMPILED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlstm": ("mlstm", {}),
+    "mlstm_sigmoid": ("mlstm", {"input_gate": "sigmoid", "normalize": False, "chunk_size": 16}),
+    "mlstm_norm_grad": ("mlstm", {"norm_grad": False, "scale": 0.3, "eps": 0.1}),
+    "slstm": ("slstm", {}),
+    "slstm_exp": ("slstm", {"forget_gate": "exp"}),
+    "lstm": ("lstm", {}),
+}
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize(("name", "options"), COMPILED.values(), ids=COMPILED.keys())
+def test_compile_sequences(backend: str, device: str, name: str, options: dict[str, Any], state: bool) -> None:
+    function, make = SEQUENCES[name]
+    inputs = make(state=state, requires_grad=True, device=device)
+    h, final = function(**inputs, return_state=True, backend=backend, **options)
+    call = compiled(lambda **x: function(**x, return_state=True, backend=backend, **options))
+    same, same_final = call(**inputs)
+    assert isinstance(same_final, type(final))
+    assert equal((same, *same_final), (h, *final))
+    assert equal(gradients((same, *same_final), inputs), gradients((h, *final), inputs))
+
+
+@sequences
+def test_compile_where_only_h_is_used(backend: str, device: str, function: Any, make: Any) -> None:
+    inputs = make(requires_grad=True, device=device)
+    expected = gradients((function(**inputs, backend=backend),), inputs)
+    actual = gradients((compiled(lambda **x: function(**x, backend=backend))(**inputs),), inputs)
+    assert equal(actual, expected)
+
+
+def test_compile_with_packing_and_padding(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(1, 2, 12, 4, 4, requires_grad=True, device=device)
+    cu_seqlens = torch.tensor([0, 5, 12], dtype=torch.int32, device=device)
+    reset = torch.zeros(1, 12, dtype=torch.bool, device=device).index_fill(1, torch.tensor([7], device=device), True)
+    options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "reset": reset, "backend": backend}
+    expected = gradients((mlstm(**inputs, **options),), inputs)
+    assert equal(gradients((compiled(mlstm)(**inputs, **options),), inputs), expected)
+
+    inputs = slstm_inputs(3, 6, 2, 4, requires_grad=True, device=device)
+    options = {"lengths": torch.tensor([6, 0, 3], device=device), "backend": backend}
+    expected = gradients((slstm(**inputs, **options),), inputs)
+    assert equal(gradients((compiled(slstm)(**inputs, **options),), inputs), expected)
+
+
+def test_compile_with_dynamic_shapes(backend: str, device: str) -> None:
+    call = compiled(lambda **x: mlstm(**x, backend=backend), dynamic=True)
+    for S in (8, 13, 40):
+        inputs = mlstm_inputs(2, 2, S, 4, 6, requires_grad=True, device=device)
+        h = call(**inputs)
+        assert torch.equal(h, mlstm(**inputs, backend=backend))
+        assert equal(gradients((h,), inputs), gradients((mlstm(**inputs, backend=backend),), inputs))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_compile_steps(backend: str, device: str, requires_grad: bool) -> None:
+    inputs = mlstm_inputs(2, 2, 3, 4, 6, state=True, requires_grad=requires_grad, device=device)
+    inputs["state"] = inputs.pop("initial_state")
+    slots = torch.tensor([1, 0], dtype=torch.int32, device=device)
+    for options in ({}, {"slots": slots}):
+        h, state = mlstm_step(**inputs, backend=backend, **options)
+        same, same_state = compiled(lambda **x: mlstm_step(**x, backend=backend))(**inputs, **options)
+        assert equal((same, *same_state), (h, *state))
+        if requires_grad:
+            assert equal(gradients((same, *same_state), inputs), gradients((h, *state), inputs))
+    for step, make in ((slstm_step, slstm_inputs), (lstm_step, lstm_inputs)):
+        inputs = make(2, 1, 2, 4, state=True, requires_grad=requires_grad, device=device)
+        x, R, b, state = inputs["x"][:, 0], inputs["R"], inputs["b"], inputs["initial_state"]
+        expected, after = step(x, R, b, state, backend=backend)
+        same, same_after = compiled(lambda *a, step=step: step(*a, backend=backend))(x, R, b, state)
+        assert equal((same, *same_after), (expected, *after))
+
+
+def test_compile_inplace_step(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(2, 2, 1, 4, 6, state=True, device=device)
+    state = inputs.pop("initial_state")
+    copies = MLSTMState(*(s.clone() for s in state))
+    expected, _ = mlstm_step(**inputs, state=state, inplace=True, backend=backend)
+    call = compiled(lambda state, **x: mlstm_step(**x, state=state, inplace=True, backend=backend)[0])
+    assert torch.equal(call(copies, **inputs), expected)
+    assert equal(copies, state)
+
+
+def test_compile_follows_the_backend_context() -> None:
+    inputs = mlstm_inputs(1, 1, 4, 2, 2)
+    call = compiled(mlstm)
+    fast = call(**inputs)
+    with use_backend("reference"):
+        slow = call(**inputs)
+        assert torch.equal(slow, mlstm(**inputs, backend="reference"))
+    assert torch.equal(call(**inputs), fast)
+    with use_backend("cuda"), pytest.raises(Exception, match="backend='cuda' needs tensors on a cuda device"):
+        call(**inputs)
+
+
+class Small(nn.Module):
+    """A projection, an sLSTM and an mLSTM, states in and out."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(48, 6, generator=generator) / 3)
+        self.R = nn.Parameter(torch.randn(4, 2, 6, 6, generator=generator) / 3)
+        self.backend = backend
+
+    def forward(self, tokens: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState, MLSTMState, LSTMState]:
+        B, S, _ = tokens.shape
+        x = nn.functional.linear(tokens, self.weight).view(B, S, 4, 2, 6)
+        h, after = slstm(x, self.R, initial_state=state, return_state=True, backend=self.backend)
+        q = h.transpose(1, 2)
+        y, memory = mlstm(q, q, q, q[..., 0], q[..., 1], return_state=True, backend=self.backend)
+        z, last = lstm_step(x[:, 0], self.R, None, None, backend=self.backend)
+        return y + z[:, :, None], after, memory, last
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_export_save_load(backend: str, device: str, grad: bool) -> None:
+    module = Small(backend).to(device)
+    arguments = (torch.randn(2, 9, 6).to(device), SLSTMState(*(torch.rand(2, 2, 6).to(device) for _ in range(4))))
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(module, arguments)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    with torch.no_grad():
+        expected, actual = module(*arguments), loaded(*arguments)
+    assert [type(x) for x in actual] == [Tensor, SLSTMState, MLSTMState, LSTMState]
+    assert torch.equal(actual[0], expected[0])
+    assert all(equal(a, b) for a, b in zip(actual[1:], expected[1:], strict=True))
+
+
+def test_export_with_a_dynamic_length(backend: str, device: str) -> None:
+    module = Small(backend).to(device)
+    state = SLSTMState(*(torch.rand(2, 2, 6).to(device) for _ in range(4)))
+    length = {"tokens": {1: torch.export.Dim("S", min=2, max=100)}, "state": (None,) * 4}
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(2, 9, 6).to(device), state), dynamic_shapes=length)
+        longer = torch.randn(2, 31, 6).to(device)
+        assert torch.equal(program.module()(longer, state)[0], module(longer, state)[0])
+
+
+@sequences
+def test_autocast(backend: str, device: str, function: Any, make: Any) -> None:
+    inputs = make(state=True, requires_grad=True, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        h, final = function(**inputs, return_state=True, backend=backend)
+    assert h.dtype == torch.bfloat16 and all(s.dtype == torch.float32 for s in final)
+    names = {"q", "k", "v", "x", "R"}
+    low = {name: x.bfloat16() if name in names else x for name, x in inputs.items()}
+    expected, expected_final = function(**low, return_state=True, backend=backend)
+    assert equal((h, *final), (expected, *expected_final))
+    grads = gradients((h, *final), inputs)
+    assert all(g.dtype == x.dtype for g, x in zip(grads, leaves(inputs).values(), strict=True))
+    with torch.autocast(device, torch.bfloat16):
+        slow = function(**inputs, return_state=True, backend="reference")[0]
+    assert slow.dtype == torch.bfloat16
+    assert_close_relative(h, slow, 4e-3)
+
+
+def test_autocast_leaves_float64_and_takes_mixed_inputs(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(1, 2, 4, 4, 4, dtype=torch.float64, device=device)
+    mixed = mlstm_inputs(1, 2, 4, 4, 4, device=device)
+    mixed["v"] = mixed["v"].bfloat16()
+    with torch.autocast(device, torch.bfloat16):
+        assert mlstm(**inputs, backend=backend).dtype == torch.float64
+        assert mlstm(**mixed, backend=backend).dtype == torch.bfloat16
+        token = {name: x[:, :, 0] for name, x in mixed.items()}
+        assert mlstm_step(**token, state=None, backend=backend)[0].dtype == torch.bfloat16
+        recurrent = slstm_inputs(1, 1, 1, 2, device=device)
+        h, state = slstm_step(recurrent["x"][:, 0], recurrent["R"], recurrent["b"], None, backend=backend)
+    assert h.dtype == torch.bfloat16 and state.h.dtype == torch.float32
+
+
+@sequences
+def test_backward_twice(backend: str, device: str, function: Any, make: Any) -> None:
+    inputs = make(state=True, requires_grad=True, device=device)
+    h, final = function(**inputs, return_state=True, backend=backend)
+    first = gradients((h, *final), inputs, retain_graph=True)
+    assert equal(gradients((h, *final), inputs), first)
+
+
+@sequences
+def test_same_inputs_same_bits(backend: str, device: str, function: Any, make: Any) -> None:
+    results = []
+    for _ in range(3):
+        inputs = make(state=True, requires_grad=True, device=device)
+        h, final = function(**inputs, return_state=True, backend=backend)
+        results.append((h, *final, *gradients((h, *final), inputs)))
+    assert equal(results[0], results[1]) and equal(results[0], results[2])
+
+
+LOSSES: dict[str, Callable[[Tensor, tuple[Tensor, ...]], Tensor]] = {
+    "linear in h": lambda h, state: h.sum(),
+    "square of h": lambda h, state: (h * h).sum(),
+    "linear in the state": lambda h, state: state[1].sum(),
+}
+
+
+@sequences
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("use_compile", [False, True])
+def test_second_derivatives_raise(
+    backend: str, device: str, loss: Any, use_compile: bool, function: Any, make: Any
+) -> None:
+    inputs = make(state=True, requires_grad=True, device=device)
+    call = compiled(function) if use_compile else function
+    sources = list(leaves(inputs).values())
+    h, final = call(**inputs, return_state=True, backend=backend)
+    with pytest.raises(RuntimeError, match="second derivatives of .* are not supported|not .*support.*double backward"):
+        first = torch.autograd.grad(loss(h, final), sources, create_graph=True, allow_unused=True)
+        for grad in first:
+            if grad is not None and grad.requires_grad:
+                torch.autograd.grad(grad.sum(), sources, allow_unused=True, retain_graph=True)
+
+
+@sequences
+def test_second_derivatives_raise_for_every_input(backend: str, device: str, function: Any, make: Any) -> None:
+    """Also where only one input requires grad, and the loss is linear in h."""
+    for name in leaves(make(state=True, device=device)):
+        inputs = make(state=True, device=device)
+        source = leaves(inputs)[name].requires_grad_()
+        h = function(**inputs, backend=backend)
+        (grad,) = torch.autograd.grad(h.sum(), source, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives of .* are not supported"):
+            torch.autograd.grad(grad.sum(), source)
+
+
+def test_second_derivatives_of_steps_raise(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(1, 1, 2, 3, 3, state=True, requires_grad=True, device=device)
+    h, _ = mlstm_step(
+        **{"state" if name == "initial_state" else name: x for name, x in inputs.items()}, backend=backend
+    )
+    (grad,) = torch.autograd.grad(h.sum(), inputs["v"], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives of mlstm are not supported"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("cls", [MLSTMState, SLSTMState, LSTMState])
+def test_states_are_copied_and_pickled(cls: Any) -> None:
+    state = cls(*(torch.randn(2, 3) for _ in cls._fields))
+    for copy_of in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert type(copy_of) is cls and equal(copy_of, state)
+    file = io.BytesIO()
+    torch.save(tuple(state), file)
+    file.seek(0)
+    assert equal(cls(*torch.load(file)), state)
+    leaves_, spec = torch.utils._pytree.tree_flatten(state)
+    assert equal(torch.utils._pytree.tree_unflatten(leaves_, spec), state)
+    assert torch.utils._pytree.treespec_loads(torch.utils._pytree.treespec_dumps(spec)) == spec
+
+
+@sequences
+def test_gradient_accumulation_and_hooks(backend: str, device: str, function: Any, make: Any) -> None:
+    inputs = make(requires_grad=True, device=device)
+    for _ in range(2):
+        function(**inputs, backend=backend).sum().backward()
+    once = gradients((function(**inputs, backend=backend),), inputs)
+    assert all(
+        x.grad is not None and x.grad.shape == g.shape for x, g in zip(leaves(inputs).values(), once, strict=True)
+    )
+    packed: list[torch.Size] = []
+
+    def pack(x: Tensor) -> Tensor:
+        packed.append(x.shape)
+        return x.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        h = function(**inputs, backend=backend)
+    assert packed, "everything that is saved goes through save_for_backward"
+    assert equal(gradients((h,), inputs), once)
+
+
+def test_checkpointing(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(1, 2, 9, 4, 4, requires_grad=True, device=device)
+    expected = gradients((mlstm(**inputs, backend=backend),), inputs)
+    h = torch.utils.checkpoint.checkpoint(lambda: mlstm(**inputs, backend=backend), use_reentrant=False)
+    assert equal(gradients((h,), inputs), expected)
