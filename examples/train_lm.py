@@ -20,6 +20,7 @@ import codecs
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from xlstm_cuda.models import xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.nn import FeedForwardConfig, mLSTMBlockConfig, mLSTMLayerConfig, sLSTMBlockConfig, sLSTMLayerConfig
 
 BYTES = 256  # the vocabulary
+MODELS = ("xlstm", "lstm")  # each has a folder in --out
 
 
 def xlstm_config(args: argparse.Namespace) -> xLSTMLMModelConfig:
@@ -127,13 +129,26 @@ def printable(text: str) -> str:
     return shown.encode(encoding, "replace").decode(encoding)
 
 
+def unfinished(out: Path) -> bool:
+    """Whether the folder holds a run that was stopped; a damaged checkpoint counts as one."""
+    if not any(checkpoint.exists(out / name) for name in MODELS):
+        return False
+    try:
+        return not all(checkpoint.load_meta(out / name).get("finished") is True for name in MODELS)
+    except CheckpointError:
+        return True
+
+
 def demo(args: argparse.Namespace, config: xLSTMLMModelConfig, stop: Interrupts) -> None:
     if args.resume and not checkpoint.exists(args.out / "xlstm"):
         raise CheckpointError(f"there is no checkpoint to resume in {args.out / 'xlstm'}")
-    if not args.resume and not args.overwrite and checkpoint.exists(args.out / "xlstm"):
-        raise CheckpointError(f"{args.out} holds an earlier run: --resume continues it, --overwrite starts again")
+    if not args.resume and not args.overwrite and unfinished(args.out):
+        raise CheckpointError(f"{args.out} holds an unfinished run: --resume continues it, --overwrite starts again")
     corpus = load_corpus(args.data, args.seq_len, args.max_bytes)
     checkpoint.make_folder(args.out)
+    if not args.resume:
+        for name in MODELS:
+            checkpoint.remove(args.out / name)
     cut = f", cut at --max-bytes {args.max_bytes:,}" if corpus.capped else ""
     print(f"{len(corpus.train):,} bytes to train on, {len(corpus.held_out):,} held out ({corpus.files} files{cut})")
 
@@ -153,7 +168,7 @@ def demo(args: argparse.Namespace, config: xLSTMLMModelConfig, stop: Interrupts)
 
     report({"xLSTM": xlstm, "torch.nn.LSTM": lstm}, corpus, args)
     stream_sample(xlstm_model, args)
-    if args.speed:
+    if args.speed and args.backend != "reference":
         print_speed(args.device)
     if xlstm.step < args.steps:
         print(f"\nstopped after {args.minutes:g} minutes at step {xlstm.step} of {args.steps}; --resume continues")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from xlstm_cuda import _ops, functional
+from xlstm_cuda import functional
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.models import generate, xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.models.generation import _choose
@@ -24,12 +24,16 @@ from xlstm_cuda.models.generation import _choose
 VOCAB = 19
 
 
-@pytest.fixture(autouse=True, params=["cpu", "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "cpu" and not _ops.available(_ops.NAMESPACE):
-        pytest.skip("the compiled extension is not built")
+KERNELS = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+traced = pytest.mark.parametrize("backend", KERNELS, indirect=True)  # the reference would be unrolled over time
+
+
+@pytest.fixture(autouse=True, params=[*KERNELS, "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    torch.set_default_device("cuda" if request.param == "cuda" else "cpu")
     with functional.backend(request.param):
-        yield
+        yield request.param
+    torch.set_default_device(None)
 
 
 def lm_config(**fields: Any) -> xLSTMLMModelConfig:
@@ -46,8 +50,9 @@ def build(dtype: torch.dtype = torch.float64, **fields: Any) -> xLSTMLMModel:
     return model.to(dtype)
 
 
-def ids(batch: int, seqlen: int, vocab_size: int = VOCAB) -> Tensor:
-    return torch.randint(vocab_size, (batch, seqlen), generator=torch.Generator().manual_seed(seqlen))
+def ids(batch: int, seqlen: int) -> Tensor:
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seqlen)
+    return torch.randint(VOCAB, (batch, seqlen), generator=generator)
 
 
 @pytest.mark.parametrize("fields", [{}, {"tie_weights": True, "add_embedding_dropout": True, "dropout": 0.3}])
@@ -212,6 +217,7 @@ def test_saved_state() -> None:
     torch.testing.assert_close(model(tokens[:, 3:], torch.load(saved)), model(tokens)[:, 3:])
 
 
+@traced
 def test_compile_step() -> None:
     model = build().eval()
     step = torch.compile(model.step, backend="aot_eager", fullgraph=True)
@@ -270,7 +276,7 @@ def test_seeded_sampling(options: dict[str, Any]) -> None:
 def test_sampling_frequencies(options: tuple[float, int | None, float | None], kept: list[float]) -> None:
     draws = 20_000
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(draws, 4)
-    chosen = _choose(logits, *options, torch.Generator().manual_seed(0))
+    chosen = _choose(logits, *options, torch.Generator(logits.device).manual_seed(0))
     expected = torch.tensor(kept) / sum(kept)
     frequencies = torch.bincount(chosen, minlength=4) / draws
     assert (frequencies - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
@@ -344,7 +350,7 @@ def test_training_overfits(autocast: bool) -> None:
     tokens = ids(4, 13)
     losses = []
     for _ in range(30):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
             logits = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()

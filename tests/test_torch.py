@@ -262,7 +262,7 @@ def test_export_save_load(backend: str, device: str, grad: bool) -> None:
 def test_export_with_a_dynamic_length(backend: str, device: str) -> None:
     module = Small(backend).to(device)
     state = SLSTMState(*(torch.rand(2, 2, 6).to(device) for _ in range(4)))
-    length = {"tokens": {1: torch.export.Dim("S", min=2, max=100)}, "state": (None,) * 4}
+    length = {"tokens": {1: torch.export.Dim("S", min=2, max=100)}, "state": SLSTMState(None, None, None, None)}
     with torch.no_grad():
         program = torch.export.export(module, (torch.randn(2, 9, 6).to(device), state), dynamic_shapes=length)
         longer = torch.randn(2, 31, 6).to(device)

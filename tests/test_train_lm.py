@@ -1,4 +1,4 @@
-"""The training example: bit-exact resume, interrupts, damaged checkpoints, data errors, held-out split, plot, baseline."""
+"""The training example: bit-exact resume, interrupts, damaged checkpoints, data errors, held-out split, report."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ import torch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import train_lm
-from lm import checkpoint, data, training
-from lm.baseline import LSTMLanguageModel, lstm_parameters, matching_lstm, parameter_count
+import train_lm  # noqa: E402
+from lm import checkpoint, data, training  # noqa: E402
+from lm.baseline import LSTMLanguageModel, lstm_parameters, matching_lstm, parameter_count  # noqa: E402
 
 STEPS = 6
 TINY = shlex.split("""
@@ -153,17 +153,27 @@ def test_options_of_a_resumed_run_must_be_the_same(finished, text, capsys):
     assert "embedding_dim is 32 there and 48 now" in capsys.readouterr().err
 
 
-def test_resume_without_a_run_and_start_over_one(tmp_path, finished, text, capsys):
+def test_resume_without_a_run(tmp_path, text, capsys):
     assert run(tmp_path, text, "--resume") == 2
     assert "no checkpoint to resume" in capsys.readouterr().err
-    before = sorted(finished.rglob("*"))
-    assert run(finished, text) == 2
-    assert "--resume continues it, --overwrite starts again" in capsys.readouterr().err
-    assert sorted(finished.rglob("*")) == before
 
 
-def test_overwrite_starts_again(tmp_path, finished, text):
+def test_unfinished_run_is_not_overwritten_unasked(tmp_path, finished, text, monkeypatch, capsys):
     out = shutil.copytree(finished, tmp_path / "run")
+    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
+    assert run(out, text, "--seed", "1") == 130  # the finished run there gives way
+    assert run(out, text, "--seed", "1") == 2
+    assert "unfinished run: --resume continues it, --overwrite starts again" in capsys.readouterr().err
+    assert checkpoint.load(out / "xlstm")[1]["step"] == 3
+    assert run(out, text, "--seed", "1", "--resume") == 0
+    assert {checkpoint.load(out / name)[1]["settings"]["seed"] for name in train_lm.MODELS} == {1}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_overwrite_starts_again(tmp_path, finished, text, damaged):
+    out = shutil.copytree(finished, tmp_path / "run")
+    if damaged:
+        truncate(out / "xlstm" / "checkpoint.json")
     assert run(out, text, "--overwrite", "--seed", "1") == 0
     assert checkpoint.load(out / "xlstm")[1]["settings"]["seed"] == 1
 

@@ -262,7 +262,7 @@ def _shape_of(x: Tensor) -> str:
 
 
 def _finite(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and -math.inf < x < math.inf
 
 
 def _wrong_type(op: str, name: str, expected: str, given: object) -> NoReturn:

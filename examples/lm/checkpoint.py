@@ -61,8 +61,23 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
         raise CheckpointError(f"cannot write the checkpoint in {folder}: {error.strerror or error}") from None
 
 
+def remove(folder: Path) -> None:
+    try:
+        (folder / JSON_NAME).unlink(missing_ok=True)
+        for file in folder.glob("step-*"):
+            file.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot remove the checkpoint in {folder}: {error.strerror or error}") from None
+
+
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON object of the checkpoint in `folder`, checked against each other."""
+    meta = load_meta(folder)
+    return _load_tensors(folder, meta.get("tensors")), meta
+
+
+def load_meta(folder: Path) -> dict[str, Any]:
+    """The JSON object alone."""
     path = folder / JSON_NAME
     try:
         meta = json.loads(path.read_bytes())
@@ -78,7 +93,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path} has format version {meta.get('version')!r}; this program reads version {VERSION}"
         )
-    return _load_tensors(folder, meta.get("tensors")), meta
+    return meta
 
 
 def _load_tensors(folder: Path, entry: Any) -> dict[str, Tensor]:

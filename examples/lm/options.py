@@ -25,7 +25,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     run.add_argument("--max-bytes", type=positive, default=16 * 2**20, help="use at most this much of the data")
     run.add_argument("--out", type=Path, default=Path("runs/train_lm"), help="folder for checkpoints and loss.png")
     run.add_argument("--resume", action="store_true", help="continue the run in --out; give the same options as before")
-    run.add_argument("--overwrite", action="store_true", help="start again even if --out holds a run")
+    run.add_argument("--overwrite", action="store_true", help="start again even if --out holds an unfinished run")
     run.add_argument("--minutes", type=positive_float, help="stop the xLSTM after this long, the LSTM at the same step")
     run.add_argument("--save-every", type=positive, default=50, help="steps between checkpoints")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

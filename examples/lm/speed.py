@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ import xlstm_cuda
 from xlstm_cuda.reference import mlstm_chunkwise
 
 Outputs = Sequence[Tensor]
-Forward = Callable[[], Tensor]
+Forward = Callable[[], Any]  # returns a tensor
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def cases(device: str) -> list[Case]:
     qkv = [randn(B, H, S, D) for _ in range(3)]
     gates = [randn(B, H, S), (randn(B, H, S) + 3).detach().requires_grad_()]
     x, R, b = randn(B, S, 4, H, D), randn(4, H, D, D, scale=D**-0.5), randn(4, H, D)
-    state = xlstm_cuda.mlstm(*(t.detach() for t in qkv + gates), return_state=True)[1]
-    token = [t[:, :, 0].detach() for t in qkv + gates]
+    prefix: Any = xlstm_cuda.mlstm(*(t.detach() for t in qkv + gates), return_state=True)
+    q, k, v, i, f = (t[:, :, 0].detach() for t in qkv + gates)
     torch_lstm = nn.LSTM(H * D, H * D, batch_first=True, device=device)
     W_in, W_rec, b_in, b_rec = torch_lstm.parameters()
     sequence = randn(B, S, H * D)
@@ -55,10 +56,11 @@ def cases(device: str) -> list[Case]:
 
     def lstm() -> Tensor:
         inputs = F.linear(sequence, W_in, b_in + b_rec).view(B, S, 4, 1, H * D)
-        return xlstm_cuda.lstm(inputs, W_rec.view(4, 1, H * D, H * D)).squeeze(2)
+        h: Any = xlstm_cuda.lstm(inputs, W_rec.view(4, 1, H * D, H * D))
+        return h.squeeze(2)
 
     def step(backend: str | None) -> Callable[[], Outputs]:
-        return lambda: [xlstm_cuda.mlstm_step(*token, state, backend=backend)[0]]
+        return lambda: [xlstm_cuda.mlstm_step(q, k, v, i, f, prefix[1], backend=backend)[0]]
 
     def pair(name: str, shape: str, inputs: list[Tensor], ours: Forward, theirs: Forward, against: str) -> list[Case]:
         return [
@@ -66,13 +68,12 @@ def cases(device: str) -> list[Case]:
             Case(f"{name} + backward", shape, gradients(ours, inputs), gradients(theirs, inputs), against),
         ]
 
-    def chunkwise() -> Tensor:
-        return mlstm_chunkwise(*qkv, *gates)
-
     sizes, by_token = f"B{B} S{S} H{H} D{D}", 'backend="reference", token by token'
     return [
         *pair("mlstm", sizes, qkv + gates, mlstm(None), mlstm("reference"), by_token),
-        *pair("mlstm", sizes, qkv + gates, mlstm(None), chunkwise, "reference.mlstm_chunkwise"),
+        *pair(
+            "mlstm", sizes, qkv + gates, mlstm(None), lambda: mlstm_chunkwise(*qkv, *gates), "reference.mlstm_chunkwise"
+        ),
         *pair("slstm", sizes, [x, R, b], slstm(None), slstm("reference"), by_token),
         *pair(
             "lstm",

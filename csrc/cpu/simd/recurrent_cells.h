@@ -1,5 +1,5 @@
 #pragma once
-// The cells of the recurrent family as functors over vectors of hidden units (docs/kernels/slstm.md).
+// The cells of the recurrent family as functors over vectors of hidden units (docs/kernels/recurrent.md).
 //
 // A cell has kStates carried values and 5 saved ones per hidden unit. The kernel calls
 //   load/store   between the public state (h, c, n, m) and the carried values, one vector of units at a time
