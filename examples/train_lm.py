@@ -19,14 +19,11 @@ import argparse
 import codecs
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-import xlstm_cuda
 from lm import checkpoint, options
 from lm.baseline import matching_lstm, parameter_count
 from lm.checkpoint import CheckpointError
@@ -35,6 +32,9 @@ from lm.interrupts import Interrupted, Interrupts, catch_signals
 from lm.plot import plot_losses
 from lm.speed import print_speed
 from lm.training import Run, Settings, TrainingError, evaluate, fit, pack, unpack
+from torch import Tensor
+
+import xlstm_cuda
 from xlstm_cuda.models import xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.nn import FeedForwardConfig, mLSTMBlockConfig, mLSTMLayerConfig, sLSTMBlockConfig, sLSTMLayerConfig
 
@@ -163,7 +163,7 @@ def demo(args: argparse.Namespace, config: xLSTMLMModelConfig, stop: Interrupts)
 
     torch.manual_seed(args.seed)
     size = parameter_count(xlstm_model)
-    lstm = Run("lstm", matching_lstm(BYTES, size), {"parameters": size}, settings, device)
+    lstm = Run("lstm", matching_lstm(BYTES, size), {"parameters": size}, replace(settings, lr=args.lstm_lr), device)
     train(lstm, xlstm.step, float("inf"), corpus, args, stop)
 
     report({"xLSTM": xlstm, "torch.nn.LSTM": lstm}, corpus, args)

@@ -233,7 +233,8 @@ def test_reset_is_the_start_of_another_sequence(backend: str, device: str, varia
 @pytest.mark.parametrize(("B", "H", "S"), [(0, 2, 5), (0, 1, 0), (1, 1, 1), (7, 3, 1), (3, 1, 0)])
 def test_small_batches(backend: str, device: str, B: int, H: int, S: int) -> None:
     check(mlstm, draw(B=B, H=H, S=S, device=device), backend)
-    check(mlstm, draw(B=B, H=H, S=S, state=False, device=device), backend)
+    # a large eps: of one token alone, dq is proportional to eps, and otherwise all rounding
+    check(mlstm, draw(B=B, H=H, S=S, state=False, device=device), backend, eps=0.5)
 
 
 def test_no_token_passes_the_state_through(backend: str, device: str) -> None:

@@ -17,7 +17,10 @@ from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
 
 S = 37
-FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {"slstm": (slstm, slstm_step), "lstm": (lstm, lstm_step)}
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "slstm": (slstm, slstm_step),
+    "lstm": (lstm, lstm_step),
+}
 MAKE = {"slstm": slstm_inputs, "lstm": lstm_inputs}
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 head_dims = pytest.mark.parametrize("D", [3, 16, 33])

@@ -182,7 +182,8 @@ def test_mlstm_step_with_extreme_gates(backend: str, device: str, gate_range: fl
                 inputs[name] = inputs[name] + sign * gate_range
         for requires_grad in (False, True):
             inputs["q"].requires_grad_(requires_grad)
-            actual, _ = check(mlstm_step, inputs, backend, **variant)
+            # a large eps: where one token outweighs all others, dq is proportional to eps, and otherwise all rounding
+            actual, _ = check(mlstm_step, inputs, backend, **{"eps": 0.5, **variant})
             assert all(x.isfinite().all() for x in actual.values())
 
 

@@ -148,7 +148,7 @@ def test_signal_to_the_program(tmp_path, text, signum, status):
 
 def test_options_of_a_resumed_run_must_be_the_same(finished, text, capsys):
     assert run(finished, text, "--resume", "--lr", "0.5") == 2
-    assert "settings.lr is 0.003 there and 0.5 now" in capsys.readouterr().err
+    assert "settings.lr is 0.005 there and 0.5 now" in capsys.readouterr().err
     assert run(finished, text, "--resume", "--dim", "48") == 2
     assert "embedding_dim is 32 there and 48 now" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,12 +50,24 @@ def resolve(op: str, name: str | None, device: torch.device) -> str:
     if name is None:
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"{op}: tensors must be on a cpu or cuda device, or backend='reference', got {device}")
-        return _ops.NAMESPACE
+        return _without_cuda() if device.type == "cuda" and not _ops.has_cuda() else _ops.NAMESPACE
     _known(op, name)
     expected, namespace = _BACKENDS[name]
     if expected is not None and device.type != expected:
         raise ValueError(f"{op}: backend={name!r} needs tensors on a {expected} device, got {device}")
+    if name == "cuda" and not _ops.has_cuda():
+        raise ValueError(f"{op}: backend='cuda': this build of xlstm_cuda has no CUDA kernels")
     return namespace
+
+
+def _without_cuda() -> str:
+    """CUDA tensors still compute where the library has no CUDA kernels; nobody should take that for the real speed."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            "xlstm_cuda: this build has no CUDA kernels; CUDA tensors use the slow reference implementation",
+            stacklevel=4,
+        )
+    return "reference"
 
 
 def _known(op: str, name: str | None) -> None:

@@ -27,26 +27,27 @@ State = TypeVar("State", MLSTMState, SLSTMState, LSTMState)
 
 def tensors(op: str, **named: Any) -> None:
     """All are tensors of a float dtype, on the device of the first one."""
-    first_name = first = None
+    first_name = device = None
     for name, x in named.items():
         if not isinstance(x, Tensor):
             _wrong_type(op, name, "be a Tensor", type(x).__name__)
         if x.dtype not in _FLOATS:
             _wrong_type(op, name, "be bfloat16, float16, float32 or float64", x.dtype)
-        if first is None:
-            first_name, first = name, x
-        else:
-            _device(op, name, x, first_name, first)
+        if device is None:
+            first_name, device = name, x.device
+        elif x.device != device:
+            _wrong_value(op, name, f"be on {device} like {first_name}", x.device)
 
 
 def as_state(op: str, name: str, value: Any, cls: type[State]) -> State | None:
     """The state as its NamedTuple; any tuple or list with as many tensors will do, None stays None."""
-    if value is None:
-        return None
-    fields = ", ".join(cls._fields)
-    if not isinstance(value, (tuple, list)) or len(value) != len(cls._fields):
-        given = f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
-        _wrong_type(op, name, f"be None, {cls.__name__}({fields}) or a tuple of {len(cls._fields)} tensors", given)
+    if value is None or isinstance(value, cls):
+        return value
+    sequence = isinstance(value, (tuple, list))
+    if not sequence or len(value) != len(cls._fields):
+        form = f"{cls.__name__}({', '.join(cls._fields)})"
+        given = f"{type(value).__name__} of {len(value)}" if sequence else type(value).__name__
+        _wrong_type(op, name, f"be None, {form} or a tuple of {len(cls._fields)} tensors", given)
     return cls(*value)
 
 
@@ -114,8 +115,8 @@ def recurrent(
     if b is not None:
         _shape(op, "b", b, "4 H D", (4, heads, dim))
     if state is not None:
-        tensors(op, x=x, **{f"{state_name}.{field}": s for field, s in zip(state._fields, state, strict=True)})
-        for field, s in zip(state._fields, state, strict=True):
+        _state_tensors(op, state_name, state, "x", x)
+        for field, s in state._asdict().items():
             _shape(op, f"{state_name}.{field}", s, "B H D", (batch, heads, dim))
         if isinstance(state, SLSTMState) and _readable(state.n) and bool((state.n < 0).any()):
             _wrong_value(op, f"{state_name}.n", "not be negative", state.n.min().item())
@@ -135,7 +136,11 @@ def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def needs_grad(*inputs: Tensor | None) -> bool:
     """Whether autograd has to record a call on these tensors."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def _mlstm_inputs(
@@ -161,11 +166,17 @@ def _mlstm_inputs(
 def _mlstm_state(
     op: str, name: str, state: MLSTMState, q: Tensor, rows_name: str, sizes: tuple[int, int, int, int]
 ) -> None:
-    C, n, m = state
-    tensors(op, q=q, **{f"{name}.C": C, f"{name}.n": n, f"{name}.m": m})
-    _shape(op, f"{name}.C", C, f"{rows_name} H Dqk Dv", sizes)
-    _shape(op, f"{name}.n", n, f"{rows_name} H Dqk", sizes[:3])
-    _shape(op, f"{name}.m", m, f"{rows_name} H", sizes[:2])
+    _state_tensors(op, name, state, "q", q)
+    for field, s, dims in zip(state._fields, state, (4, 3, 2), strict=True):
+        if s.shape != sizes[:dims]:
+            names = " ".join([rows_name, "H", "Dqk", "Dv"][:dims])
+            _shape(op, f"{name}.{field}", s, names, sizes[:dims])
+
+
+def _state_tensors(
+    op: str, name: str, state: MLSTMState | SLSTMState | LSTMState, first_name: str, first: Tensor
+) -> None:
+    tensors(op, **{first_name: first}, **{f"{name}.{field}": s for field, s in state._asdict().items()})
 
 
 def _mlstm_options(op: str, input_gate: str, normalize: bool, scale: float | None, eps: float) -> None:

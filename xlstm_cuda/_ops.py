@@ -19,6 +19,7 @@ SIMT_NAMESPACE = "xlstm_cuda_simt"
 
 _registered: set[str] = set()
 _import_error: ImportError | None = None
+_cuda = False
 
 
 def library(namespace: str) -> Any:
@@ -31,6 +32,11 @@ def library(namespace: str) -> Any:
 def available(namespace: str) -> bool:
     """Whether the library of this namespace is built and loads."""
     return namespace in _registered or (namespace == SIMT_NAMESPACE and bool(_simt_files()))
+
+
+def has_cuda() -> bool:
+    """Whether the library was built with CUDA kernels."""
+    return _cuda
 
 
 def _load(namespace: str) -> None:
@@ -144,7 +150,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
 _BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
 
 try:
-    import_module("xlstm_cuda._C")  # defines torch.ops.xlstm_cuda
+    _cuda = import_module("xlstm_cuda._C").build_info()["cuda"] is not None  # the import defines torch.ops.xlstm_cuda
 except ImportError as error:
     _import_error = error
 else:

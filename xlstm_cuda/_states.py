@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -38,6 +39,8 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
-# torch.export saves a program's input and output structure by these names.
+# torch.export saves a program's input and output structure by these names, and states that torch.save wrote may be read
+# back with weights_only=True.
 for _type in (MLSTMState, SLSTMState, LSTMState):
     _pytree._register_namedtuple(_type, serialized_type_name=f"xlstm_cuda.{_type.__name__}")
+    torch.serialization.add_safe_globals([_type])

@@ -452,7 +452,7 @@ def _recurrent_step(
     if _checks.needs_grad(x, R, b, *state):
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state, None, None)
         return h.squeeze(1), after
-    inputs = (dense(t) for t in (x, R, b, *_four(state)))
+    inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
     after = cls(*library(namespace).recurrent_step.default(*inputs, cell)[: len(cls._fields)])
     return after.h.to(x.dtype), after
 
@@ -468,12 +468,19 @@ def _scan(
     lengths: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Cell]:
-    inputs = [dense(t) for t in (x, R, b, *_four(state), lengths, reset)]
+    inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(state), lengths, reset))]
     if _checks.needs_grad(*inputs):
         h, *final = Recurrent.apply(namespace, cell, *inputs)
     else:
         h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, cell, False)
     return h, cls(*final[: len(cls._fields)])
+
+
+def _weights(R: Tensor) -> Tensor:
+    """R, copied unless its rows or its columns are contiguous: a layer may keep it either way."""
+    if R.stride(-1) == 1 or R.stride(-2) == 1:
+        return R
+    return R.contiguous()
 
 
 def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:

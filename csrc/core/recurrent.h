@@ -25,7 +25,7 @@ struct RecurrentFwdParams {
   Cell cell;
   Rounding rounding;
   GateView<const T> x;     // (B, S, 4, H, D)
-  const T* R;              // (4, H, D, D) contiguous: raw[g] = x[g] + R[g] h + b[g]
+  WeightView<const T> R;   // (4, H, D, D): raw[g] = x[g] + R[g] h + b[g]
   const T* b;              // (4, H, D) contiguous, or null
   const int64_t* lengths;  // (B,), or null
   Flags reset;             // (B, S)
@@ -39,7 +39,7 @@ template <class T>
 struct RecurrentBwdParams {
   RecurrentShape shape;
   Cell cell;
-  const T* R;
+  WeightView<const T> R;
   const T* h;   // (B, S, H, D) contiguous, as returned
   const T* dh;  // (B, S, H, D) contiguous
   const T* saved;
@@ -58,7 +58,7 @@ struct RecurrentStepParams {
   Cell cell;
   Rounding rounding;
   GateView<const T> x;  // (B, 1, 4, H, D)
-  const T* R;
+  WeightView<const T> R;
   const T* b;
   RecurrentState<const T> state;
   RecurrentState<T> next;  // written, no overlap with `state`

@@ -23,6 +23,15 @@ struct GateView {
   T* at(int64_t b, int64_t t, int64_t g, int64_t h) const { return data + b * batch + t * time + g * gate + h * head; }
 };
 
+// (gate, head, out, in): recurrent weights, one matrix per gate and head; `out` or `in` has stride 1.
+template <class T>
+struct WeightView {
+  T* data = nullptr;
+  int64_t gate = 0, head = 0, out = 0, in = 0;
+
+  T* at(int64_t g, int64_t h) const { return data + g * gate + h * head; }
+};
+
 // (batch, time) flags; null where there are none.
 struct Flags {
   const bool* data = nullptr;

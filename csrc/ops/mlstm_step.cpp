@@ -29,7 +29,7 @@ struct Step {
     shape = {q_.size(0), q_.size(1), q_.size(2), q_.size(3), v_.size(3)};
     shape.num_sequences = shape.batch;
     const int64_t B = shape.batch, H = shape.num_heads, S = shape.seqlen;
-    STD_TORCH_CHECK(S >= 1 && S <= kMaxStepTokens, "mlstm_step: takes 1 to 16 tokens, got ", S);
+    STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
     check_shape("mlstm_step", "k", k_, {B, H, S, shape.head_dim_qk});
     check_shape("mlstm_step", "v", v_, {B, H, S, shape.head_dim_v});
     check_shape("mlstm_step", "i", i_, {B, H, S});
@@ -47,6 +47,7 @@ struct Step {
   Tensor run(const Tensor& like, const MlstmOptions& options, const std::tuple<Tensor, Tensor, Tensor>& state,
              const std::tuple<Tensor, Tensor, Tensor>& next, const OptionalTensor& slots) const {
     Tensor h = empty(like, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_v}, type);
+    if (shape.seqlen == 0) return as(h, like.scalar_type());
     with_compute_type(type, [&](auto zero) {
       using T = decltype(zero);
       const auto& [C, n, m] = state;
@@ -76,6 +77,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(const Tensor& q, const Ten
   const Step step(q, k, v, i, f);
   step.check_state(C, n, m, step.shape.batch);
   const Tensor C0 = as(C, step.type), n0 = as(n, step.type), m0 = as(m, step.type);
+  if (step.shape.seqlen == 0) {
+    const Tensor h = step.run(q, {}, {C0, n0, m0}, {C0, n0, m0}, {});
+    return {h, torch::stable::clone(C0), torch::stable::clone(n0), torch::stable::clone(m0)};
+  }
   const Shape C_shape(C.sizes().begin(), C.sizes().end()), n_shape(n.sizes().begin(), n.sizes().end());
   const Tensor C1 = empty(q, C_shape, step.type), n1 = empty(q, n_shape, step.type);
   const Tensor m1 = empty(q, {step.shape.batch, step.shape.num_heads}, step.type);

@@ -25,6 +25,18 @@ GateView<const T> gate_view(const Tensor& x) {
   return {pointer<T>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
+// R with contiguous rows or contiguous columns: a layer may keep either, and a copy would cost more than a step.
+Tensor as_weights(const Tensor& R, ScalarType type) {
+  const Tensor x = R.scalar_type() == type ? R : torch::stable::to(R, type);
+  return x.stride(-1) == 1 || x.stride(-2) == 1 ? x : torch::stable::contiguous(x);
+}
+
+template <class T>
+WeightView<const T> weight_view(const Tensor& R) {
+  const bool one = R.size(-1) == 1;  // a 1 x 1 matrix may come with any strides
+  return {pointer<T>(R), R.stride(0), R.stride(1), one ? 1 : R.stride(2), one ? 1 : R.stride(3)};
+}
+
 // The four tensors of a state in the compute type; any may be absent.
 struct State {
   OptionalTensor h, c, n, m;
@@ -92,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
   check_shape("recurrent", "reset", reset, {s.batch, s.seqlen});
   const ScalarType type = compute_type(x);
   const bool slstm = cell != Cell::lstm;
-  const Tensor x_c = as(x, type), R_c = as_contiguous(R, type);
+  const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
   const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
   const State initial(h0, c0, n0, m0, type, s, slstm);
@@ -105,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
                                           cell,
                                           rounding_of(x),
                                           gate_view<T>(x_c),
-                                          pointer<T>(R_c),
+                                          weight_view<T>(R_c),
                                           pointer<T>(b_c),
                                           pointer<int64_t>(longs),
                                           flags(reset_c),
@@ -132,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
   check_shape("recurrent", "reset", reset, {s.batch, s.seqlen});
   const ScalarType type = compute_type(h);
   const bool slstm = cell != Cell::lstm;
-  const Tensor dh_c = as_contiguous(dh, type), h_c = as_contiguous(h, type), R_c = as_contiguous(R, type);
+  const Tensor dh_c = as_contiguous(dh, type), h_c = as_contiguous(h, type), R_c = as_weights(R, type);
   const Tensor saved_c = as_contiguous(saved, type);
   const OptionalTensor longs = checked_lengths(lengths, s), reset_c = as_contiguous(reset, ScalarType::Bool);
   const OptionalTensor n_final = slstm ? OptionalTensor(nT) : std::nullopt;
@@ -146,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
     using T = decltype(zero);
     const RecurrentBwdParams<T> params = {s,
                                           cell,
-                                          pointer<T>(R_c),
+                                          weight_view<T>(R_c),
                                           pointer<T>(h_c),
                                           pointer<T>(dh_c),
                                           pointer<T>(saved_c),
@@ -177,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
   const ScalarType type = compute_type(x);
   const bool slstm = cell != Cell::lstm;
   STD_TORCH_CHECK(!slstm || (n && m), "recurrent: the sLSTM state must have n and m");
-  const Tensor x_c = as(x, type), R_c = as_contiguous(R, type);
+  const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type);
   const State state(h, c, n, m, type, s, slstm);
   const NewState next(x, type, s, slstm);
@@ -185,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
     using T = decltype(zero);
     const GateView<const T> gates = {pointer<T>(x_c), x_c.stride(0), 0, x_c.stride(1), x_c.stride(2)};
     const RecurrentStepParams<T> params = {
-        s, cell, rounding_of(x), gates, pointer<T>(R_c), pointer<T>(b_c), state.params<T>(), next.params<T>()};
+        s, cell, rounding_of(x), gates, weight_view<T>(R_c), pointer<T>(b_c), state.params<T>(), next.params<T>()};
     cpu::kernels<T>().recurrent_step(params, cpu_runtime());
   });
   return {next.h, next.c, next.n, next.m};

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 
 class LSTMLanguageModel(nn.Module):
     """Embedding, torch.nn.LSTM, linear head; the embedding is as wide as the hidden state."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, num_layers: int = 2) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.lstm = nn.LSTM(hidden_size, hidden_size, num_layers, batch_first=True)
@@ -23,18 +25,13 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def lstm_parameters(vocab_size: int, hidden_size: int, num_layers: int = 2) -> int:
+def lstm_parameters(vocab_size: int, hidden_size: int, num_layers: int = 1) -> int:
     """Parameters of LSTMLanguageModel: per layer two (4D, D) matrices and two (4D,) biases; embedding; head."""
     return num_layers * 8 * hidden_size * (hidden_size + 1) + (2 * hidden_size + 1) * vocab_size
 
 
-def matching_lstm(vocab_size: int, parameters: int, num_layers: int = 2) -> LSTMLanguageModel:
+def matching_lstm(vocab_size: int, parameters: int, num_layers: int = 1) -> LSTMLanguageModel:
     """The LSTM language model whose parameter count is closest to `parameters`."""
-    hidden = 1
-    while lstm_parameters(vocab_size, hidden + 1, num_layers) <= parameters:
-        hidden += 1
-    if lstm_parameters(vocab_size, hidden + 1, num_layers) - parameters < parameters - lstm_parameters(
-        vocab_size, hidden, num_layers
-    ):
-        hidden += 1
+    sizes = range(1, 1 + math.isqrt(parameters))  # 8 D^2 is less than `parameters`
+    hidden = min(sizes, key=lambda size: abs(lstm_parameters(vocab_size, size, num_layers) - parameters))
     return LSTMLanguageModel(vocab_size, hidden, num_layers)

@@ -39,10 +39,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
     model.add_argument("--dropout", type=fraction, default=0.0)
 
     training = result.add_argument_group("training, of both models")
-    training.add_argument("--steps", type=positive, default=300)
-    training.add_argument("--batch-size", type=positive, default=16)
+    training.add_argument("--steps", type=positive, default=280)
+    training.add_argument("--batch-size", type=positive, default=8)
     training.add_argument("--seq-len", type=positive, default=256)
-    training.add_argument("--lr", type=positive_float, default=3e-3, help="peak learning rate")
+    training.add_argument("--lr", type=positive_float, default=5e-3, help="peak learning rate of the xLSTM")
+    training.add_argument("--lstm-lr", type=positive_float, default=2e-2, help="peak learning rate of the LSTM")
     training.add_argument("--seed", type=natural, default=0)
     training.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
 

@@ -32,9 +32,7 @@ class SLSTMLayerState(NamedTuple):
 LayerState: TypeAlias = MLSTMLayerState | SLSTMLayerState
 StackState: TypeAlias = tuple[LayerState, ...]
 
-# torch.export saves a program's input and output structure by these names.
+# For torch.export and torch.load, as in xlstm_cuda/_states.py.
 for _type in (MLSTMLayerState, SLSTMLayerState):
     _pytree._register_namedtuple(_type, serialized_type_name=f"xlstm_cuda.nn.{_type.__name__}")
-
-# States may be saved with torch.save and read back with weights_only=True.
-torch.serialization.add_safe_globals([MLSTMLayerState, SLSTMLayerState, MLSTMState, SLSTMState])
+    torch.serialization.add_safe_globals([_type])

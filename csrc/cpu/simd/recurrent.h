@@ -25,6 +25,24 @@ XLSTM_INLINE int64_t padded_row(int64_t D) {
   return ceil_div(D, 16) * 16;
 }
 
+// Packs the matrix of one gate and head as the right operand of h R^T (forward), K = in and N = out.
+template <class T>
+XLSTM_INLINE void pack_forward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, T* packed) {
+  if (R.in == 1)
+    pack_cols(R.at(gate, head), R.out, D, D, packed);
+  else
+    pack_rows(R.at(gate, head), R.in, D, D, packed);
+}
+
+// The same for draw R (backward), K = out and N = in.
+template <class T>
+XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, T* packed) {
+  if (R.in == 1)
+    pack_rows(R.at(gate, head), R.out, D, D, packed);
+  else
+    pack_cols(R.at(gate, head), R.in, D, D, packed);
+}
+
 // One head and a range of batch rows: the time loops of different items are independent.
 struct BatchTile {
   int64_t head, first, rows;

@@ -58,61 +58,58 @@ struct LstmCell {
   }
 };
 
-// The two-state form: c_bar = c / n in [-1, 1], l = log n + m; m only to return it. With log f the log forget gate,
-//   u = i - log f - l     alpha = sigmoid(u)     c_bar += alpha (tanh z - c_bar)     l = log(e^i + e^(log f + l))
-// An empty unit has l = kEmptyLog, so that alpha = 1 at the first input.
+// c_bar = c / n in [-1, 1], m and nu = log n: what the definition carries, without a division and without overflow.
+// With log f the log forget gate, both arguments of the max below are <= 0 and one of them is 0 or nearly so:
+//   m = max(i, log f + m)     input = i - m     decayed = log f + m_before - m + nu     u = input - decayed
+//   alpha = sigmoid(u)        c_bar += alpha (tanh z - c_bar)                           nu = log(e^input + e^decayed)
+// An empty unit has nu = kEmptyLog, so that alpha = 1 at its first input.
 template <class T, bool kExpForget>
 struct SlstmCell {
-  static constexpr int kStates = 3;  // c_bar, l, m
-  static constexpr int kGrads = 3;   // dc_bar, dl, mu: the gradient of m beyond its part in l
-
+  static constexpr int kStates = 3;  // c_bar, nu, m
+  static constexpr int kGrads = 3;   // dc_bar, dl, mu: gradient of l = nu + m, and of m beyond its part in l
   static constexpr T kEmpty = static_cast<T>(kEmptyLog);
-  // Well above kEmptyLog, far below any log a unit can reach.
-  XLSTM_INLINE_MEMBER static IntVec<T> is_empty(Vec<T> l) { return l < static_cast<T>(kEmptyLog / 10); }
+
+  // Well above kEmptyLog, far below any log that a unit can reach.
+  XLSTM_INLINE_MEMBER static IntVec<T> is_empty(Vec<T> log) { return log < static_cast<T>(kEmptyLog / 10); }
 
   XLSTM_INLINE_MEMBER static void load_state(const PublicState<T>& s, Vec<T>* state) {
     Vec<T> log_n{};
     for (int j = 0; j < kLanes<T>; ++j) log_n[j] = std::log(s.n[j]);
-    const IntVec<T> full = s.n > 0;
-    state[0] = select<T>(full, s.c / s.n, splat<T>(0));
-    state[1] = select<T>(full, log_n + s.m, splat(kEmpty));
-    state[2] = select<T>(full, s.m, splat<T>(0));
+    const IntVec<T> empty = s.n == 0;
+    state[0] = select<T>(empty, splat<T>(0), s.c / s.n);
+    state[1] = select<T>(empty, splat(kEmpty), log_n);
+    state[2] = select<T>(empty, splat<T>(0), s.m);
   }
 
   XLSTM_INLINE_MEMBER static PublicState<T> store_state(const Vec<T>* state) {
-    const IntVec<T> empty = is_empty(state[1]);
     Vec<T> n{};
-    for (int j = 0; j < kLanes<T>; ++j) n[j] = std::exp(state[1][j] - state[2][j]);
-    n = select<T>(empty, splat<T>(0), n);
-    return {state[0] * n, n, select<T>(empty, splat<T>(0), state[2])};
+    for (int j = 0; j < kLanes<T>; ++j) n[j] = std::exp(state[1][j]);  // exp(kEmpty) is 0
+    return {state[0] * n, n, state[2]};
   }
 
   // raw: i, f, z, o. saved: alpha (its sign bit: m follows i), f, tanh(z), sigmoid(o), c_bar before.
   XLSTM_INLINE_MEMBER static Vec<T> forward(const Vec<T>* raw, Vec<T>* state, Vec<T>* saved) {
     const Vec<T> log_f = at_least<T>(kExpForget ? raw[1] : log_sigmoid<T>(raw[1]), kEmpty);
-    const Vec<T> i = at_least<T>(raw[0], kEmpty), before = state[1];
-    const IntVec<T> was_empty = is_empty(before);
-    const Vec<T> decayed = at_least<T>(log_f + before, kEmpty);
-    const Vec<T> u = i - decayed;
+    const Vec<T> i = at_least<T>(raw[0], kEmpty), kept = log_f + state[2];
+    const IntVec<T> input_wins = is_empty(state[1]) | (i > kept);
+    const Vec<T> m = select<T>(input_wins, i, kept);
+    const Vec<T> input = i - m, decayed = at_least<T>(kept - m + state[1], kEmpty), u = input - decayed;
     const Vec<T> e = exp_nonpositive<T>(-abs<T>(u));
-    Vec<T> alpha = select<T>(u < 0, e, splat<T>(1)) / (e + static_cast<T>(1));
-    const Vec<T> l = max<T>(i, decayed) + log1p_unit<T>(e);
-    const IntVec<T> now_empty = is_empty(l);
-    const IntVec<T> input_wins = was_empty | (i > log_f + state[2]);
-    const Vec<T> z = tanh<T>(raw[2]);
-    alpha = select<T>(now_empty, splat<T>(0), alpha);
+    const IntVec<T> now_empty = is_empty(m);  // nothing kept and nothing written
+    const Vec<T> z = tanh<T>(raw[2]), zero = splat<T>(0);
+    const Vec<T> alpha = select<T>(now_empty, zero, select<T>(u < 0, e, splat<T>(1)) / (e + static_cast<T>(1)));
     saved[0] = select<T>(input_wins, -alpha, alpha);
     saved[1] = raw[1];
     saved[2] = z;
-    saved[3] = select<T>(now_empty, splat<T>(0), sigmoid<T>(raw[3]));
+    saved[3] = select<T>(now_empty, zero, sigmoid<T>(raw[3]));
     saved[4] = state[0];
-    state[0] = select<T>(now_empty, splat<T>(0), state[0] + alpha * (z - state[0]));
-    state[1] = select<T>(now_empty, splat(kEmpty), l);
-    state[2] = select<T>(now_empty, splat<T>(0), select<T>(input_wins, i, log_f + state[2]));
+    state[0] = select<T>(now_empty, zero, state[0] + alpha * (z - state[0]));
+    state[1] = select<T>(now_empty, splat(kEmpty), max<T>(input, decayed) + log1p_unit<T>(e));
+    state[2] = select<T>(now_empty, zero, m);
     return saved[3] * state[0];
   }
 
-  // c = c_bar n and n = exp(l - m) at the end: gradients of c_bar and l, and mu for what m itself is asked for.
+  // At the end c = c_bar n and n = exp(l - m): gradients of c_bar and l, and mu for what m itself is asked for.
   XLSTM_INLINE_MEMBER static void load_grad(const PublicState<T>& final, const PublicState<T>& grad, Vec<T>* d) {
     const IntVec<T> full = final.n > 0;
     const Vec<T> dl = grad.c * final.c + grad.n * final.n;

@@ -123,10 +123,8 @@ void recurrent_fwd(const RecurrentFwdParams<T>& p, const Runtime& runtime) {
   const int64_t D = p.shape.head_dim, size = packed_size<T>(D, D), matrices = p.shape.num_heads * kGates;
   // R of one head: four panels sets, gate by gate.
   T* R = static_cast<T*>(runtime.scratch(0, static_cast<size_t>(matrices * size) * sizeof(T)));
-  runtime.parallel(matrices, ceil_div(int64_t{1} << 15, D * D), [&](int64_t item) {
-    const int64_t head = item / kGates, gate = item % kGates;
-    pack_cols(p.R + (gate * p.shape.num_heads + head) * D * D, D, D, D, R + item * size);
-  });
+  runtime.parallel(matrices, ceil_div(int64_t{1} << 15, D * D),
+                   [&](int64_t item) { pack_forward(p.R, item % kGates, item / kGates, D, R + item * size); });
   const BatchTiles tiles(p.shape, runtime.num_threads());
   with_cell<T>(p.cell, [&](auto cell) {
     runtime.parallel(tiles.count(), 1, [&](int64_t item) {

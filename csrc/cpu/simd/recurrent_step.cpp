@@ -5,9 +5,10 @@
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 namespace {
 
-// R[j0 : j0 + lanes, :] h: one sum per lane, by adding up along the rows and transposing once at the end.
+// Units [j, j + lanes) of R h where each row (one unit's weights) is contiguous: one sum per lane, by adding up along
+// the rows and transposing once at the end.
 template <class T>
-Vec<T> rows_times(const T* R, int64_t D, const T* h, int64_t lanes) {
+Vec<T> rows_times(const T* R, int64_t stride, int64_t D, const T* h, int64_t lanes) {
   constexpr int W = kLanes<T>;
   Vec<T> sums[W];
   XLSTM_UNROLL
@@ -16,7 +17,7 @@ Vec<T> rows_times(const T* R, int64_t D, const T* h, int64_t lanes) {
     const Vec<T> x = load_n(h + k, width);
     XLSTM_UNROLL
     for (int r = 0; r < W; ++r) {
-      if (r < lanes) sums[r] += load_n(R + r * D + k, width) * x;
+      if (r < lanes) sums[r] += load_n(R + r * stride + k, width) * x;
     }
   });
   transpose_square<T>(sums);
@@ -24,6 +25,19 @@ Vec<T> rows_times(const T* R, int64_t D, const T* h, int64_t lanes) {
   XLSTM_UNROLL
   for (int r = 0; r < W; ++r) total += sums[r];
   return total;
+}
+
+// The same where the units of one input are contiguous.
+template <class T>
+Vec<T> columns_times(const T* R, int64_t stride, int64_t D, const T* h, int64_t lanes) {
+  Vec<T> even = splat<T>(0), odd = splat<T>(0);  // two chains of additions
+  int64_t k = 0;
+  for (; k + 1 < D; k += 2) {
+    even += load_n(R + k * stride, lanes) * h[k];
+    odd += load_n(R + (k + 1) * stride, lanes) * h[k + 1];
+  }
+  if (k < D) even += load_n(R + k * stride, lanes) * h[k];
+  return even + odd;
 }
 
 template <class T, class Cell>
@@ -34,7 +48,8 @@ void step_units(const RecurrentStepParams<T>& p, int64_t head, int64_t j) {
     const int64_t offset = (b * H + head) * D;
     Vec<T> gates[kGates], state[Cell::kStates], saved[kSaved];
     for (int g = 0; g < kGates; ++g) {
-      gates[g] = rows_times(p.R + ((g * H + head) * D + j) * D, D, p.state.h + offset, lanes);
+      const T *R = p.R.at(g, head) + j * p.R.out, *h = p.state.h + offset;
+      gates[g] = p.R.in == 1 ? rows_times(R, p.R.out, D, h, lanes) : columns_times(R, p.R.in, D, h, lanes);
       gates[g] += load_n(p.x.at(b, 0, g, head) + j, lanes);
       if (p.b) gates[g] += load_n(p.b + g * hidden + head * D + j, lanes);
     }
