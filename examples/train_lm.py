@@ -1,12 +1,13 @@
 """Train a byte-level xLSTM language model on real text, beside a torch.nn.LSTM of the same size.
 
-    python examples/train_lm.py                          # the Python standard library, about two minutes on two cores
+    python examples/train_lm.py                          # Python's standard library, two minutes on two idle cores
     python examples/train_lm.py --data book.txt notes/   # your own files and folders
     python examples/train_lm.py --resume                 # go on after Ctrl-C, with bit-identical results
 
-The last tenth of the bytes is held out. The xLSTM is trained first, then the LSTM on the same batches in the same
-order; then come the held-out bits per byte of both, `loss.png`, a generated sample, and the speed of the library's
-functions against their PyTorch versions. Everything lands in --out.
+The last tenth of the bytes is held out. The xLSTM is trained first, then the LSTM (one layer) on the same batches in
+the same order, each with the best of the few learning rates tried at the default size. Then come the held-out bits per
+byte of both, `loss.png`, a generated sample, and the speed of the library's functions against their PyTorch versions.
+Everything lands in --out.
 
 Ctrl-C and SIGTERM save a checkpoint between two steps and exit with status 130 or 143; a run that is killed loses at
 most --save-every steps. Errors exit with status 2. A resumed run repeats an uninterrupted one bit by bit, on the same
