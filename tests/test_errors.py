@@ -181,9 +181,9 @@ MLSTM_CASES: list[Case] = [
     (mlstm, {"eps": float("inf")}, ValueError, "mlstm: eps must be a finite number >= 0, got inf"),
     (mlstm, {"eps": -1e-6}, ValueError, "mlstm: eps must be a finite number >= 0, got -1e-06"),
     (mlstm, {"eps": None}, ValueError, "mlstm: eps must be a finite number >= 0, got None"),
-    (mlstm, {"chunk_size": 0}, ValueError, "mlstm: chunk_size must be None or an int >= 1, got 0"),
-    (mlstm, {"chunk_size": 64.0}, ValueError, "mlstm: chunk_size must be None or an int >= 1, got 64.0"),
-    (mlstm, {"chunk_size": True}, ValueError, "mlstm: chunk_size must be None or an int >= 1, got True"),
+    (mlstm, {"chunk_size": 0}, ValueError, "mlstm: chunk_size must be None or an int from 1 to 2**31 - 1, got 0"),
+    (mlstm, {"chunk_size": 64.0}, ValueError, "mlstm: chunk_size must be None or an int from 1 to 2**31 - 1, got 64.0"),
+    (mlstm, {"chunk_size": True}, ValueError, "mlstm: chunk_size must be None or an int from 1 to 2**31 - 1, got True"),
     (mlstm, {"reset": [True]}, TypeError, "mlstm: reset must be a Tensor, got list"),
     (mlstm, {"reset": zeros(B, S)}, TypeError, "mlstm: reset must have dtype torch.bool, got torch.float32"),
     (

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from xlstm_cuda._ops import accumulate_dtype
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
@@ -72,8 +73,9 @@ def mlstm(
     if state is not None:
         _mlstm_state(op, "initial_state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
     _mlstm_options(op, input_gate, normalize, scale, eps)
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        _wrong_value(op, "chunk_size", "be None or an int >= 1", repr(chunk_size))
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
+        _wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", repr(chunk_size))
 
 
 def mlstm_step(
@@ -135,7 +137,9 @@ def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def needs_grad(*inputs: Tensor | None) -> bool:
-    """Whether autograd has to record a call on these tensors."""
+    """Whether autograd has to see a call on these tensors, if only to refuse forward-mode differentiation."""
+    if forward_ad._current_level >= 0:
+        return True
     if torch.is_grad_enabled():
         for x in inputs:
             if x is not None and x.requires_grad:

@@ -1,11 +1,11 @@
 """The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token.
 
-Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate arithmetic,
-states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may come in any of
-the four dtypes. All tensors are on one device. Strides are free; a tensor whose last dimension is not contiguous is
-copied. S = 0 and B = 0 are allowed. All gradients are exact, through every input, the initial and the final state, and
-have their input's dtype; second derivatives raise RuntimeError. Under autocast q, k, v, x and R are cast; gates, biases
-and states never.
+Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate
+arithmetic, states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may
+come in any of the four dtypes. All tensors are on one device. Strides are free; a tensor whose last dimension is not
+contiguous is copied. S = 0 and B = 0 are allowed. All gradients are exact, through every input, the initial and the
+final state, and have their input's dtype; second derivatives and forward-mode differentiation raise RuntimeError.
+Under autocast q, k, v, x and R are cast; gates, biases and states never.
 
 `backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" (test library), or None: the one of the context manager
 `backend(...)`, else by device.
@@ -92,12 +92,14 @@ def mlstm(
         cu_seqlens: int32 (N+1,), 0 = cu_seqlens[0] <= ... <= cu_seqlens[N] = S: N sequences packed in one row (B = 1).
             The initial and the returned state have N rows.
         reset: bool (B, S): the state is emptied before that token.
-        chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only.
+        chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only. The CPU kernel
+            uses at most 512.
         norm_grad: False drops the gradient through the denominator: faster, exact if a scale-invariant norm follows.
         backend: see the top of this module.
 
     Returns:
-        h (B, H, S, Dv) of dtype T, with v's strides if v is dense. With return_state (h, MLSTMState), the state in A.
+        h (B, H, S, Dv) of dtype T, with v's strides where those are dense and the last one is 1. With return_state
+        (h, MLSTMState), the state in A.
 
     Saved for backward, per token and head: q, k, v, i, f and h in their dtypes, and one value of dtype A. With bfloat16
     data and float32 gates: 4 Dqk + 4 Dv + 12 bytes.
@@ -369,7 +371,10 @@ def _mlstm_step(
     if not inplace:
         dtype = accumulate_dtype(inputs[0].dtype)
         state = MLSTMState(*(s.to(dtype, copy=True, memory_format=torch.contiguous_format) for s in state))
-    return ops.mlstm_step_.default(*tokens, *state, dense(slots), *options), state
+    h = ops.mlstm_step_.default(*tokens, *state, dense(slots), *options)
+    if inplace and not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(state)  # a graph that saved the old state must notice
+    return h, state
 
 
 def _mlstm_step_with_grad(
@@ -454,7 +459,7 @@ def _recurrent_step(
         return h.squeeze(1), after
     inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
     after = cls(*library(namespace).recurrent_step.default(*inputs, cell)[: len(cls._fields)])
-    return after.h.to(x.dtype), after
+    return after.h.to(x.dtype, copy=True), after  # not the memory of the state, which the caller may change
 
 
 def _scan(

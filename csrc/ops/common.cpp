@@ -69,6 +69,10 @@ void check_shape(const char* op, const char* name, const OptionalTensor& x, cons
   if (x) check_shape(op, name, *x, expected);
 }
 
+void check_dims(const char* op, std::initializer_list<int64_t> dims) {
+  for (int64_t dim : dims) STD_TORCH_CHECK(dim > 0, op, ": heads and head dimensions must not be 0");
+}
+
 Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype) {
   return torch::stable::empty(shape, dtype, torch::headeronly::Layout::Strided, like.device());
 }

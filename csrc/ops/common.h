@@ -41,6 +41,9 @@ std::string shape_string(const Tensor& x);
 void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
 void check_shape(const char* op, const char* name, const OptionalTensor& x, const Shape& expected);
 
+// Every feature dimension must have at least one element.
+void check_dims(const char* op, std::initializer_list<int64_t> dims);
+
 Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype);
 
 // x as dtype, last dimension contiguous; x itself where it already is.

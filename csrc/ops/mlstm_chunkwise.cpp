@@ -47,6 +47,7 @@ struct Inputs {
              const OptionalTensor& n0_, const OptionalTensor& m0_, const OptionalTensor& cu_seqlens_,
              const OptionalTensor& reset_) const {
     const int64_t B = shape.batch, H = shape.num_heads, S = shape.seqlen;
+    check_dims("mlstm", {H, shape.head_dim_qk, shape.head_dim_v});
     check_shape("mlstm", "k", k_, {B, H, S, shape.head_dim_qk});
     check_shape("mlstm", "v", v_, {B, H, S, shape.head_dim_v});
     check_shape("mlstm", "i", i_, {B, H, S});

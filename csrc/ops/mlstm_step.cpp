@@ -29,6 +29,7 @@ struct Step {
     shape = {q_.size(0), q_.size(1), q_.size(2), q_.size(3), v_.size(3)};
     shape.num_sequences = shape.batch;
     const int64_t B = shape.batch, H = shape.num_heads, S = shape.seqlen;
+    check_dims("mlstm_step", {H, shape.head_dim_qk, shape.head_dim_v});
     STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
     check_shape("mlstm_step", "k", k_, {B, H, S, shape.head_dim_qk});
     check_shape("mlstm_step", "v", v_, {B, H, S, shape.head_dim_v});
@@ -103,9 +104,12 @@ Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   }
   check_shape("mlstm_step", "slots", slots, {step.shape.batch});
   const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);
+  std::vector<bool> used(static_cast<size_t>(C.size(0)));
   for (int64_t b = 0; rows && b < step.shape.batch; ++b) {
     const int32_t slot = pointer<int32_t>(*rows)[b];
     STD_TORCH_CHECK(slot >= 0 && slot < C.size(0), "mlstm_step: slots[", b, "] = ", slot, " is not a row of the state");
+    STD_TORCH_CHECK(!used[slot], "mlstm_step: slots names row ", slot, " twice");
+    used[slot] = true;
   }
   return step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {C, n, m}, {C, n, m}, rows);
 }

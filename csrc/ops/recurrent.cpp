@@ -37,6 +37,11 @@ WeightView<const T> weight_view(const Tensor& R) {
   return {pointer<T>(R), R.stride(0), R.stride(1), one ? 1 : R.stride(2), one ? 1 : R.stride(3)};
 }
 
+// An initial h in the precision of the outputs: the recurrence never sees more.
+OptionalTensor rounded(const OptionalTensor& h, const Tensor& like) {
+  return h ? OptionalTensor(as(*h, like.scalar_type())) : h;
+}
+
 // The four tensors of a state in the compute type; any may be absent.
 struct State {
   OptionalTensor h, c, n, m;
@@ -88,6 +93,7 @@ OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentSha
 }
 
 void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s) {
+  check_dims("recurrent", {s.num_heads, s.head_dim});
   check_shape("recurrent", "R", R, {kGates, s.num_heads, s.head_dim, s.head_dim});
   check_shape("recurrent", "b", b, {kGates, s.num_heads, s.head_dim});
 }
@@ -107,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
   const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
   const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
-  const State initial(h0, c0, n0, m0, type, s, slstm);
+  const State initial(rounded(h0, x), c0, n0, m0, type, s, slstm);
   const NewState final(x, type, s, slstm);
   const Tensor h = empty(x, {s.batch, s.seqlen, s.num_heads, s.head_dim}, type);
   const Tensor saved = empty(x, save ? Shape{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim} : Shape{0}, type);
@@ -148,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
   const Tensor saved_c = as_contiguous(saved, type);
   const OptionalTensor longs = checked_lengths(lengths, s), reset_c = as_contiguous(reset, ScalarType::Bool);
   const OptionalTensor n_final = slstm ? OptionalTensor(nT) : std::nullopt;
-  const State initial(h0, c0, n0, m0, type, s, slstm), final({}, cT, n_final, {}, type, s, slstm);
+  const State initial(rounded(h0, h), c0, n0, m0, type, s, slstm), final({}, cT, n_final, {}, type, s, slstm);
   const State final_grad(dhT, dcT, dnT, dmT, type, s, slstm);
   const NewState initial_grad(h, type, s, slstm);
   const Tensor dx = empty(h, {s.batch, s.seqlen, kGates, s.num_heads, s.head_dim}, type);
@@ -191,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
   STD_TORCH_CHECK(!slstm || (n && m), "recurrent: the sLSTM state must have n and m");
   const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type);
-  const State state(h, c, n, m, type, s, slstm);
+  const State state(rounded(h, x), c, n, m, type, s, slstm);
   const NewState next(x, type, s, slstm);
   with_compute_type(type, [&](auto zero) {
     using T = decltype(zero);

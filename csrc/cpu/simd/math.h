@@ -75,7 +75,7 @@ XLSTM_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   XLSTM_UNROLL
   for (int k = K::taylor_terms; k >= 1; --k) p = p * r + kInverseFactorial<T>.of[k];
   // A cast between vectors of one size keeps the bits: the low bits of `shifted` hold n.
-  IntVec<T> bits = ((IntVec<T>)shifted << K::mantissa_bits) + K::one;
+  UnsignedVec<T> bits = ((UnsignedVec<T>)shifted << K::mantissa_bits) + K::one;
   return {(Vec<T>)bits, p * r};
 }
 

@@ -19,6 +19,7 @@ enum class Start { carry, empty, forget };  // the state before it | the empty s
 struct Chunk {
   int64_t begin, len;
   Start start;
+  bool reset;  // also where `start` is forget: the two may coincide
 };
 
 // One head of one sequence: tokens [begin, end) of batch row `row`; its states are number `state` of (N, H).
@@ -46,16 +47,19 @@ static int64_t cut_chunks(const MlstmInputs<T>& in, const Sequence& seq, int64_t
     const Start start = start_at(in, seq, t);
     int64_t end = t + 1;
     while (end < seq.end && end < t + chunk_size && start_at(in, seq, end) == Start::carry) ++end;
-    if (chunks) chunks[count] = {t, end - t, start};
+    if (chunks) chunks[count] = {t, end - t, start, in.reset.at(seq.row, t)};
     t = end;
   }
   return count;
 }
 
+// Buffers of a chunk grow with the square of its size.
+constexpr int64_t kMaxChunk = 512;
+
 template <class T>
 XLSTM_INLINE int64_t chunk_size_of(const MlstmInputs<T>& in) {
   const int64_t wanted = in.options.chunk_size > 0 ? in.options.chunk_size : 64;
-  return max_of(1, min_of(wanted, in.shape.seqlen));
+  return max_of(1, min_of(min_of(wanted, kMaxChunk), in.shape.seqlen));
 }
 
 // Gate vectors of a chunk, local index t (kernels' notation):
@@ -87,7 +91,7 @@ struct Gates {
       if (!exp_gate) store(log_i + t, log_sigmoid<double>(load(log_i + t)));
     }
     if (chunk.start == Start::forget) log_f[0] = 0;
-    scan(L, padded, exp_gate, chunk.start, M_in);
+    scan(L, padded, exp_gate, chunk, M_in);
     for (int64_t t = 0; t < padded; t += kLanes<double>) {
       store(b_bar + t, exp_nonpositive<double>(M - load(z + t)));
       store(a_bar + t, exp_nonpositive<double>(load(y + t) - z[L - 1]));
@@ -96,14 +100,14 @@ struct Gates {
   }
 
  private:
-  void scan(int64_t L, int64_t padded, bool exp_gate, Start start, double M_in) {
-    M_in = M_in > kEmptyLog ? M_in : kEmptyLog;
-    M = !exp_gate || start == Start::empty ? 0 : start == Start::forget ? kEmptyLog : M_in;
+  void scan(int64_t L, int64_t padded, bool exp_gate, const Chunk& chunk, double M_in) {
+    if (exp_gate && M_in < kEmptyLog) M_in = kEmptyLog;
+    M = !exp_gate || chunk.start == Start::empty ? 0 : chunk.start == Start::forget ? kEmptyLog : M_in;
     double b = 0, running = M;
     for (int64_t t = 0; t < L; ++t) {
       b += log_f[t];
       y[t] = log_i[t] - b;
-      running = y[t] > running ? y[t] : running;
+      running = y[t] > running || y[t] != y[t] ? y[t] : running;  // NaN stays
       z[t] = exp_gate ? running : -b;
       m[t] = b + z[t];
     }
@@ -113,7 +117,7 @@ struct Gates {
       y_low[t] = y[t] == -INFINITY ? 0 : static_cast<T>(y[t] - y_high[t]);
     }
     // The sigmoid gate has no stabiliser: m is handed through, and only a reset clears it.
-    M_out = exp_gate ? (m[L - 1] > kEmptyLog ? m[L - 1] : kEmptyLog) : start == Start::empty ? 0 : M_in;
+    M_out = exp_gate ? (m[L - 1] < kEmptyLog ? kEmptyLog : m[L - 1]) : chunk.reset ? 0 : M_in;
   }
 
  public:

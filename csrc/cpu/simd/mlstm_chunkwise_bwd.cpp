@@ -294,7 +294,7 @@ class BackwardSequence {
           static_cast<T>(dlog_f * xlstm::sigmoid(-static_cast<double>(*in.f.at(seq.row, seq.head, at))));
     }
     // Before a reset nothing is seen. The sigmoid gate hands m through unless a reset clears it.
-    if (chunk.start == Start::empty || (chunk.start == Start::forget && !sigmoid_gate)) dm = 0;
+    if (chunk.reset || (chunk.start == Start::forget && !sigmoid_gate)) dm = 0;
   }
 
   void finish_stabiliser() {

@@ -43,9 +43,9 @@ void advance_normaliser(const MlstmStepParams<T>& p, int64_t item, TokenFactors<
       forget = xlstm::sigmoid(f);
       input = xlstm::sigmoid(i);
     } else {
-      m = m > kEmptyLog ? m : kEmptyLog;
-      double next = log_f + m > i ? log_f + m : i;
-      next = next > kEmptyLog ? next : kEmptyLog;
+      m = m < kEmptyLog ? kEmptyLog : m;
+      double next = i > log_f + m || i != i ? i : log_f + m;  // NaN stays
+      next = next < kEmptyLog ? kEmptyLog : next;
       forget = std::exp(log_f + m - next);
       input = std::exp(i - next);
       m = next;

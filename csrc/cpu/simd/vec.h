@@ -33,10 +33,12 @@ struct IntOf;
 template <>
 struct IntOf<float> {
   using type = int32_t;
+  using unsigned_type = uint32_t;
 };
 template <>
 struct IntOf<double> {
   using type = int64_t;
+  using unsigned_type = uint64_t;
 };
 
 template <class T>
@@ -45,12 +47,15 @@ struct VecOf {
   // In memory: element-aligned, and allowed to alias T.
   typedef T unaligned __attribute__((vector_size(kVecBytes), aligned(sizeof(T)), may_alias));
   typedef typename IntOf<T>::type integer __attribute__((vector_size(kVecBytes)));
+  typedef typename IntOf<T>::unsigned_type unsigned_integer __attribute__((vector_size(kVecBytes)));
 };
 
 template <class T>
 using Vec = typename VecOf<T>::type;
 template <class T>
 using IntVec = typename VecOf<T>::integer;
+template <class T>
+using UnsignedVec = typename VecOf<T>::unsigned_integer;
 template <class T>
 constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
 

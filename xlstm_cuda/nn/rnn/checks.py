@@ -1,0 +1,80 @@
+"""Checks of what a user passes to LSTM, sLSTM and mLSTM."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+class InputError(ValueError, RuntimeError):
+    """A wrong input: ValueError as everywhere in this library, RuntimeError as in torch.nn.LSTM."""
+
+
+def check_options(op: str, sizes: Mapping[str, Any], flags: Mapping[str, Any], proj_size: Any, dropout: Any) -> None:
+    """Arguments of the constructors. sizes: ints of at least 1; flags: bools."""
+    for name, size, least in [*((name, size, 1) for name, size in sizes.items()), ("proj_size", proj_size, 0)]:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{op}: {name} must be an int, got {type(size).__name__}")
+        if size < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {size}")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{op}: {name} must be a bool, got {type(flag).__name__}")
+    if proj_size >= sizes["hidden_size"]:
+        raise ValueError(f"{op}: proj_size must be smaller than hidden_size={sizes['hidden_size']}, got {proj_size}")
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(f"{op}: dropout must be a number between 0 and 1, got {dropout!r}")
+    if dropout > 0 and sizes["num_layers"] == 1:
+        what = f"dropout={dropout} comes after every layer but the last, it needs num_layers > 1"
+        warnings.warn(f"{op}: {what}", stacklevel=3)
+
+
+def check_heads(op: str, num_heads: int, **sizes: int) -> None:
+    """Raises ValueError unless num_heads divides each size."""
+    for name, size in sizes.items():
+        if size % num_heads:
+            raise ValueError(f"{op}: {name} must be divisible by num_heads, got {name}={size}, num_heads={num_heads}")
+
+
+def check_input(op: str, input: Any, input_size: int, dtype: torch.dtype) -> None:
+    """Raises unless input is a tensor (S, B, F), (B, S, F) or (S, F), or packed (tokens, F), F = input_size."""
+    packed = isinstance(input, PackedSequence)
+    x = input.data if packed else input
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: input must be a Tensor or a PackedSequence, got {type(x).__name__}")
+    if packed:
+        _check_packed(op, input)
+    elif x.ndim not in (2, 3):
+        raise InputError(f"{op}: input must be 2-D, or 3-D for a batch, got {x.ndim}-D")
+    if x.shape[-1] != input_size:
+        raise InputError(f"{op}: input must have input_size={input_size} features, got shape {tuple(x.shape)}")
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if x.dtype != dtype and not autocast:
+        raise InputError(f"{op}: input must have the dtype of the weights, {dtype}, got {x.dtype}")
+
+
+def check_state(op: str, fields: Sequence[str], hx: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raises unless hx holds one tensor of the given shape per field."""
+    if isinstance(hx, Tensor) or not isinstance(hx, Sequence) or not all(isinstance(s, Tensor) for s in hx):
+        raise TypeError(f"{op}: hx must be a tuple ({', '.join(fields)}) of tensors, got {type(hx).__name__}")
+    if len(hx) != len(fields):
+        raise InputError(f"{op}: hx must be a tuple ({', '.join(fields)}), got {len(hx)} tensors")
+    for name, s, shape in zip(fields, hx, shapes, strict=True):
+        if s.shape != shape:
+            raise InputError(f"{op}: {name} of hx must have shape {shape}, got {tuple(s.shape)}")
+
+
+def _check_packed(op: str, input: PackedSequence) -> None:
+    if input.data.ndim != 2:
+        raise InputError(f"{op}: the data of a PackedSequence must be 2-D, got {input.data.ndim}-D")
+    sizes = input.batch_sizes.tolist()
+    if sizes != sorted(sizes, reverse=True) or min(sizes, default=1) < 1:
+        raise InputError(f"{op}: batch_sizes of a PackedSequence must not increase: pack with enforce_sorted=False")
+    if sum(sizes) != input.data.shape[0]:
+        raise InputError(f"{op}: batch_sizes add up to {sum(sizes)} tokens, the PackedSequence has {len(input.data)}")

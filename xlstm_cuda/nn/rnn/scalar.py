@@ -1,0 +1,127 @@
+"""LSTM and sLSTM: cells with one memory per hidden unit, recurrent weights per head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ... import functional
+from ..._states import LSTMState, SLSTMState
+from ..init import linspace_
+from .base import RNN
+from .checks import check_heads
+from .sequences import join, merge_directions, split_directions
+
+State = TypeVar("State", LSTMState, SLSTMState)
+
+
+class ScalarRNN(RNN[State]):
+    """Parameters of each layer and direction, as torch.nn.LSTM's; gates by row, then heads, then units:
+
+    weight_ih (4 * hidden_size, inputs), bias_ih and bias_hh (4 * hidden_size,)
+    weight_hh (4 * hidden_size, output_size / num_heads): a row reads the outputs of its own head only
+    weight_hr (proj_size, hidden_size / num_heads), with proj_size: head by head
+    """
+
+    scan: ClassVar[Callable[..., Any]]
+
+    def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
+        check_heads(type(self).__name__, self.num_heads, proj_size=self.proj_size)
+        rows = 4 * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, inputs),
+            "weight_hh": (rows, self.output_size // self.num_heads),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+        }
+        return shapes | ({"weight_hr": (self.proj_size, self.head_dim)} if self.proj_size else {})
+
+    def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.output_size,), *((self.hidden_size,) for _ in self.state_type._fields[1:])
+
+    def _layer(
+        self, layer: int, inputs: list[Tensor], state: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        gates = (4, self.num_heads, self.head_dim)
+        weights = self._each("weight_ih", layer)
+        x = join([F.linear(x, w).unflatten(-1, gates) for x, w in zip(inputs, weights, strict=True)], -2)
+        R = join([w.unflatten(0, gates) for w in self._each("weight_hh", layer)], 1)
+        b = None
+        if self.bias:
+            biases = zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True)
+            b = join([(b_ih + b_hh).unflatten(0, gates) for b_ih, b_hh in biases], 1)
+        start = None
+        if state is not None:
+            start = self.state_type(*(merge_directions(s.unflatten(-1, (self.num_heads, -1))) for s in state))
+        if self.proj_size:
+            P = join([w.unflatten(0, (self.num_heads, -1)) for w in self._each("weight_hr", layer)], 0)
+            h, final = self._projected_scan(x, R, b, P, start, lengths)
+        else:
+            h, final = type(self).scan(x, R, b, initial_state=start, lengths=lengths, return_state=True)
+            final = final._replace(h=final.h.to(h.dtype))  # exact: the kernel rounded it
+        directions = self.num_directions
+        output = h.unflatten(2, (directions, self.num_heads)).flatten(3)
+        return output, self.state_type(*(split_directions(s, directions).flatten(2) for s in final))
+
+    def _projected_scan(
+        self, x: Tensor, R: Tensor, b: Tensor | None, P: Tensor, start: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The recurrence through p = P h, without leaving the kernel: x + R (P h) = x + (R P) h.
+
+        x (B, S, 4, H, D), R (4, H, D, p), P (H, p, D). start.h is p before the first token and need not be the
+        projection of any h: R p is added to that token's x, in place, and the kernel starts from h = 0. Returns p and
+        the final state with p.
+        """
+        if start is not None:
+            p = start.h.to(R.dtype)
+            x[:, :1] += torch.einsum("ghdp,bhp->bghd", R, p)[:, None]
+            start = start._replace(h=torch.zeros_like(start.c))
+        h, final = type(self).scan(x, R @ P, b, initial_state=start, lengths=lengths, return_state=True)
+        if start is None or x.shape[1]:
+            p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
+        return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
+
+
+class LSTM(ScalarRNN[LSTMState]):
+    """torch.nn.LSTM on this library's kernels: the same arguments, parameters, initial values, results and states.
+
+    Gate order i, f, g, o. Equations: `xlstm_cuda.lstm`. One more argument:
+
+    num_heads: weight_hh is block-diagonal with that many blocks and has shape (4 * hidden_size, hidden_size /
+        num_heads); with proj_size, weight_hh (4 * hidden_size, proj_size / num_heads) and weight_hr (proj_size,
+        hidden_size / num_heads). With one head they are torch.nn.LSTM's. ValueError unless num_heads divides
+        hidden_size and proj_size.
+
+    State: (h (num_layers * directions, B, proj_size or hidden_size), c (num_layers * directions, B, hidden_size)), c in
+    float32 at least. A sequence of no tokens is allowed, its final state is the initial state.
+    """
+
+    state_type = LSTMState
+    scan = staticmethod(functional.lstm)
+
+
+class sLSTM(ScalarRNN[SLSTMState]):
+    """sLSTM (arXiv 2405.04517, equations 8-18) called like torch.nn.LSTM.
+
+    Gate order i, f, z, o, sigmoid forget gate. Equations: `xlstm_cuda.slstm`. Parameters, num_heads and proj_size: as
+    in `LSTM`. Initial weights are those of torch.nn.LSTM; biases are 0, but for the forget gate's (in bias_ih), which
+    goes from 3 to 6 over the units of a head: a memory of 20 to 400 tokens.
+
+    State: SLSTMState(h, c, n, m), h as in `LSTM`, the others (num_layers * directions, B, hidden_size). All zero is
+    empty.
+    """
+
+    state_type = SLSTMState
+    scan = staticmethod(functional.slstm)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            if name.startswith("bias_ih"):
+                linspace_(parameter.detach().view(4, self.num_heads, self.head_dim)[1], 3.0, 6.0)

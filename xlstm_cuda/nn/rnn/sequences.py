@@ -1,0 +1,44 @@
+"""Sequences of different lengths, directions of time, and both directions in one call of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+def unpack(input: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Padded tokens (B, S, F) and lengths (B,) on the CPU, rows by decreasing length as they are packed."""
+    return pad_packed_sequence(PackedSequence(input.data, input.batch_sizes), batch_first=True)
+
+
+def repack(x: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """The inverse of `unpack`, in the order of `like`."""
+    data = pack_padded_sequence(x, lengths, batch_first=True).data
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, S, F) backwards in time; with lengths (B,) the tokens of each row, while its padding stays."""
+    if lengths is None:
+        return x.flip(1)
+    t, end = torch.arange(x.shape[1], device=x.device), lengths[:, None]
+    index = torch.where(t < end, end - 1 - t, t)
+    return x.gather(1, index[..., None].expand_as(x))
+
+
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """The heads of one or two directions side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def merge_directions(s: Tensor) -> Tensor:
+    """State of a layer (directions, B, H, ...) -> state of the kernel (B, directions * H, ...)."""
+    return s.transpose(0, 1).flatten(1, 2)
+
+
+def split_directions(s: Tensor, directions: int) -> Tensor:
+    """The inverse of `merge_directions`."""
+    return s.unflatten(1, (directions, s.shape[1] // directions)).transpose(0, 1)
