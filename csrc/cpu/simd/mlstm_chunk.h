@@ -55,10 +55,13 @@ static int64_t cut_chunks(const MlstmInputs<T>& in, const Sequence& seq, int64_t
 
 // Buffers of a chunk grow with the square of its size.
 constexpr int64_t kMaxChunk = 512;
+// From this many elements of C on, a pass over C costs more than the larger triangle of a chunk twice as long.
+constexpr int64_t kLargeState = 256 * 512;
 
 template <class T>
 XLSTM_INLINE int64_t chunk_size_of(const MlstmInputs<T>& in) {
-  const int64_t wanted = in.options.chunk_size > 0 ? in.options.chunk_size : 64;
+  const int64_t state = in.shape.head_dim_qk * in.shape.head_dim_v, chosen = state < kLargeState ? 64 : 128;
+  const int64_t wanted = in.options.chunk_size > 0 ? in.options.chunk_size : chosen;
   return max_of(1, min_of(min_of(wanted, kMaxChunk), in.shape.seqlen));
 }
 
@@ -99,28 +102,6 @@ struct Gates {
     g_bar = b_bar[L - 1];
   }
 
- private:
-  void scan(int64_t L, int64_t padded, bool exp_gate, const Chunk& chunk, double M_in) {
-    if (exp_gate && M_in < kEmptyLog) M_in = kEmptyLog;
-    M = !exp_gate || chunk.start == Start::empty ? 0 : chunk.start == Start::forget ? kEmptyLog : M_in;
-    double b = 0, running = M;
-    for (int64_t t = 0; t < L; ++t) {
-      b += log_f[t];
-      y[t] = log_i[t] - b;
-      running = y[t] > running || y[t] != y[t] ? y[t] : running;  // NaN stays
-      z[t] = exp_gate ? running : -b;
-      m[t] = b + z[t];
-    }
-    for (int64_t t = L; t < padded; ++t) y[t] = -INFINITY, z[t] = z[L - 1];
-    for (int64_t t = 0; t < padded; ++t) {
-      y_high[t] = static_cast<T>(y[t]);
-      y_low[t] = y[t] == -INFINITY ? 0 : static_cast<T>(y[t] - y_high[t]);
-    }
-    // The sigmoid gate has no stabiliser: m is handed through, and only a reset clears it.
-    M_out = exp_gate ? (m[L - 1] < kEmptyLog ? kEmptyLog : m[L - 1]) : chunk.reset ? 0 : M_in;
-  }
-
- public:
   // Row t of D, zero beyond column t, for columns [0, padded).
   XLSTM_INLINE_MEMBER void decay_row(int64_t t, T* row, int64_t padded) const {
     const T high = static_cast<T>(z[t]), low = static_cast<T>(z[t] - high);
@@ -140,6 +121,27 @@ struct Gates {
     if (!options.normalize) return 1.0;
     const double floor = floor_of(options, t), size = std::fabs(r);
     return (size > floor ? size : floor) + options.eps;
+  }
+
+ private:
+  void scan(int64_t L, int64_t padded, bool exp_gate, const Chunk& chunk, double M_in) {
+    if (exp_gate && M_in < kEmptyLog) M_in = kEmptyLog;
+    M = !exp_gate || chunk.start == Start::empty ? 0 : chunk.start == Start::forget ? kEmptyLog : M_in;
+    double b = 0, running = M;
+    for (int64_t t = 0; t < L; ++t) {
+      b += log_f[t];
+      y[t] = log_i[t] - b;
+      running = y[t] > running || y[t] != y[t] ? y[t] : running;  // NaN stays
+      z[t] = exp_gate ? running : -b;
+      m[t] = b + z[t];
+    }
+    for (int64_t t = L; t < padded; ++t) y[t] = -INFINITY, z[t] = z[L - 1];
+    for (int64_t t = 0; t < padded; ++t) {
+      y_high[t] = static_cast<T>(y[t]);
+      y_low[t] = y[t] == -INFINITY ? 0 : static_cast<T>(y[t] - y_high[t]);
+    }
+    // The sigmoid gate has no stabiliser: m is handed through, and only a reset clears it.
+    M_out = exp_gate ? (m[L - 1] < kEmptyLog ? kEmptyLog : m[L - 1]) : chunk.reset ? 0 : M_in;
   }
 };
 
