@@ -1,4 +1,4 @@
-# make demo | test | lint: each sets up what is missing first.
+# make demo | test | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
 TORCH ?= torch==2.13.0
@@ -12,12 +12,15 @@ STAMP   := build/.installed$(subst /,_,$(PY))
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+bench: $(STAMP)
+	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,0 +1,129 @@
+"""Command line. Exit status: 0 fine, 1 a wrong result or a regression, 2 a mistake in the request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import files
+from .cases import SUITES, Case, UsageError, known, make_case
+from .compare import compare, differences
+from .report import insert, markdown, plot
+from .runner import Options, run, wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        return int(args.command(args))
+    except UsageError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report")
+
+    p = commands.add_parser("run", help="check and time implementations")
+    p.set_defaults(command=run_command)
+    p.add_argument("--suite", help=f"a list of cases: {', '.join(SUITES)}")
+    p.add_argument("--op", help="one case: mlstm, mlstm_step, slstm, slstm_step, lstm or lstm_step")
+    p.add_argument("--impl", help="implementations, separated by commas (default: all that can run it)")
+    p.add_argument("--shape", help="B=..,H=..,S=..,Dqk=..,Dv=.. (mlstm) or B=..,S=..,H=..,D=.. (slstm, lstm)")
+    p.add_argument("--dtype", help="float32 (default), float64, bfloat16 or float16")
+    p.add_argument("--mode", help="fwd or fwdbwd (default) for sequences, step for steps")
+    p.add_argument("--device", help="cpu (default) or cuda")
+    p.add_argument("--threads", type=_positive, default=torch.get_num_threads())
+    p.add_argument("--repeats", type=_positive, default=30, help="samples of each implementation")
+    p.add_argument("--max-seconds", type=float, default=30.0, help="stop sampling a case after this long")
+    p.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare with float64 first")
+    p.add_argument("--memory", action="store_true", help="also peak memory, each in a process of its own")
+    p.add_argument("--json", type=Path, help="write the results there")
+
+    p = commands.add_parser("compare", help="times of two result files; exit status 1 if anything became slower")
+    p.set_defaults(command=compare_command)
+    p.add_argument("old", type=Path)
+    p.add_argument("new", type=Path)
+    p.add_argument("--band", type=float, default=0.05, help="relative difference that counts as the same")
+
+    p = commands.add_parser("report", help="a result file as a Markdown table and a plot")
+    p.set_defaults(command=report_command)
+    p.add_argument("file", type=Path)
+    p.add_argument("--readme", type=Path, help="put the table between the bench markers of this file")
+    p.add_argument("--png", type=Path, metavar="DIR", help="draw FILE.png in this folder")
+    return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    options = Options(args.threads, args.repeats, args.check, args.memory, args.max_seconds)
+    results = run(_cases(args), options, strict=args.suite is None)
+    if args.json is not None:
+        files.write(args.json, results)
+    print(markdown(results), end="")
+    for record in results["cases"]:
+        for name, reason in record["skipped"].items():
+            print(f"skipped: {files.title(record)}: {name} {reason}", file=sys.stderr)
+    mistakes = wrong(results)
+    for line in mistakes:
+        print(f"wrong: {line}", file=sys.stderr)
+    return 1 if mistakes else 0
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    if args.suite is not None:
+        alone = ("op", "impl", "shape", "dtype", "mode", "device")
+        extra = [f"--{name}" for name in alone if getattr(args, name) is not None]
+        if extra:
+            raise UsageError(f"--suite does not go together with {', '.join(extra)}")
+        known("suite", args.suite, tuple(SUITES))
+        return SUITES[args.suite]
+    if args.op is None or args.shape is None:
+        raise UsageError("run needs --suite, or --op and --shape")
+    impls = tuple(args.impl.split(",")) if args.impl else None
+    device = args.device or "cpu"
+    known("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device")
+    return [make_case(args.op, args.shape, args.mode, args.dtype or "float32", device, impls)]
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    old, new = files.read(args.old), files.read(args.new)
+    lines, missing = compare(old, new, args.band)
+    if not lines:
+        raise UsageError("the two files have no timed case in common")
+    for difference in differences(old, new):
+        print(f"note: measured with different {difference}", file=sys.stderr)
+    for line in lines:
+        print(f"{line.ratio:8.3f}  {line.verdict:6}  {line.name}")
+    for name in missing:
+        print(f"note: not timed in {args.new}: {name}", file=sys.stderr)
+    return 1 if any(line.verdict == "slower" for line in lines) else 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    results = files.read(args.file)
+    table = markdown(results)
+    if args.readme is None:
+        print(table, end="")
+    else:
+        insert(args.readme, table)
+    if args.png is not None:
+        args.png.mkdir(parents=True, exist_ok=True)
+        plot(results, args.png / f"{args.file.stem}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Cases: an op, a shape, a dtype, a mode. Parsed from the command line, or listed in a suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .ops import OPS, Op, Shape
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+class UsageError(ValueError):
+    """A mistake in the request, for the user to read without a traceback."""
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    shape: Shape
+    mode: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    impls: tuple[str, ...] | None = None  # None: all that can run it
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} {format_shape(self.shape)} {self.dtype} {self.mode}"
+
+
+def known(kind: str, name: str, choices: dict[str, Op] | dict[str, torch.dtype] | tuple[str, ...]) -> None:
+    if name not in choices:
+        raise UsageError(f"unknown {kind} {name!r}: expected one of {', '.join(choices)}")
+
+
+def make_case(op: str, shape: str, mode: str | None, dtype: str, device: str, impls: tuple[str, ...] | None) -> Case:
+    """A case from command-line words; mode None: the op's most complete one. Raises UsageError."""
+    known("op", op, OPS)
+    known("dtype", dtype, DTYPES)
+    modes = OPS[op].modes
+    if mode is not None and mode not in modes:
+        raise UsageError(f"{op}: mode must be one of {', '.join(modes)}, got {mode!r}")
+    return Case(op, parse_shape(op, shape), mode or modes[-1], dtype, device, impls)
+
+
+def parse_shape(op: str, text: str) -> Shape:
+    """ "B=1,H=4,S=64,Dqk=32,Dv=32" to a dict in the op's order of keys; each of them once. Raises UsageError."""
+    keys = OPS[op].keys
+    expected = f"expected {','.join(f'{key}=..' for key in keys)}"
+    shape: Shape = {}
+    for part in text.split(","):
+        key, _, value = part.strip().partition("=")
+        if key not in keys:
+            raise UsageError(f"{op}: unknown shape key {key!r}: {expected}")
+        if key in shape:
+            raise UsageError(f"{op}: shape key {key} given twice")
+        if not value.isascii() or not value.isdigit() or int(value) == 0:
+            raise UsageError(f"{op}: shape key {key} must be a positive integer, got {value!r}")
+        shape[key] = int(value)
+    missing = [key for key in keys if key not in shape]
+    if missing:
+        raise UsageError(f"{op}: shape lacks {', '.join(missing)}: {expected}")
+    return {key: shape[key] for key in keys}
+
+
+def format_shape(shape: Shape) -> str:
+    return ",".join(f"{key}={value}" for key, value in shape.items())
+
+
+def _listed(op: str, shape: str, mode: str, *impls: str) -> Case:
+    return Case(op, parse_shape(op, shape), mode, impls=impls or None)
+
+
+# the token-by-token reference is left out where it would keep gigabytes or take seconds
+_MLSTM = ("cpu", "reference-chunkwise", "mlstm_kernels")
+
+SUITES: dict[str, list[Case]] = {
+    "smoke": [
+        _listed("mlstm", "B=1,H=2,S=64,Dqk=16,Dv=16", "fwdbwd"),
+        _listed("mlstm_step", "B=1,H=2,Dqk=16,Dv=16", "step"),
+        _listed("slstm", "B=2,S=16,H=2,D=16", "fwdbwd"),
+        _listed("slstm_step", "B=2,H=2,D=16", "step"),
+        _listed("lstm", "B=2,S=16,H=1,D=16", "fwdbwd"),
+        _listed("lstm_step", "B=2,H=1,D=16", "step"),
+    ],
+    "cpu": [
+        _listed("slstm", "B=16,S=256,H=4,D=64", "fwdbwd"),
+        _listed("slstm", "B=1,S=256,H=4,D=64", "fwdbwd"),
+        _listed("slstm", "B=8,S=200,H=3,D=64", "fwdbwd"),
+        _listed("lstm", "B=1,S=512,H=1,D=256", "fwdbwd", "cpu", "torch.nn.LSTM"),
+        _listed("lstm", "B=16,S=512,H=1,D=256", "fwdbwd", "cpu", "torch.nn.LSTM"),
+        _listed("mlstm", "B=1,H=8,S=1024,Dqk=128,Dv=256", "fwdbwd", *_MLSTM),
+        _listed("mlstm", "B=1,H=4,S=1024,Dqk=64,Dv=64", "fwdbwd", *_MLSTM),
+        _listed("mlstm_step", "B=1,H=4,Dqk=64,Dv=64", "step"),
+        _listed("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", "step"),
+        _listed("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", "step"),  # a state larger than most caches
+    ],
+}

@@ -1,0 +1,108 @@
+"""Whether an implementation computes the op: outputs and gradients against the float64 reference on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from xlstm_cuda.testing import TOLERANCE, cast, relative_error
+
+from .cases import DTYPES, Case
+from .implementations import Builder, Call
+from .ops import OPS, Op, Outputs, Shape, Tensors
+
+MAX_FLOPS, MAX_BYTES, MAX_SWEEP = 2e11, 2**29, 2**36  # of a float64 reference call
+
+Runner = Callable[[], tuple[Outputs, tuple[Tensor, ...]]]
+
+
+class WrongResult(Exception):
+    """An implementation does not compute the op."""
+
+
+def affordable(op: Op, shape: Shape, mode: str) -> Shape:
+    """The shape, or where the float64 reference would be too large, the same with fewer tokens, then fewer rows."""
+    shape = dict(shape)
+    while _too_large(op, shape, mode):
+        if shape.get("S", 0) > 128:
+            shape["S"] //= 2
+        elif shape["B"] > 1:
+            shape["B"] //= 2
+        else:
+            break
+    return shape
+
+
+def _too_large(op: Op, shape: Shape, mode: str) -> bool:
+    size = op.bytes(shape, mode, torch.float64)
+    # autograd of the token-by-token cells (those with D) adds up a gradient as large as x for every token
+    sweep = size * shape.get("S", 1) if mode == "fwdbwd" and "D" in shape else 0
+    return op.work(shape, mode) > MAX_FLOPS or size > MAX_BYTES or sweep > MAX_SWEEP
+
+
+def copies(tensors: Tensors, mode: str) -> Tensors:
+    """Private leaves, requiring grad in mode fwdbwd."""
+    return {name: x.detach().clone().requires_grad_(mode == "fwdbwd") for name, x in tensors.items()}
+
+
+def runner(call: Call, mode: str) -> Runner:
+    """One call as it is timed: outputs, and in mode fwdbwd the gradients of a random linear function of h."""
+    leaves = tuple(call.leaves.values())
+
+    def forward() -> tuple[Outputs, tuple[Tensor, ...]]:
+        with torch.no_grad():
+            return call.run(), ()
+
+    if mode != "fwdbwd":
+        return forward
+    with torch.no_grad():
+        (h,) = call.run()
+    generator = torch.Generator(h.device).manual_seed(2)
+    dh = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
+
+    def backward() -> tuple[Outputs, tuple[Tensor, ...]]:
+        outputs = call.run()
+        return outputs, torch.autograd.grad(outputs, leaves, dh)
+
+    return backward
+
+
+class Checker:
+    """The float64 results of one case, computed once, and the comparison with them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.op = case, OPS[case.op]
+        self.shape = affordable(self.op, case.shape, case.mode)
+        self.inputs = self.op.draw(self.shape, DTYPES[case.dtype], case.device)
+        wide = copies(cast(self.inputs), case.mode)
+        self.expected = self._results(Call(lambda: self.op.oracle(wide), wide))
+
+    def errors(self, builder: Builder) -> dict[str, float]:
+        """Relative errors by name ("h", "df"). Raises WrongResult where one exceeds the tolerance of the dtype."""
+        actual, dtype = self._results(builder(copies(self.inputs, self.case.mode))), DTYPES[self.case.dtype]
+        errors = {name: relative_error(actual[name], x) for name, x in self.expected.items()}
+        allowed = {name: _tolerance(name, dtype) for name in errors}
+        wrong = [
+            f"{name} {e:.1e} (allowed {allowed[name]:.0e})" for name, e in errors.items() if not e <= allowed[name]
+        ]
+        if wrong:
+            raise WrongResult(f"differs from the float64 reference, relative error of {', '.join(wrong)}")
+        if actual["h"].dtype != dtype:
+            raise WrongResult(f"h has dtype {actual['h'].dtype}, expected {dtype}")
+        return errors
+
+    def _results(self, call: Call) -> Tensors:
+        outputs, gradients = runner(call, self.case.mode)()
+        results = dict(zip(self.op.outputs, outputs, strict=True))
+        for name, gradient in zip(call.leaves, gradients, strict=bool(gradients)):
+            results[f"d{name}"] = call.canonical.get(name, lambda x: x)(gradient)
+        return results
+
+
+def _tolerance(name: str, dtype: torch.dtype) -> float:
+    tolerance = TOLERANCE[dtype]
+    if name == "df":
+        return tolerance.df
+    return tolerance.grad if name.startswith("d") else tolerance.h

@@ -1,0 +1,118 @@
+"""Runs cases: check, then time what is right, then the figures derived from the times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import memory
+from .cases import DTYPES, Case, UsageError, known
+from .check import Checker, WrongResult, copies, runner
+from .files import FORMAT, title
+from .implementations import IMPLEMENTATIONS, Implementation
+from .measure import Timing, ceilings, interleaved
+from .ops import OPS
+from .provenance import provenance
+
+
+@dataclass(frozen=True)
+class Options:
+    threads: int
+    repeats: int = 30
+    check: bool = True
+    memory: bool = False
+    max_seconds: float = 30.0
+
+
+def run(cases: Sequence[Case], options: Options, strict: bool = True) -> dict[str, Any]:
+    """Results of all cases, JSON-able; progress on stderr.
+
+    strict: an implementation that cannot run its case is a UsageError, otherwise it is noted under "skipped". A wrong
+    result is noted under "error" in the place of the times.
+    """
+    chosen = [(case, *_choose(case, strict)) for case in cases]  # mistakes come before any work
+    tops: dict[str, dict[str, float]] = {}
+    records = []
+    with _threads(options.threads), tqdm(chosen, unit="case") as bar:
+        origin = provenance(cases[0].device)
+        for case, impls, skipped in bar:
+            bar.set_description(case.label)
+            if case.dtype not in tops:
+                tops[case.dtype] = ceilings(DTYPES[case.dtype], case.device)
+            records.append(_run_case(case, impls, options, tops[case.dtype]) | {"skipped": skipped})
+    return {"format": FORMAT, "provenance": origin, "ceilings": tops, "cases": records}
+
+
+def wrong(results: dict[str, Any]) -> list[str]:
+    """What was found wrong, a line each."""
+    return [
+        f"{title(record)}: {entry['impl']}: {entry['error']}"
+        for record in results["cases"]
+        for entry in record["results"]
+        if "error" in entry
+    ]
+
+
+def _choose(case: Case, strict: bool) -> tuple[list[Implementation], dict[str, str]]:
+    """The implementations to run, and why others of the wanted ones cannot."""
+    op = OPS[case.op]
+    names = case.impls or tuple(
+        name for name, impl in IMPLEMENTATIONS.items() if case.op in impl.builders and case.device in impl.devices
+    )
+    for name in names:
+        known("implementation", name, tuple(IMPLEMENTATIONS))
+    reasons = {name: IMPLEMENTATIONS[name].why_not(op, case.shape, case.device) for name in names}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    if strict and case.impls and skipped:
+        raise UsageError("; ".join(f"{case.op}: {name} {reason}" for name, reason in skipped.items()))
+    return [IMPLEMENTATIONS[name] for name in names if name not in skipped], skipped
+
+
+def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top: dict[str, float]) -> dict[str, Any]:
+    op = OPS[case.op]
+    checker = Checker(case) if options.check else None
+    entries: dict[str, dict[str, Any]] = {impl.name: {"impl": impl.name} for impl in impls}
+    for impl in impls if checker else ():
+        assert checker is not None
+        try:
+            entries[impl.name]["check"] = checker.errors(impl.builders[case.op])
+        except WrongResult as error:
+            entries[impl.name]["error"] = str(error)
+        except Exception as error:  # a peer that fails must not cost the results of the others
+            entries[impl.name]["error"] = f"failed: {type(error).__name__}: {error}"
+    right = [impl for impl in impls if "error" not in entries[impl.name]]
+    inputs = op.draw(case.shape, DTYPES[case.dtype], case.device)
+    calls = {impl.name: runner(impl.builders[case.op](copies(inputs, case.mode)), case.mode) for impl in right}
+    for name, timing in interleaved(calls, case.device, options.repeats, options.max_seconds).items():
+        entries[name] |= asdict(timing) | _rates(case, timing, top)
+        if options.memory:
+            entries[name]["peak_bytes"] = memory.measured(case, name, options.threads)
+    identity = {key: value for key, value in asdict(case).items() if key != "impls"}
+    return identity | {"checked_shape": checker.shape if checker else None, "results": list(entries.values())}
+
+
+def _rates(case: Case, timing: Timing, top: dict[str, float]) -> dict[str, float]:
+    op = OPS[case.op]
+    gflops = 1e-9 * op.work(case.shape, case.mode) / timing.median
+    gbs = 1e-9 * op.bytes(case.shape, case.mode, DTYPES[case.dtype]) / timing.median
+    return {
+        "gflops": gflops,
+        "gbs": gbs,
+        "gemm_percent": 100 * gflops / top["gemm_gflops"],
+        "copy_percent": 100 * gbs / top["copy_gbs"],
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
