@@ -11,20 +11,24 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-FIND_TORCH = "import torch, sys; sys.exit(0 if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11) else 3)"
+FIND_TORCH = "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, sep=';', end='')"
 
 
-def environment_with_torch() -> dict[str, str]:
-    """An environment in which this interpreter imports torch. pip's build isolation hides it by way of PYTHONPATH."""
+def find_torch() -> tuple[str, str]:
+    """Folder and version of the torch of this interpreter, which pip's build isolation hides by way of PYTHONPATH."""
     hidden = dict(os.environ)
     visible = {key: value for key, value in hidden.items() if key != "PYTHONPATH"}
-    codes = []
+    problem = "no torch was found"
     for env in (hidden, visible):
-        codes.append(subprocess.run([sys.executable, "-c", FIND_TORCH], env=env, stderr=subprocess.DEVNULL).returncode)
-        if codes[-1] == 0:
-            return env
-    found = "an older torch was found" if 3 in codes else "no torch was found"
-    sys.exit(f"xlstm_cuda: {found} in {sys.prefix}: install torch >= 2.11 there first, then install xlstm_cuda again.")
+        run = subprocess.run([sys.executable, "-c", FIND_TORCH], env=env, capture_output=True, text=True)
+        if run.returncode == 0:
+            folder, version = run.stdout.split(";")
+            if tuple(map(int, version.split(".")[:2])) >= (2, 11):
+                return folder, version
+            problem = f"torch {version} was found"
+    sys.exit(
+        f"xlstm_cuda: {problem} in {sys.prefix}: install torch >= 2.11 there first, then install xlstm_cuda again."
+    )
 
 
 class CMakeBuild(build_ext):
@@ -32,20 +36,25 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
-        build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
-        env = environment_with_torch()
+        ninja = shutil.which("ninja")
+        build = ROOT / "build" / f"cmake-{'ninja' if ninja else 'make'}-{sysconfig.get_config_var('SOABI')}"
+        torch_folder, torch_version = find_torch()
         options = {
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            "XLSTM_TORCH_DIR": torch_folder,
+            "XLSTM_TORCH_VERSION": torch_version,
             "XLSTM_VERSION": self.distribution.get_version(),
             "XLSTM_CUDA": os.environ.get("XLSTM_CUDA", "auto"),
         }
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        if ninja:  # said anew each time: under build isolation it lives in a folder that is gone the next time
+            options["CMAKE_MAKE_PROGRAM"] = ninja
+        generator = ["-G", "Ninja"] if ninja else []
         defines = [f"-D{key}={value}" for key, value in options.items()]
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.check_call(["cmake", "-S", ROOT, "-B", build, *generator, *defines], env=env)
-        subprocess.check_call(["cmake", "--build", build, "--parallel", jobs], env=env)
-        subprocess.check_call(["cmake", "--install", build, "--prefix", target], env=env)
+        subprocess.check_call(["cmake", "-S", ROOT, "-B", build, *generator, *defines])
+        subprocess.check_call(["cmake", "--build", build, "--parallel", jobs])
+        subprocess.check_call(["cmake", "--install", build, "--prefix", target])
 
 
 setup(ext_modules=[Extension("xlstm_cuda._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -185,3 +185,28 @@ def test_saved_states_load_without_pickle(cls: Any, tmp_path: Any) -> None:
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert type(loaded) is cls and all(torch.equal(a, b) for a, b in zip(loaded, state, strict=True))
+
+
+def test_vmap_is_refused(backend: str) -> None:
+    x, R = torch.randn(3, 1, 2, 4, 1, 4, requires_grad=True), torch.randn(3, 4, 1, 4, 4, requires_grad=True)
+    q, gate = torch.randn(3, 1, 1, 2, 4, requires_grad=True), torch.randn(3, 1, 1, 2)
+    calls: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
+        (lambda x, R: slstm(x, R, backend=backend), (x, R)),
+        (lambda x, R: lstm(x, R, backend=backend), (x, R)),
+        (lambda q, gate: mlstm(q, q, q, gate, gate, backend=backend), (q, gate)),
+    ]
+    for function, inputs in calls:
+        for grad in (True, False):
+            with pytest.raises(RuntimeError, match="vmap is not supported"):
+                torch.func.vmap(function)(*(t.detach().requires_grad_(grad) for t in inputs))
+
+
+@cells
+def test_compiled_step_from_the_empty_state(
+    backend: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any]
+) -> None:
+    inputs = make(2, 1, 2, 8, requires_grad=True)
+    call = lambda x, R, b: step(x, R, b, None, backend=backend)[0]  # noqa: E731
+    arguments = inputs["x"][:, 0], inputs["R"], inputs["b"]
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*arguments), call(*arguments))

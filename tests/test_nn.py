@@ -519,3 +519,24 @@ def test_dropout() -> None:
     assert not torch.equal(stack(x), stack(x))
     stack.eval()
     assert torch.equal(stack(x), stack(x))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"slstm_at": 1}, "slstm_at must be a list of positions or 'all', got 1"),
+        ({"slstm_at": [1.0]}, r"slstm_at must be a list of positions or 'all', got \[1.0\]"),
+        (
+            {"mlstm_block": xnn.mLSTMLayerConfig()},
+            "mlstm_block must be a mLSTMBlockConfig or None, got mLSTMLayerConfig",
+        ),
+        (
+            {"slstm_block": xnn.mLSTMBlockConfig()},
+            "slstm_block must be a sLSTMBlockConfig or None, got mLSTMBlockConfig",
+        ),
+    ],
+)
+def test_stack_config_of_the_wrong_kind(fields: dict[str, Any], message: str) -> None:
+    good = {"mlstm_block": xnn.mLSTMBlockConfig(), "slstm_block": xnn.sLSTMBlockConfig(), "num_blocks": 2}
+    with pytest.raises(ValueError, match=message):
+        xnn.xLSTMBlockStackConfig(**{**good, **fields})

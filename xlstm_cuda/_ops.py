@@ -47,7 +47,7 @@ def _load(namespace: str) -> None:
         ) from _import_error
     files = _simt_files()
     if not files:
-        raise ImportError("xlstm_cuda: the test library of backend='simt' is not built. Build it with `make simt`.")
+        raise ImportError("xlstm_cuda: the test library of backend='simt' is not built: this version has none yet.")
     torch.ops.load_library(str(files[0]))
     register(namespace)
 
@@ -60,9 +60,16 @@ def register(namespace: str) -> None:
     """Register fake kernels for every op of a namespace, and backward formulas that raise for its backward ops."""
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
+    for name in _FAKES:
+        if not name.endswith("_"):  # torch itself refuses to batch an op that writes to its inputs
+            torch.library.register_vmap(f"{namespace}::{name}", _refuse_vmap)
     for name, functions in _BACKWARD_OPS.items():
         torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
     _registered.add(namespace)
+
+
+def _refuse_vmap(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("xlstm_cuda: torch.func.vmap is not supported; use the batch dimension, or backend='reference'")
 
 
 def _refuse(functions: str) -> Callable[..., NoReturn]:

@@ -95,7 +95,7 @@ def mlstm(
         chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only. The CPU kernel
             uses at most 512.
         norm_grad: False drops the gradient through the denominator: faster, exact if a scale-invariant norm follows.
-        backend: see the top of this module.
+        backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, H, S, Dv) of dtype T, with v's strides where those are dense and the last one is 1. With return_state
@@ -105,7 +105,7 @@ def mlstm(
     data and float32 gates: 4 Dqk + 4 Dv + 12 bytes.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
     q, k, v = _autocast(q, k, v)
@@ -166,7 +166,7 @@ def mlstm_step(
     Where gradients are needed the call is `mlstm` from that state, and saves what `mlstm` saves.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
     q, k, v = _autocast(q, k, v)
@@ -222,7 +222,7 @@ def slstm(
         forget_gate: "sigmoid" (lambda = logsigmoid) or "exp" (lambda(f) = f).
         lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
         reset: bool (B, S): the row's state, h included, is emptied before that token.
-        backend: see the top of this module.
+        backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, S, H, D) of dtype T. With return_state (h, SLSTMState), the state in A, its h rounded to T (the
@@ -231,7 +231,7 @@ def slstm(
     Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm", forget_gate)
     plain = partial(reference.slstm, forget_gate=forget_gate)
@@ -261,7 +261,7 @@ def slstm_step(
     Where gradients are needed the call is `slstm` from that state, and saves what `slstm` saves.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm_step", forget_gate)
     plain = partial(reference.slstm_step, forget_gate=forget_gate)
@@ -293,7 +293,7 @@ def lstm(
         return_state: also return the state after the last token.
         lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
         reset: bool (B, S): the row's state, h included, is emptied before that token.
-        backend: see the top of this module.
+        backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, S, H, D) of dtype T. With return_state (h, LSTMState), the state in A, its h rounded to T (the
@@ -302,7 +302,7 @@ def lstm(
     Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     h, state = _recurrent("lstm", "lstm", LSTMState, reference.lstm, x, R, b, initial_state, lengths, reset, backend)
     return (h, state) if return_state else h
@@ -316,7 +316,7 @@ def lstm_step(
     Args:
         x: (B, 4, H, D), dtype T. R (4, H, D, D), dtype T. b (4, H, D) or None.
         state: LSTMState(h, c), each (B, H, D), or None for zeros.
-        backend: see the top of this module.
+        backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, H, D) of dtype T, and the next state, dtype A.
@@ -324,7 +324,7 @@ def lstm_step(
     Where gradients are needed the call is `lstm` from that state, and saves what `lstm` saves.
 
     Raises:
-        TypeError, ValueError, ImportError: see the top of this module.
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     return _recurrent_step("lstm_step", "lstm", LSTMState, reference.lstm_step, x, R, b, state, backend)
 
@@ -449,8 +449,8 @@ def _recurrent_step(
     _checks.recurrent(op, x, R, b, state, "state", one_token=True)
     namespace = resolve(op, backend, x.device)
     if state is None:
-        zeros = x.new_zeros(x[:, 0].shape, dtype=accumulate_dtype(x.dtype))
-        state = cls(*(zeros for _ in cls._fields))
+        shape, dtype = x[:, 0].shape, accumulate_dtype(x.dtype)
+        state = cls(*(x.new_zeros(shape, dtype=dtype) for _ in cls._fields))
     if namespace == "reference":
         with _no_autocast(x.device):
             return plain(x, R, b, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ def info() -> dict[str, Any]:
 
     Raises ImportError where the compiled extension is missing.
     """
-    from xlstm_cuda import _C  # type: ignore[attr-defined]
+    try:
+        from xlstm_cuda import _C  # type: ignore[attr-defined]
+    except ImportError as error:
+        folder = Path(__file__).parent
+        raise ImportError(
+            f"xlstm_cuda: {folder} has no working compiled extension ({error}). In the source folder, build it with "
+            "`pip install -e .`; after `pip install .`, leave the source folder."
+        ) from error
 
     built = _C.build_info()
     return {

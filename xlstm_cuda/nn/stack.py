@@ -45,6 +45,10 @@ class xLSTMBlockStackConfig(Config):
         name = type(self).__name__
         require(self.num_blocks >= 0, f"{name}: num_blocks must be >= 0, got {self.num_blocks}")
         require(self.embedding_dim > 0, f"{name}: embedding_dim must be positive, got {self.embedding_dim}")
+        for field_name, kind in (("mlstm_block", mLSTMBlockConfig), ("slstm_block", sLSTMBlockConfig)):
+            value = getattr(self, field_name)
+            accepted = value is None or isinstance(value, kind)
+            require(accepted, f"{name}: {field_name} must be a {kind.__name__} or None, got {type(value).__name__}")
         self.slstm_at = self._positions()
         self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
         if self.mlstm_block is not None:
@@ -69,7 +73,10 @@ class xLSTMBlockStackConfig(Config):
             require(
                 self.slstm_at == "all", f"{name}: slstm_at must be a list of positions or 'all', got {self.slstm_at!r}"
             )
-        positions = list(range(self.num_blocks)) if everywhere else [int(p) for p in self.slstm_at]
+        given: Any = range(self.num_blocks) if everywhere else self.slstm_at
+        whole = isinstance(given, Sequence) and all(isinstance(p, int) for p in given)
+        require(whole, f"{name}: slstm_at must be a list of positions or 'all', got {self.slstm_at!r}")
+        positions = sorted(set(given))
         for position in positions:
             require(
                 0 <= position < self.num_blocks,
