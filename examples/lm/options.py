@@ -39,7 +39,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     model.add_argument("--dropout", type=fraction, default=0.0)
 
     training = result.add_argument_group("training, of both models")
-    training.add_argument("--steps", type=positive, default=320)
+    training.add_argument("--steps", type=positive, default=240)
     training.add_argument("--batch-size", type=positive, default=8)
     training.add_argument("--seq-len", type=positive, default=256)
     training.add_argument("--lr", type=positive_float, default=5e-3, help="peak learning rate of the xLSTM")
