@@ -5,7 +5,7 @@
     python examples/train_lm.py --resume                 # go on after Ctrl-C, with bit-identical results
 
 The last tenth of the bytes is held out. The xLSTM is trained first, then the LSTM (one layer) on the same batches in
-the same order, each with the best of the few learning rates tried at the default size. Then come the held-out bits per
+the same order, each with a learning rate of its own (--lr, --lstm-lr). Then come the held-out bits per
 byte of both, `loss.png`, a generated sample, and the speed of the library's functions against their PyTorch versions.
 Everything lands in --out.
 
