@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import files
+from . import files, goals
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
 from .report import insert, markdown, plot
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report|goals")
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -56,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path)
     p.add_argument("--readme", type=Path, help="put the table between the bench markers of this file")
     p.add_argument("--png", type=Path, metavar="DIR", help="draw FILE.png in this folder")
+
+    p = commands.add_parser("goals", help="which of the library's goals on a CPU result files show to be met")
+    p.set_defaults(command=goals_command)
+    p.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return top
 
 
@@ -122,6 +126,11 @@ def report_command(args: argparse.Namespace) -> int:
     if args.png is not None:
         args.png.mkdir(parents=True, exist_ok=True)
         plot(results, args.png / f"{args.file.stem}.png")
+    return 0
+
+
+def goals_command(args: argparse.Namespace) -> int:
+    print(goals.table([(path.name, files.read(path)) for path in args.files]), end="")
     return 0
 
 

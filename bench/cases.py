@@ -72,26 +72,33 @@ def _listed(op: str, shape: str, mode: str, *impls: str) -> Case:
     return Case(op, parse_shape(op, shape), mode, impls=impls or None)
 
 
-# the token-by-token reference is left out where it would keep gigabytes or take seconds
-_MLSTM = ("cpu", "reference-chunkwise", "mlstm_kernels")
+# the token-by-token reference is left out where it would keep gigabytes or take seconds, the compiled one where
+# compiling takes longer than all the rest
+_SLSTM, _LSTM = ("cpu", "reference", "xlstm"), ("cpu", "torch.nn.LSTM")
+_MLSTM, _MLSTM_STEP = ("cpu", "reference-chunkwise", "mlstm_kernels"), ("cpu", "inplace", "reference", "mlstm_kernels")
 
 SUITES: dict[str, list[Case]] = {
     "smoke": [
-        _listed("mlstm", "B=1,H=2,S=64,Dqk=16,Dv=16", "fwdbwd"),
-        _listed("mlstm_step", "B=1,H=2,Dqk=16,Dv=16", "step"),
-        _listed("slstm", "B=2,S=16,H=2,D=16", "fwdbwd"),
-        _listed("slstm_step", "B=2,H=2,D=16", "step"),
-        _listed("lstm", "B=2,S=16,H=1,D=16", "fwdbwd"),
-        _listed("lstm_step", "B=2,H=1,D=16", "step"),
+        _listed("mlstm", "B=1,H=2,S=64,Dqk=16,Dv=16", "fwdbwd", *_MLSTM, "reference"),
+        _listed("mlstm_step", "B=1,H=2,Dqk=16,Dv=16", "step", *_MLSTM_STEP),
+        _listed("slstm", "B=2,S=16,H=2,D=16", "fwdbwd", *_SLSTM),
+        _listed("slstm_step", "B=2,H=2,D=16", "step", "cpu", "reference"),
+        _listed("lstm", "B=2,S=16,H=1,D=16", "fwdbwd", *_LSTM, "reference"),
+        _listed("lstm_step", "B=2,H=1,D=16", "step", "cpu", "reference", "torch.nn.LSTMCell"),
     ],
     "cpu": [
-        _listed("slstm", "B=16,S=256,H=4,D=64", "fwdbwd"),
-        _listed("slstm", "B=1,S=256,H=4,D=64", "fwdbwd"),
-        _listed("slstm", "B=8,S=200,H=3,D=64", "fwdbwd"),
-        _listed("lstm", "B=1,S=512,H=1,D=256", "fwdbwd", "cpu", "torch.nn.LSTM"),
-        _listed("lstm", "B=16,S=512,H=1,D=256", "fwdbwd", "cpu", "torch.nn.LSTM"),
+        _listed("slstm", "B=16,S=256,H=4,D=64", "fwd", *_SLSTM),
+        _listed("slstm", "B=16,S=256,H=4,D=64", "fwdbwd", *_SLSTM),
+        _listed("slstm", "B=1,S=256,H=4,D=64", "fwd", *_SLSTM),
+        _listed("slstm", "B=1,S=256,H=4,D=64", "fwdbwd", *_SLSTM),
+        _listed("slstm", "B=8,S=200,H=3,D=64", "fwd", *_SLSTM),
+        _listed("slstm", "B=8,S=200,H=3,D=64", "fwdbwd", *_SLSTM),
+        _listed("lstm", "B=1,S=512,H=1,D=256", "fwd", *_LSTM),
+        _listed("lstm", "B=1,S=512,H=1,D=256", "fwdbwd", *_LSTM),
+        _listed("lstm", "B=16,S=512,H=1,D=256", "fwd", *_LSTM),
+        _listed("lstm", "B=16,S=512,H=1,D=256", "fwdbwd", *_LSTM),
         _listed("mlstm", "B=1,H=8,S=1024,Dqk=128,Dv=256", "fwdbwd", *_MLSTM),
-        _listed("mlstm", "B=1,H=4,S=1024,Dqk=64,Dv=64", "fwdbwd", *_MLSTM),
+        _listed("mlstm", "B=1,H=4,S=1024,Dqk=64,Dv=64", "fwdbwd", *_MLSTM, "reference-compiled"),
         _listed("mlstm_step", "B=1,H=4,Dqk=64,Dv=64", "step"),
         _listed("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", "step"),
         _listed("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", "step"),  # a state larger than most caches

@@ -17,7 +17,7 @@ def read(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
+    if not isinstance(results, dict) or results.get("format") != FORMAT or not isinstance(results.get("cases"), list):
         raise UsageError(f"{path}: not a result of `python -m bench run` of this version")
     return results
 

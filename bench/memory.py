@@ -43,9 +43,12 @@ def _status(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def measured(case: Case, impl: str, threads: int) -> int | None:
-    """Peak growth of one call in a child process, CUDA's allocator peak for cuda; None where it cannot be measured."""
-    request = json.dumps({"case": asdict(case), "impl": impl, "threads": threads})
+def measured(case: Case, impl: str, note: str, threads: int) -> int | None:
+    """Peak growth of one call in a child process, CUDA's allocator peak for cuda; None where it cannot be measured.
+
+    note: which of the implementation's ways.
+    """
+    request = json.dumps({"case": asdict(case), "impl": impl, "note": note, "threads": threads})
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
     command = [sys.executable, "-m", "bench.memory", request]
     child = subprocess.run(command, env={**os.environ, **malloc}, cwd=ROOT, capture_output=True, text=True)
@@ -59,7 +62,7 @@ def _in_child(request: str) -> int | None:
     fields = json.loads(request)
     torch.set_num_threads(fields["threads"])
     case = Case(**fields["case"])
-    op, builder = OPS[case.op], IMPLEMENTATIONS[fields["impl"]].builders[case.op]
+    op, builder = OPS[case.op], IMPLEMENTATIONS[fields["impl"]].ways(case.op, case.shape)[fields["note"]]
 
     def call_at(shape: dict[str, int]) -> Callable[[], object]:
         return runner(builder(copies(op.draw(shape, DTYPES[case.dtype], case.device), case.mode)), case.mode)

@@ -26,13 +26,17 @@ def markdown(results: dict[str, Any]) -> str:
     for record in results["cases"]:
         relative, case = ratios(record), title(record)
         for entry in record["results"]:
-            lines += _row((case, entry["impl"], *_cells(entry, relative)))
+            lines += _row((case, _name(entry), *_cells(entry, relative)))
             case = ""
     return "\n".join(lines) + "\n"
 
 
 def _row(cells: tuple[str, ...]) -> list[str]:
     return [f"| {' | '.join(cells)} |"]
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return f"{entry['impl']} ({entry['note']})" if entry.get("note") else entry["impl"]
 
 
 def _cells(entry: dict[str, Any], relative: dict[str, float]) -> tuple[str, ...]:

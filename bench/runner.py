@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,12 +11,13 @@ import torch
 from tqdm import tqdm
 
 from . import memory
+from .calls import Builder, Implementation
 from .cases import DTYPES, Case, UsageError, known
-from .check import Checker, WrongResult, copies, runner
+from .check import Checker, Runner, WrongResult, copies, runner
 from .files import FORMAT, title
-from .implementations import IMPLEMENTATIONS, Implementation
-from .measure import Timing, ceilings, interleaved
-from .ops import OPS
+from .implementations import IMPLEMENTATIONS
+from .measure import Timing, ceilings, fastest, interleaved
+from .ops import OPS, Tensors
 from .provenance import provenance
 
 
@@ -76,24 +77,38 @@ def _choose(case: Case, strict: bool) -> tuple[list[Implementation], dict[str, s
 def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top: dict[str, float]) -> dict[str, Any]:
     op = OPS[case.op]
     checker = Checker(case) if options.check else None
-    entries: dict[str, dict[str, Any]] = {impl.name: {"impl": impl.name} for impl in impls}
-    for impl in impls if checker else ():
-        assert checker is not None
-        try:
-            entries[impl.name]["check"] = checker.errors(impl.builders[case.op])
-        except WrongResult as error:
-            entries[impl.name]["error"] = str(error)
-        except Exception as error:  # a peer that fails must not cost the results of the others
-            entries[impl.name]["error"] = f"failed: {type(error).__name__}: {error}"
-    right = [impl for impl in impls if "error" not in entries[impl.name]]
     inputs = op.draw(case.shape, DTYPES[case.dtype], case.device)
-    calls = {impl.name: runner(impl.builders[case.op](copies(inputs, case.mode)), case.mode) for impl in right}
+    entries: dict[str, dict[str, Any]] = {impl.name: {"impl": impl.name} for impl in impls}
+    calls: dict[str, Runner] = {}
+    for impl in impls:
+        entry = entries[impl.name]
+        try:
+            ways = impl.ways(case.op, case.shape)
+            entry["note"] = note = _fastest(ways, inputs, case)
+            if checker:
+                entry["check"] = checker.errors(ways[note])
+            calls[impl.name] = _built(ways[note], inputs, case)
+        except WrongResult as error:
+            entry["error"] = str(error)
+        except Exception as error:  # a peer that fails must not cost the results of the others
+            entry["error"] = f"failed: {type(error).__name__}: {error}"
     for name, timing in interleaved(calls, case.device, options.repeats, options.max_seconds).items():
         entries[name] |= asdict(timing) | _rates(case, timing, top)
         if options.memory:
-            entries[name]["peak_bytes"] = memory.measured(case, name, options.threads)
+            entries[name]["peak_bytes"] = memory.measured(case, name, entries[name]["note"], options.threads)
     identity = {key: value for key, value in asdict(case).items() if key != "impls"}
     return identity | {"checked_shape": checker.shape if checker else None, "results": list(entries.values())}
+
+
+def _built(builder: Builder, inputs: Tensors, case: Case) -> Runner:
+    return runner(builder(copies(inputs, case.mode)), case.mode)
+
+
+def _fastest(ways: Mapping[str, Builder], inputs: Tensors, case: Case) -> str:
+    """The note of the way to time."""
+    if len(ways) == 1:
+        return next(iter(ways))
+    return fastest({note: _built(builder, inputs, case) for note, builder in ways.items()}, case.device)
 
 
 def _rates(case: Case, timing: Timing, top: dict[str, float]) -> dict[str, float]:

@@ -44,6 +44,11 @@ def backend(name: str | None) -> Iterator[None]:
         _selected.name = previous
 
 
+def default_backend() -> bool:
+    """Whether no `backend(...)` is in force in this thread."""
+    return _selected.name is None
+
+
 def resolve(op: str, name: str | None, device: torch.device) -> str:
     """Operator namespace for a call, or "reference". Raises ValueError for an unknown backend or a wrong device."""
     name = _selected.name if name is None else name

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from xlstm_cuda import _checks, reference
 from xlstm_cuda._autograd import MLSTM, Recurrent, dense
-from xlstm_cuda._backend import backend, resolve
+from xlstm_cuda._backend import backend, default_backend, resolve
 from xlstm_cuda._ops import accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 
@@ -168,6 +168,10 @@ def mlstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
+    if scale is None and eps == 1e-6 and _is_plain(backend, (q, k, v, i, f), state):
+        done = _plain_mlstm_step(q, k, v, i, f, state, inplace, slots, input_gate, normalize)
+        if done is not None:
+            return done
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
     q, k, v = _autocast(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
@@ -181,14 +185,15 @@ def mlstm_step(
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
             )
-    one_token = q.ndim == 3
-    inputs = tuple(x.unsqueeze(2) if one_token else x for x in (q, k, v, i, f))
+    inputs: tuple[Tensor, ...] = (q, k, v, i, f)
     options = _mlstm_options(q, **gates)
-    if _checks.needs_grad(*inputs, *state):
-        h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
-    else:
-        h, state = _mlstm_step(namespace, inputs, state, slots, options, inplace)
-    return (h.squeeze(2) if one_token else h), state
+    if not _checks.needs_grad(*inputs, *state):
+        return _mlstm_step(namespace, inputs, state, slots, options, inplace)
+    if q.ndim == 4:
+        return _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
+    inputs = tuple(x.unsqueeze(2) for x in inputs)
+    h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
+    return h.squeeze(2), state
 
 
 def slstm(
@@ -377,6 +382,29 @@ def _mlstm_step(
     return h, state
 
 
+def _plain_mlstm_step(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: Any, inplace: bool,
+    slots: Tensor | None, input_gate: str, normalize: bool,
+) -> tuple[Tensor, MLSTMState] | None:  # fmt: skip
+    """mlstm_step where `_is_plain`; None where the checks have to look at the call."""
+    sigmoid = input_gate == "sigmoid"
+    if not (sigmoid or (input_gate == "exp" and normalize)):
+        return None
+    options, ops = (sigmoid, bool(normalize), q.shape[-1] ** -0.5, 1e-6), library("xlstm_cuda")
+    try:
+        C, n, m = state
+        if not inplace and slots is None:
+            h, C, n, m = ops.mlstm_step.default(q, k, v, i, f, C, n, m, *options)
+            return h, MLSTMState(C, n, m)
+        if inplace and (slots is None or slots.dtype == torch.int32):
+            h = ops.mlstm_step_.default(q, k, v, i, f, C, n, m, slots, *options)
+            torch.autograd.graph.increment_version((C, n, m))
+            return h, MLSTMState(C, n, m)
+    except _OP_ERRORS:
+        pass
+    return None
+
+
 def _mlstm_step_with_grad(
     namespace: str,
     inputs: Sequence[Tensor],
@@ -443,6 +471,11 @@ def _recurrent_step(
     state: Cell | None,
     backend: str | None,
 ) -> tuple[Tensor, Cell]:
+    if _is_plain(backend, (x, R, b), state):
+        try:
+            return _plain_step(cell, cls, x, R, b, state)
+        except _OP_ERRORS:
+            pass
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
     x, R = _autocast(x, R)
     state = _checks.as_state(op, "state", state, cls)
@@ -458,8 +491,18 @@ def _recurrent_step(
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state, None, None)
         return h.squeeze(1), after
     inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
-    after = cls(*library(namespace).recurrent_step.default(*inputs, cell)[: len(cls._fields)])
-    return after.h.to(x.dtype, copy=True), after  # not the memory of the state, which the caller may change
+    return _new_state(cls, x, library(namespace).recurrent_step.default(*inputs, cell))
+
+
+def _plain_step(cell: str, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
+    """_recurrent_step where `_is_plain`."""
+    h, c, n, m = _four(cls(*state))
+    return _new_state(cls, x, library("xlstm_cuda").recurrent_step.default(x, R, b, h, c, n, m, cell))
+
+
+def _new_state(cls: type[Cell], x: Tensor, results: tuple[Tensor, ...]) -> tuple[Tensor, Cell]:
+    state = cls(*results[: len(cls._fields)])
+    return state.h.to(x.dtype, copy=True), state  # not the memory of the state, which the caller may change
 
 
 def _scan(
@@ -491,6 +534,29 @@ def _weights(R: Tensor) -> Tensor:
 def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
     """h, c, n, m as the ops take them: None for what the cell or the call does not have."""
     return (*(state or ()), None, None, None, None)[:4]
+
+
+# What an op raises for arguments that it cannot take, and tensors that are no more than that.
+_OP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError)
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any) -> bool:
+    """Whether a step may go to the op without the checks in Python, which take longer than a small step.
+
+    So it is for tensors on the CPU that do not require grad, without autocast, tracing or a chosen backend. The ops
+    check their arguments before they compute; where one raises, the checks run after all and say better what is wrong.
+    """
+    if backend is not None or state is None or torch.compiler.is_compiling() or not default_backend():
+        return False
+    try:
+        every: tuple[Any, ...] = (*inputs, *state)
+    except TypeError:  # not a state
+        return False
+    for x in every:
+        if x is not None and not (type(x) in _PLAIN_TYPES and x.is_cpu):
+            return False
+    return not torch.is_autocast_enabled("cpu") and not _checks.needs_grad(*every)
 
 
 def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@
 namespace xlstm {
 
 enum class Cell { lstm, slstm, slstm_exp };       // gates i, f, g, o | i, f, z, o; slstm_exp: exponential forget gate
-enum class Rounding { none, bfloat16, float16 };  // of h, each step, where the tensors are narrower than T
+enum class Rounding { none, bfloat16, float16 };  // of x, R and each h, where these are narrower than T
 constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
 
 struct RecurrentShape {
@@ -26,6 +26,7 @@ struct RecurrentFwdParams {
   Rounding rounding;
   GateView<const T> x;     // (B, S, 4, H, D)
   WeightView<const T> R;   // (4, H, D, D): raw[g] = x[g] + R[g] h + b[g]
+  bool R_is_bf16;          // no weight has more digits than bfloat16
   const T* b;              // (4, H, D) contiguous, or null
   const int64_t* lengths;  // (B,), or null
   Flags reset;             // (B, S)
@@ -40,8 +41,9 @@ struct RecurrentBwdParams {
   RecurrentShape shape;
   Cell cell;
   WeightView<const T> R;
-  const T* h;   // (B, S, H, D) contiguous, as returned
-  const T* dh;  // (B, S, H, D) contiguous
+  bool R_is_bf16;  // no weight has more digits than bfloat16
+  const T* h;      // (B, S, H, D) contiguous, as returned
+  const T* dh;     // (B, S, H, D) contiguous
   const T* saved;
   const int64_t* lengths;
   Flags reset;

@@ -15,11 +15,18 @@ struct Runtime {
   void* (*scratch)(int slot, size_t bytes);
   int (*num_threads)();
 
+  // f(begin, end) for each piece.
+  template <class F>
+  void parallel_ranges(int64_t count, int64_t grain, const F& f) const {
+    run(count, grain, &f,
+        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); });
+  }
+
+  // f(n) for each item.
   template <class F>
   void parallel(int64_t count, int64_t grain, const F& f) const {
-    run(count, grain, &f, [](const void* context, int64_t begin, int64_t end) {
-      const F& body = *static_cast<const F*>(context);
-      for (int64_t n = begin; n < end; ++n) body(n);
+    parallel_ranges(count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) f(n);
     });
   }
 };

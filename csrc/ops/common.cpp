@@ -49,20 +49,27 @@ const Runtime& cpu_runtime() {
   return runtime;
 }
 
-std::string shape_string(const Tensor& x) {
+std::string shape_string(const Shape& shape) {
   std::string text = "(";
-  for (int64_t d = 0; d < x.dim(); ++d) text += (d > 0 ? ", " : "") + std::to_string(x.size(d));
+  for (size_t d = 0; d < shape.size(); ++d) text += (d > 0 ? ", " : "") + std::to_string(shape[d]);
   return text + ")";
+}
+
+std::string shape_string(const Tensor& x) {
+  return shape_string(Shape(x.sizes().begin(), x.sizes().end()));
+}
+
+void check_float(const char* op, const char* name, const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+                      type == ScalarType::Half,
+                  op, ": ", name, " must be bfloat16, float16, float32 or float64");
 }
 
 void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
   bool same = x.dim() == static_cast<int64_t>(expected.size());
-  std::string text;
-  for (size_t d = 0; d < expected.size(); ++d) {
-    same = same && x.size(static_cast<int64_t>(d)) == expected[d];
-    text += (d > 0 ? ", " : "") + std::to_string(expected[d]);
-  }
-  STD_TORCH_CHECK(same, op, ": ", name, " must have shape (", text, "), got ", shape_string(x));
+  for (size_t d = 0; same && d < expected.size(); ++d) same = x.size(static_cast<int64_t>(d)) == expected[d];
+  STD_TORCH_CHECK(same, op, ": ", name, " must have shape ", shape_string(expected), ", got ", shape_string(x));
 }
 
 void check_shape(const char* op, const char* name, const OptionalTensor& x, const Shape& expected) {

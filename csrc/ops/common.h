@@ -35,11 +35,14 @@ class NoGrad {
 // Threads and scratch memory of the CPU kernels.
 const Runtime& cpu_runtime();
 
+std::string shape_string(const Shape& shape);
 std::string shape_string(const Tensor& x);
 
 // The last line of defence: Python has checked before and says it better.
 void check_shape(const char* op, const char* name, const Tensor& x, const Shape& expected);
 void check_shape(const char* op, const char* name, const OptionalTensor& x, const Shape& expected);
+
+void check_float(const char* op, const char* name, const Tensor& x);
 
 // Every feature dimension must have at least one element.
 void check_dims(const char* op, std::initializer_list<int64_t> dims);

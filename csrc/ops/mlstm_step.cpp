@@ -18,36 +18,55 @@ StepState<T> mutable_state_view(const Tensor& C, const Tensor& n, const Tensor& 
           n.stride(0),           n.stride(1), mutable_pointer<T>(m), m.stride(0), m.stride(1)};
 }
 
+// (B, H, S, D), or (B, H, D) for one token; gates (B, H, S) or (B, H).
+template <class T>
+View<const T> token_view(const Tensor& x, bool has_time) {
+  return {pointer<T>(x), x.stride(0), x.stride(1), has_time ? x.stride(2) : 0};
+}
+
 struct Step {
   Tensor q, k, v, i, f;
   MlstmShape shape;
   ScalarType type;
+  bool has_time;
 
   Step(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& i_, const Tensor& f_)
-      : type(compute_type(q_)) {
-    STD_TORCH_CHECK(q_.dim() == 4 && v_.dim() == 4, "mlstm_step: q and v must have 4 dimensions");
-    shape = {q_.size(0), q_.size(1), q_.size(2), q_.size(3), v_.size(3)};
+      : type(compute_type(q_)), has_time(q_.dim() == 4) {
+    STD_TORCH_CHECK(q_.dim() == 3 || q_.dim() == 4, "mlstm_step: q must have 3 or 4 dimensions");
+    STD_TORCH_CHECK(v_.dim() == q_.dim(), "mlstm_step: v must have as many dimensions as q");
+    const ScalarType data = q_.scalar_type();
+    STD_TORCH_CHECK(k_.scalar_type() == data && v_.scalar_type() == data, "mlstm_step: q, k, v must share a dtype");
+    const int64_t S = has_time ? q_.size(2) : 1;
+    shape = {q_.size(0), q_.size(1), S, q_.size(-1), v_.size(-1)};
     shape.num_sequences = shape.batch;
-    const int64_t B = shape.batch, H = shape.num_heads, S = shape.seqlen;
-    check_dims("mlstm_step", {H, shape.head_dim_qk, shape.head_dim_v});
+    check_dims("mlstm_step", {shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
     STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
-    check_shape("mlstm_step", "k", k_, {B, H, S, shape.head_dim_qk});
-    check_shape("mlstm_step", "v", v_, {B, H, S, shape.head_dim_v});
-    check_shape("mlstm_step", "i", i_, {B, H, S});
-    check_shape("mlstm_step", "f", f_, {B, H, S});
+    for (const Tensor* x : {&q_, &i_, &f_}) check_float("mlstm_step", "every input", *x);
+    check_shape("mlstm_step", "k", k_, tokens(shape.head_dim_qk));
+    check_shape("mlstm_step", "v", v_, tokens(shape.head_dim_v));
+    check_shape("mlstm_step", "i", i_, tokens());
+    check_shape("mlstm_step", "f", f_, tokens());
     q = as(q_, type), k = as(k_, type), v = as(v_, type), i = as(i_, type), f = as(f_, type);
   }
 
+  // (B, H[, S]) and what follows.
+  template <class... D>
+  Shape tokens(D... dims) const {
+    return has_time ? Shape{shape.batch, shape.num_heads, shape.seqlen, dims...}
+                    : Shape{shape.batch, shape.num_heads, dims...};
+  }
+
   void check_state(const Tensor& C, const Tensor& n, const Tensor& m, int64_t rows) const {
+    for (const Tensor* x : {&C, &n, &m}) check_float("mlstm_step", "the state", *x);
     check_shape("mlstm_step", "C", C, {rows, shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
     check_shape("mlstm_step", "n", n, {rows, shape.num_heads, shape.head_dim_qk});
     check_shape("mlstm_step", "m", m, {rows, shape.num_heads});
   }
 
-  // h (B, H, S, Dv), contiguous, from `state` to `next`, which may be the same.
+  // h, shaped as v, contiguous, from `state` to `next`, which may be the same.
   Tensor run(const Tensor& like, const MlstmOptions& options, const std::tuple<Tensor, Tensor, Tensor>& state,
              const std::tuple<Tensor, Tensor, Tensor>& next, const OptionalTensor& slots) const {
-    Tensor h = empty(like, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_v}, type);
+    Tensor h = empty(like, tokens(shape.head_dim_v), type);
     if (shape.seqlen == 0) return as(h, like.scalar_type());
     with_compute_type(type, [&](auto zero) {
       using T = decltype(zero);
@@ -55,12 +74,12 @@ struct Step {
       const auto& [C1, n1, m1] = next;
       const MlstmStepParams<T> params = {shape,
                                          options,
-                                         view<T>(q),
-                                         view<T>(k),
-                                         view<T>(v),
-                                         view<T>(i),
-                                         view<T>(f),
-                                         mutable_view<T>(h),
+                                         token_view<T>(q, has_time),
+                                         token_view<T>(k, has_time),
+                                         token_view<T>(v, has_time),
+                                         token_view<T>(i, has_time),
+                                         token_view<T>(f, has_time),
+                                         {mutable_pointer<T>(h), h.stride(0), h.stride(1), has_time ? h.stride(2) : 0},
                                          state_view<T>(C, n, m),
                                          mutable_state_view<T>(C1, n1, m1),
                                          pointer<int32_t>(slots)};
@@ -101,6 +120,10 @@ Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   }
   for (const Tensor& x : {C, n}) {
     STD_TORCH_CHECK(x.size(-1) <= 1 || x.stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
+  }
+  for (const Tensor& x : {C, n, m}) {
+    for (int64_t d = 0; d < x.dim(); ++d)
+      STD_TORCH_CHECK(x.size(d) <= 1 || x.stride(d) != 0, "mlstm_step: an in-place state must not be expanded");
   }
   check_shape("mlstm_step", "slots", slots, {step.shape.batch});
   const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);

@@ -124,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
                                           rounding_of(x),
                                           gate_view<T>(x_c),
                                           weight_view<T>(R_c),
+                                          R.scalar_type() == ScalarType::BFloat16,
                                           pointer<T>(b_c),
                                           pointer<int64_t>(longs),
                                           flags(reset_c),
@@ -165,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
     const RecurrentBwdParams<T> params = {s,
                                           cell,
                                           weight_view<T>(R_c),
+                                          R.scalar_type() == ScalarType::BFloat16,
                                           pointer<T>(h_c),
                                           pointer<T>(dh_c),
                                           pointer<T>(saved_c),
@@ -195,12 +197,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
   const ScalarType type = compute_type(x);
   const bool slstm = cell != Cell::lstm;
   STD_TORCH_CHECK(!slstm || (n && m), "recurrent: the sLSTM state must have n and m");
+  STD_TORCH_CHECK(R.scalar_type() == x.scalar_type(), "recurrent: x and R must share a dtype");
+  for (const Tensor* t : {&x, &h, &c}) check_float("recurrent", "every input", *t);
+  for (const OptionalTensor& t : {b, n, m}) {
+    if (t) check_float("recurrent", "every input", *t);
+  }
   const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type);
   const State state(rounded(h, x), c, n, m, type, s, slstm);
   const NewState next(x, type, s, slstm);
   with_compute_type(type, [&](auto zero) {
     using T = decltype(zero);
+    const T* norm = slstm ? pointer<T>(state.n) : nullptr;
+    for (int64_t k = 0; norm && k < s.batch * s.hidden(); ++k)
+      STD_TORCH_CHECK(!(norm[k] < 0), "recurrent: n must not be negative");
     const GateView<const T> gates = {pointer<T>(x_c), x_c.stride(0), 0, x_c.stride(1), x_c.stride(2)};
     const RecurrentStepParams<T> params = {
         s, cell, rounding_of(x), gates, weight_view<T>(R_c), pointer<T>(b_c), state.params<T>(), next.params<T>()};

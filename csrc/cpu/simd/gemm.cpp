@@ -4,25 +4,38 @@
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 namespace {
 
-template <class T, int ROWS>
-XLSTM_INLINE void gemm_tile(int64_t K, const T* A, int64_t row, int64_t col, const T* B, T* C, int64_t ldc,
-                            int64_t width, T beta) {
-  Vec<T> acc[ROWS][kTileVecs] = {};
+// Panels side by side in one tile of few rows: one panel alone would leave too few sums in flight to hide the latency
+// of an addition. The sums, a vector of each panel and one element of A have to fit the registers.
+constexpr int panels_for(int rows) {
+  int panels = rows == 1 ? 4 : 1;
+  while (panels < 4 && 2 * panels * kTileVecs * (rows + 1) < kVecRegisters) panels *= 2;
+  return panels;
+}
+
+// Rows [0, ROWS) and PANELS panels, the first `width` columns of them.
+template <class T, class W, int ROWS, int PANELS>
+XLSTM_INLINE void gemm_tile(int64_t K, const T* A, int64_t row, int64_t col, const W* B, int64_t panel, T* C,
+                            int64_t ldc, int64_t width, T beta) {
+  constexpr int kVecs = PANELS * kTileVecs;
+  Vec<T> acc[ROWS][kVecs] = {};
   for (int64_t k = 0; k < K; ++k) {
-    Vec<T> b[kTileVecs];
+    Vec<T> b[kVecs];
     XLSTM_UNROLL
-    for (int j = 0; j < kTileVecs; ++j) b[j] = load(B + k * kPanel<T> + j * kLanes<T>);
+    for (int j = 0; j < kVecs; ++j) {
+      b[j] = load_as<T>(B + j / kTileVecs * panel + k * kPanel<T> + j % kTileVecs * kLanes<T>);
+      if (ROWS > 1) keep<T>(b[j]);
+    }
     XLSTM_UNROLL
     for (int r = 0; r < ROWS; ++r) {
       const Vec<T> a = splat(A[r * row + k * col]);
       XLSTM_UNROLL
-      for (int j = 0; j < kTileVecs; ++j) acc[r][j] += a * b[j];
+      for (int j = 0; j < kVecs; ++j) acc[r][j] += a * b[j];
     }
   }
   XLSTM_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     XLSTM_UNROLL
-    for (int j = 0; j < kTileVecs; ++j) {
+    for (int j = 0; j < kVecs; ++j) {
       const int64_t lanes = width - j * kLanes<T>;
       if (lanes <= 0) continue;
       T* c = C + r * ldc + j * kLanes<T>;
@@ -31,30 +44,65 @@ XLSTM_INLINE void gemm_tile(int64_t K, const T* A, int64_t row, int64_t col, con
   }
 }
 
-// The tile function for the rows left over at the bottom, 1 .. kTileRows.
-template <class T, int ROWS = kTileRows>
-XLSTM_INLINE void gemm_rows(int64_t rows, int64_t K, const T* A, int64_t row, int64_t col, const T* B, T* C,
-                            int64_t ldc, int64_t width, T beta) {
-  if (rows == ROWS) return gemm_tile<T, ROWS>(K, A, row, col, B, C, ldc, width, beta);
-  if constexpr (ROWS > 1) gemm_rows<T, ROWS - 1>(rows, K, A, row, col, B, C, ldc, width, beta);
+template <class T, class W>
+struct Product {
+  int64_t M, N, k0, k1;
+  Strided<T> A;
+  PackedB<T, W> B;
+  T* C;
+  int64_t ldc;
+  T beta;
+};
+
+// Rows [m, m + ROWS) of the product, columns from n on: as many panels as the tile takes.
+template <class T, class W, int ROWS, int PANELS>
+XLSTM_INLINE void tile_at(const Product<T, W>& p, int64_t m, int64_t n) {
+  gemm_tile<T, W, ROWS, PANELS>(p.k1 - p.k0, p.A.data + m * p.A.row + p.k0 * p.A.col, p.A.row, p.A.col,
+                                p.B.data + n * p.B.K + p.k0 * kPanel<T>, p.B.K * kPanel<T>, p.C + m * p.ldc + n, p.ldc,
+                                p.N - n, p.beta);
+}
+
+// At least that many rows, at most kTileRows.
+template <class T, class W, int ROWS = kTileRows>
+XLSTM_INLINE void one_panel(const Product<T, W>& p, int64_t rows, int64_t m, int64_t n) {
+  if (rows == ROWS) return tile_at<T, W, ROWS, 1>(p, m, n);
+  if constexpr (ROWS > 1) one_panel<T, W, ROWS - 1>(p, rows, m, n);
+}
+
+constexpr int kFewRows = 3;
+
+template <class T, class W, int ROWS = kFewRows>
+XLSTM_INLINE void few_rows(const Product<T, W>& p) {
+  if constexpr (ROWS > 1) {
+    if (p.M < ROWS) return few_rows<T, W, ROWS - 1>(p);
+  }
+  constexpr int64_t kWide = panels_for(ROWS) * kPanel<T>;
+  int64_t n = 0;
+  for (; n + kWide <= p.N; n += kWide) tile_at<T, W, ROWS, panels_for(ROWS)>(p, 0, n);
+  for (; n < p.N; n += kPanel<T>) tile_at<T, W, ROWS, 1>(p, 0, n);
 }
 
 }  // namespace
 
-template <class T>
-void gemm(int64_t M, int64_t N, int64_t k0, int64_t k1, Strided<T> A, PackedB<T> B, T* C, int64_t ldc, T beta) {
+template <class T, class W>
+void gemm(int64_t M, int64_t N, int64_t k0, int64_t k1, Strided<T> A, PackedB<T, W> B, T* C, int64_t ldc, T beta) {
+  const Product<T, W> p = {M, N, k0, k1, A, B, C, ldc, beta};
+  if (M <= kFewRows) return few_rows<T, W>(p);
+  const int64_t tiles = ceil_div(M, kTileRows);  // of nearly equal height: a low tile is an inefficient one
   for (int64_t n = 0; n < N; n += kPanel<T>) {
-    const T* panel = B.data + n * B.K + k0 * kPanel<T>;
-    const int64_t width = min_of(kPanel<T>, N - n);
-    for (int64_t m = 0; m < M; m += kTileRows) {
-      gemm_rows<T>(min_of(kTileRows, M - m), k1 - k0, A.data + m * A.row + k0 * A.col, A.row, A.col, panel,
-                   C + m * ldc + n, ldc, width, beta);
+    for (int64_t tile = 0, m = 0; tile < tiles; ++tile) {
+      const int64_t rows = (M - m) / (tiles - tile);
+      one_panel<T, W>(p, rows, m, n);
+      m += rows;
     }
   }
 }
 
-template void gemm<float>(int64_t, int64_t, int64_t, int64_t, Strided<float>, PackedB<float>, float*, int64_t, float);
-template void gemm<double>(int64_t, int64_t, int64_t, int64_t, Strided<double>, PackedB<double>, double*, int64_t,
-                           double);
+#define XLSTM_GEMM(T, W) \
+  template void gemm<T, W>(int64_t, int64_t, int64_t, int64_t, Strided<T>, PackedB<T, W>, T*, int64_t, T);
+XLSTM_GEMM(float, float)
+XLSTM_GEMM(float, Bf16)
+XLSTM_GEMM(double, double)
+#undef XLSTM_GEMM
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

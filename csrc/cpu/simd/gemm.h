@@ -15,9 +15,9 @@ XLSTM_INLINE int64_t packed_size(int64_t K, int64_t N) {
   return ceil_div(N, kPanel<T>) * kPanel<T> * K;
 }
 
-template <class T>
+template <class T, class W = T>  // W: T, or Bf16 where the values fit it
 struct PackedB {
-  const T* data;
+  const W* data;
   int64_t K;  // rows of every panel
 };
 
@@ -28,8 +28,8 @@ struct Strided {
 };
 
 // B (K x N) with contiguous rows, row k scaled by scale[k] if given.
-template <class T>
-XLSTM_INLINE void pack_rows(const T* B, int64_t stride, int64_t K, int64_t N, T* packed, const T* scale = nullptr) {
+template <class T, class W = T>
+XLSTM_INLINE void pack_rows(const T* B, int64_t stride, int64_t K, int64_t N, W* packed, const T* scale = nullptr) {
   for (int64_t n = 0; n < N; n += kPanel<T>) {
     const int64_t width = min_of(kPanel<T>, N - n);
     for (int64_t k = 0; k < K; ++k, packed += kPanel<T>) {
@@ -37,7 +37,8 @@ XLSTM_INLINE void pack_rows(const T* B, int64_t stride, int64_t K, int64_t N, T*
       XLSTM_UNROLL
       for (int j = 0; j < kTileVecs; ++j) {
         const int64_t lanes = width - j * kLanes<T>;
-        store(packed + j * kLanes<T>, lanes > 0 ? s * load_n(B + k * stride + n + j * kLanes<T>, lanes) : splat<T>(0));
+        store_as<T>(packed + j * kLanes<T>,
+                    lanes > 0 ? s * load_n(B + k * stride + n + j * kLanes<T>, lanes) : splat<T>(0));
       }
     }
   }
@@ -76,22 +77,22 @@ XLSTM_INLINE void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
 }
 
 // B (K x N) given as its transpose, N rows of K contiguous elements.
-template <class T>
-XLSTM_INLINE void pack_cols(const T* Bt, int64_t stride, int64_t K, int64_t N, T* packed) {
-  constexpr int W = kLanes<T>;
+template <class T, class W = T>
+XLSTM_INLINE void pack_cols(const T* Bt, int64_t stride, int64_t K, int64_t N, W* packed) {
+  constexpr int kSide = kLanes<T>;
   for (int64_t n = 0; n < N; n += kPanel<T>, packed += kPanel<T> * K) {
-    for (int64_t j = 0; j < kPanel<T>; j += W) {
-      for (int64_t k = 0; k < K; k += W) {
-        const int64_t depth = min_of(W, K - k);
-        Vec<T> rows[W];
+    for (int64_t j = 0; j < kPanel<T>; j += kSide) {
+      for (int64_t k = 0; k < K; k += kSide) {
+        const int64_t depth = min_of(kSide, K - k);
+        Vec<T> rows[kSide];
         XLSTM_UNROLL
-        for (int r = 0; r < W; ++r) {
+        for (int r = 0; r < kSide; ++r) {
           rows[r] = n + j + r < N ? load_n(Bt + (n + j + r) * stride + k, depth) : splat<T>(0);
         }
         transpose_square<T>(rows);
         XLSTM_UNROLL
-        for (int r = 0; r < W; ++r) {
-          if (r < depth) store(packed + (k + r) * kPanel<T> + j, rows[r]);
+        for (int r = 0; r < kSide; ++r) {
+          if (r < depth) store_as<T>(packed + (k + r) * kPanel<T> + j, rows[r]);
         }
       }
     }
@@ -99,8 +100,8 @@ XLSTM_INLINE void pack_cols(const T* Bt, int64_t stride, int64_t K, int64_t N, T
 }
 
 // C (M x N) = beta C + A[:, k0:k1] B[k0:k1, :]. C has contiguous rows; it is not read where beta is 0.
-template <class T>
-void gemm(int64_t M, int64_t N, int64_t k0, int64_t k1, Strided<T> A, PackedB<T> B, T* C, int64_t ldc, T beta);
+template <class T, class W = T>
+void gemm(int64_t M, int64_t N, int64_t k0, int64_t k1, Strided<T> A, PackedB<T, W> B, T* C, int64_t ldc, T beta);
 
 // Products with a causal (lower triangular) L x L matrix, in bands of rows, skipping most of what is zero.
 constexpr int64_t kBand = 2 * kTileRows;

@@ -1,10 +1,13 @@
 #pragma once
 // What the passes of the recurrent family share: choice of the cell, rows of states, and the cut into work items.
+#include <new>
+
 #include "core/recurrent.h"
 #include "core/runtime.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/recurrent_cells.h"
 #include "cpu/simd/rows.h"
+#include "cpu/simd/team.h"
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
@@ -25,9 +28,10 @@ XLSTM_INLINE int64_t padded_row(int64_t D) {
   return ceil_div(D, 16) * 16;
 }
 
-// Packs the matrix of one gate and head as the right operand of h R^T (forward), K = in and N = out.
-template <class T>
-XLSTM_INLINE void pack_forward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, T* packed) {
+// Packs the matrix of one gate and head (into W: T, or Bf16 where R has no more digits) as the right operand of h R^T
+// (forward), K = in and N = out.
+template <class T, class W>
+XLSTM_INLINE void pack_forward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
   if (R.in == 1)
     pack_cols(R.at(gate, head), R.out, D, D, packed);
   else
@@ -35,32 +39,104 @@ XLSTM_INLINE void pack_forward(const WeightView<const T>& R, int64_t gate, int64
 }
 
 // The same for draw R (backward), K = out and N = in.
-template <class T>
-XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, T* packed) {
+template <class T, class W>
+XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
   if (R.in == 1)
     pack_rows(R.at(gate, head), R.out, D, D, packed);
   else
     pack_cols(R.at(gate, head), R.in, D, D, packed);
 }
 
-// One head and a range of batch rows: the time loops of different items are independent.
-struct BatchTile {
-  int64_t head, first, rows;
+// What one thread takes through the time loop: hidden units of one head, for a range of batch rows. carried: how many
+// of the head's parts these units are.
+struct Tile {
+  int64_t head, first_row, rows, first_unit, units, carried;
 };
 
-struct BatchTiles {
-  int64_t per_head, size, batch, num_heads;
+// The cut of the work: heads first; where there are fewer heads than threads, the hidden units of a head in `parts`
+// (each thread then reads only its part of R), and where there are threads left its batch rows.
+template <class T>
+class Cut {
+ public:
+  Cut(const RecurrentShape& shape, int num_threads, bool may_meet)
+      : s_(shape), panels_(ceil_div(s_.head_dim, kPanel<T>)) {
+    const int64_t spare = max_of(1, num_threads / s_.num_heads);
+    const int64_t step = kGates * s_.head_dim * s_.head_dim * max_of(1, s_.batch);  // multiplications
+    parts = may_meet ? max_of(1, min_of(min_of(spare, panels_), step / kWorkPerPart)) : 1;
+    row_tiles = max_of(1, min_of(s_.batch, ceil_div(num_threads, s_.num_heads * parts)));
+    tile_rows = ceil_div(s_.batch, row_tiles);
+  }
 
-  BatchTiles(const RecurrentShape& shape, int num_threads) : batch(shape.batch), num_heads(shape.num_heads) {
-    per_head = max_of(1, min_of(batch, ceil_div(num_threads, num_heads)));
-    size = ceil_div(batch, per_head);
+  int64_t parts, row_tiles, tile_rows;  // of one head
+
+  // Recurrences that are independent of each other, and threads' shares of them.
+  int64_t recurrences() const { return s_.batch > 0 ? s_.num_heads * row_tiles : 0; }
+
+  // Shares [begin, end) of one recurrence.
+  Tile at(int64_t recurrence, int64_t begin, int64_t end) const {
+    const int64_t first_row = recurrence % row_tiles * tile_rows;
+    const int64_t from = begin * panels_ / parts * kPanel<T>, to = end * panels_ / parts * kPanel<T>;
+    return {recurrence / row_tiles,         first_row,  max_of(0, min_of(tile_rows, s_.batch - first_row)), from,
+            min_of(to, s_.head_dim) - from, end - begin};
   }
-  int64_t count() const { return batch > 0 ? num_heads * per_head : 0; }
-  BatchTile at(int64_t item) const {
-    const int64_t first = item % per_head * size;
-    return {item / per_head, first, max_of(0, min_of(size, batch - first))};
-  }
+
+ private:
+  static constexpr int64_t kWorkPerPart = int64_t{1} << 16;  // some microseconds: well above the cost of a meeting
+  const RecurrentShape s_;
+  const int64_t panels_;
 };
+
+// Weights of 16-bit tensors stay in 16 bits where the rows are few: reading R is then what a step costs. With more rows
+// the conversions cost more than the reading.
+XLSTM_INLINE bool half_weights(const RecurrentShape& shape, bool R_is_bf16) {
+  return R_is_bf16 && shape.batch <= 4;
+}
+
+// The packed weights of one head, gate by gate.
+template <class T, class W>
+struct PackedR {
+  const W* data;
+  int64_t D;
+
+  // Of one gate, the columns from `unit` (the start of a panel) on.
+  PackedB<T, W> at(int64_t gate, int64_t unit) const { return {data + gate * packed_size<T>(D, D) + unit * D, D}; }
+};
+
+// Packs R, cuts the work and runs run(tile, packed R of its head, buffers, meeting) for each thread's share of each
+// recurrence. Buffers(arena, rows, padded row) places the working memory of one recurrence. All memory is taken before
+// the first step: a thread that failed to get some later would let the others wait for ever.
+template <class T, class W, class Buffers, class Pack, class Run>
+XLSTM_INLINE void run_recurrences(const RecurrentShape& shape, const Runtime& runtime, Pack pack, Run run) {
+  const int64_t D = shape.head_dim, size = packed_size<T>(D, D), matrices = shape.num_heads * kGates;
+  const TeamPermit permit;
+  const Cut<T> cut(shape, runtime.num_threads(), permit.granted());
+  const int64_t recurrences = cut.recurrences();
+  Arena one;
+  Buffers(one, cut.tile_rows, padded_row(D));
+  W* R = nullptr;
+  Meeting* meetings = nullptr;
+  char* buffers = nullptr;
+  const auto place = [&](Arena arena) {
+    R = arena.take<W>(matrices * size);
+    meetings = arena.take<Meeting>(recurrences);
+    buffers = arena.take<char>(recurrences * static_cast<int64_t>(one.used()));
+    return arena.used();
+  };
+  place(Arena(runtime.scratch(0, place(Arena()))));
+  for (int64_t n = 0; n < recurrences; ++n) new (meetings + n) Meeting(cut.parts);
+  runtime.parallel(matrices, ceil_div(int64_t{1} << 15, D * D),
+                   [&](int64_t item) { pack(item % kGates, item / kGates, R + item * size); });
+  runtime.parallel_ranges(recurrences * cut.parts, 1, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t n = begin / cut.parts, stop = min_of(end, (n + 1) * cut.parts);
+      const Tile tile = cut.at(n, begin - n * cut.parts, stop - n * cut.parts);
+      Arena arena(buffers + n * static_cast<int64_t>(one.used()));
+      const Buffers own(arena, cut.tile_rows, padded_row(D));
+      if (tile.rows > 0) run(tile, PackedR<T, W>{R + tile.head * kGates * size, D}, own, meetings[n]);
+      begin = stop;
+    }
+  });
+}
 
 template <class T>
 XLSTM_INLINE PublicState<T> load_public(const RecurrentState<const T>& s, int64_t offset, int64_t lanes) {

@@ -97,7 +97,8 @@ struct SlstmCell {
     const Vec<T> e = exp_nonpositive<T>(-abs<T>(u));
     const IntVec<T> now_empty = is_empty(m);  // nothing kept and nothing written
     const Vec<T> z = tanh<T>(raw[2]), zero = splat<T>(0);
-    const Vec<T> alpha = select<T>(now_empty, zero, select<T>(u < 0, e, splat<T>(1)) / (e + static_cast<T>(1)));
+    const Vec<T> alpha =
+        select<T>(now_empty, zero, quotient<T>(select<T>(u < 0, e, splat<T>(1)), e + static_cast<T>(1)));
     saved[0] = select<T>(input_wins, -alpha, alpha);
     saved[1] = raw[1];
     saved[2] = z;

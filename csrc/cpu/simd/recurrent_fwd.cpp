@@ -1,28 +1,43 @@
-// Recurrent family, forward: the whole time loop of one head and a tile of batch rows in one work item.
+// Recurrent family, forward: the whole time loop. A step writes h beside the h it reads, so that one meeting a step
+// is enough for threads that share a head.
 #include "cpu/simd/recurrent.h"
 #include "cpu/simd/table.h"
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 namespace {
 
+// Working memory of one recurrence; threads that share it work on columns of their own.
 template <class T, class Cell>
+struct ForwardBuffers {
+  int64_t rows, Dp;
+  T *raw, *h, *states;  // (4, rows, Dp); (2, rows, Dp): before and after a step; (kStates, rows, Dp)
+
+  ForwardBuffers(Arena& arena, int64_t rows_, int64_t Dp_) : rows(rows_), Dp(Dp_) {
+    raw = arena.take<T>(kGates * rows * Dp);
+    h = arena.take<T>(2 * rows * Dp);
+    states = arena.take<T>(Cell::kStates * rows * Dp);
+  }
+  T* raw_at(int64_t gate, int64_t row) const { return raw + (gate * rows + row) * Dp; }
+  T* h_at(int64_t t, int64_t row) const { return h + (t % 2 * rows + row) * Dp; }
+  T* state_at(int64_t s, int64_t row) const { return states + (s * rows + row) * Dp; }
+};
+
+template <class T, class W, class Cell>
 class ForwardTile {
  public:
-  ForwardTile(const RecurrentFwdParams<T>& params, const BatchTile& batch_tile, const T* packed_R,
-              const Runtime& runtime)
-      : p(params), tile(batch_tile), D(p.shape.head_dim), Dp(padded_row(D)), R(packed_R) {
-    Arena count;
-    place(count);
-    Arena arena(runtime.scratch(1, count.used()));
-    place(arena);
-  }
+  using Buffers = ForwardBuffers<T, Cell>;
+
+  ForwardTile(const RecurrentFwdParams<T>& params, const Tile& tile_, const PackedR<T, W>& R_, const Buffers& buffers_,
+              Meeting& meeting_)
+      : p(params), tile(tile_), R(R_), buffers(buffers_), meeting(meeting_) {}
 
   void run() {
     for (int64_t row = 0; row < tile.rows; ++row) load_initial(row);
     for (int64_t t = 0; t < p.shape.seqlen; ++t) {
-      if (p.reset.data) apply_resets(t);
+      meeting.wait(tile.carried);
       for (int g = 0; g < kGates; ++g) {
-        gemm<T>(tile.rows, D, 0, D, {h, Dp, 1}, {R + g * packed_size<T>(D, D), D}, raw + g * tile.rows * Dp, Dp, 0);
+        gemm<T, W>(tile.rows, tile.units, 0, D, {buffers.h_at(t, 0), buffers.Dp, 1}, R.at(g, tile.first_unit),
+                   buffers.raw_at(g, 0) + tile.first_unit, buffers.Dp, 0);
       }
       for (int64_t row = 0; row < tile.rows; ++row) step(row, t);
     }
@@ -31,110 +46,114 @@ class ForwardTile {
 
  private:
   const RecurrentFwdParams<T>& p;
-  const BatchTile tile;
-  const int64_t D, Dp;
-  const T* R;
-  T *raw, *h, *states;  // (4, rows, Dp), (rows, Dp), (kStates, rows, Dp)
+  const Tile tile;
+  const PackedR<T, W> R;
+  const Buffers buffers;
+  Meeting& meeting;
+  const int64_t D = p.shape.head_dim, hidden = p.shape.hidden();
 
-  void place(Arena& arena) {
-    raw = arena.take<T>(kGates * tile.rows * Dp);
-    h = arena.take<T>(tile.rows * Dp);
-    states = arena.take<T>(Cell::kStates * tile.rows * Dp);
+  // f(first unit, lanes) for each vector of this thread's units.
+  template <class F>
+  XLSTM_INLINE_MEMBER void for_units(F f) const {
+    for_vectors<T>(tile.units, [&](int64_t j, int64_t lanes) { f(tile.first_unit + j, lanes); });
   }
+  int64_t public_offset(int64_t row) const { return ((tile.first_row + row) * p.shape.num_heads + tile.head) * D; }
+  int64_t length(int64_t row) const { return length_of(p.lengths, tile.first_row + row, p.shape.seqlen); }
 
-  int64_t public_offset(int64_t row) const { return ((tile.first + row) * p.shape.num_heads + tile.head) * D; }
-  T* state_at(int s, int64_t row) const { return states + (s * tile.rows + row) * Dp; }
-
-  void set_state(int64_t row, const RecurrentState<const T>& from) {
+  // h and the state before token t.
+  void set_state(int64_t row, int64_t t, const RecurrentState<const T>& from) {
     const int64_t offset = public_offset(row);
-    for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
+    for_units([&](int64_t j, int64_t lanes) {
       Vec<T> s[Cell::kStates];
       Cell::load_state(load_public(from, offset + j, lanes), s);
-      for (int x = 0; x < Cell::kStates; ++x) store(state_at(x, row) + j, s[x]);
-      store(h + row * Dp + j, from.h ? load_n(from.h + offset + j, lanes) : splat<T>(0));
+      for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
+      store(buffers.h_at(t, row) + j, from.h ? load_n(from.h + offset + j, lanes) : splat<T>(0));
     });
   }
 
-  void load_initial(int64_t row) {
-    set_state(row, p.initial);
-    round_row(h + row * Dp, D, p.rounding);
+  void apply_reset(int64_t row, int64_t t) {
+    if (t < length(row) && p.reset.at(tile.first_row + row, t)) set_state(row, t, {});
   }
 
-  void apply_resets(int64_t t) {
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      const int64_t b = tile.first + row;
-      if (p.reset.at(b, t) && t < length_of(p.lengths, b, p.shape.seqlen)) set_state(row, {});
-    }
+  void load_initial(int64_t row) {
+    set_state(row, 0, p.initial);
+    round_row(buffers.h_at(0, row) + tile.first_unit, tile.units, p.rounding);
+    apply_reset(row, 0);
   }
 
   void step(int64_t row, int64_t t) {
-    const int64_t b = tile.first + row, token = b * p.shape.seqlen + t, hidden = p.shape.hidden();
-    T* out = p.h + token * hidden + tile.head * D;
+    const int64_t token = (tile.first_row + row) * p.shape.seqlen + t;
+    T *out = p.h + token * hidden + tile.head * D, *h_next = buffers.h_at(t + 1, row);
     T* saved_out = p.saved ? p.saved + token * kSaved * hidden + tile.head * D : nullptr;
-    if (t >= length_of(p.lengths, b, p.shape.seqlen)) {
-      fill_row<T>(out, 0, D);
-      for (int x = 0; saved_out && x < kSaved; ++x) fill_row<T>(saved_out + x * hidden, 0, D);
-      return;
-    }
-    T* h_row = h + row * Dp;
-    for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
+    if (t >= length(row)) return pass_padding(row, t, out, saved_out);
+    for_units([&](int64_t j, int64_t lanes) {
       Vec<T> gates[kGates], s[Cell::kStates], saved[kSaved];
       XLSTM_UNROLL
       for (int g = 0; g < kGates; ++g) {
-        gates[g] = load(raw + (g * tile.rows + row) * Dp + j) + load_n(p.x.at(b, t, g, tile.head) + j, lanes);
+        const T* x = p.x.at(tile.first_row + row, t, g, tile.head) + j;
+        gates[g] = load(buffers.raw_at(g, row) + j) + load_n(x, lanes);
+        prefetch(x + p.x.time);  // of the next token: the processor does not guess that stride
         if (p.b) gates[g] += load_n(p.b + g * hidden + tile.head * D + j, lanes);
       }
       XLSTM_UNROLL
-      for (int x = 0; x < Cell::kStates; ++x) s[x] = load(state_at(x, row) + j);
-      store(h_row + j, Cell::forward(gates, s, saved));
+      for (int x = 0; x < Cell::kStates; ++x) s[x] = load(buffers.state_at(x, row) + j);
+      store(h_next + j, Cell::forward(gates, s, saved));
       XLSTM_UNROLL
-      for (int x = 0; x < Cell::kStates; ++x) store(state_at(x, row) + j, s[x]);
+      for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
       if (!saved_out) return;
       XLSTM_UNROLL
       for (int x = 0; x < kSaved; ++x) store_n(saved_out + x * hidden + j, saved[x], lanes);
     });
-    round_row(h_row, D, p.rounding);
-    scale_row<T>(out, 1, h_row, D);
+    round_row(h_next + tile.first_unit, tile.units, p.rounding);
+    scale_row<T>(out + tile.first_unit, 1, h_next + tile.first_unit, tile.units);
+    apply_reset(row, t + 1);
+  }
+
+  // After the end of a row: zeros out, the state stays.
+  void pass_padding(int64_t row, int64_t t, T* out, T* saved_out) {
+    const int64_t first = tile.first_unit;
+    fill_row<T>(out + first, 0, tile.units);
+    for (int x = 0; saved_out && x < kSaved; ++x) fill_row<T>(saved_out + x * hidden + first, 0, tile.units);
+    scale_row<T>(buffers.h_at(t + 1, row) + first, 1, buffers.h_at(t, row) + first, tile.units);
   }
 
   void store_final(int64_t row) {
-    const int64_t offset = public_offset(row);
-    scale_row<T>(p.final.h + offset, 1, h + row * Dp, D);
-    if (length_of(p.lengths, tile.first + row, p.shape.seqlen) == 0) return copy_initial(offset);
-    for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
+    const int64_t offset = public_offset(row), first = tile.first_unit;
+    scale_row<T>(p.final.h + offset + first, 1, buffers.h_at(p.shape.seqlen, row) + first, tile.units);
+    for_units([&](int64_t j, int64_t lanes) {
+      // a row without tokens hands its state through, to the bit
+      if (length(row) == 0) return store_public(p.final, load_public(p.initial, offset + j, lanes), offset + j, lanes);
       Vec<T> s[Cell::kStates];
-      for (int x = 0; x < Cell::kStates; ++x) s[x] = load(state_at(x, row) + j);
+      for (int x = 0; x < Cell::kStates; ++x) s[x] = load(buffers.state_at(x, row) + j);
       store_public(p.final, Cell::store_state(s), offset + j, lanes);
-    });
-  }
-
-  // A row without tokens hands its state through, to the bit.
-  void copy_initial(int64_t offset) {
-    for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
-      store_public(p.final, load_public(p.initial, offset + j, lanes), offset + j, lanes);
     });
   }
 };
 
-}  // namespace
-
-template <class T>
-void recurrent_fwd(const RecurrentFwdParams<T>& p, const Runtime& runtime) {
-  const int64_t D = p.shape.head_dim, size = packed_size<T>(D, D), matrices = p.shape.num_heads * kGates;
-  // R of one head: four panels sets, gate by gate.
-  T* R = static_cast<T*>(runtime.scratch(0, static_cast<size_t>(matrices * size) * sizeof(T)));
-  runtime.parallel(matrices, ceil_div(int64_t{1} << 15, D * D),
-                   [&](int64_t item) { pack_forward(p.R, item % kGates, item / kGates, D, R + item * size); });
-  const BatchTiles tiles(p.shape, runtime.num_threads());
+template <class T, class W>
+void forward(const RecurrentFwdParams<T>& p, const Runtime& runtime) {
   with_cell<T>(p.cell, [&](auto cell) {
-    runtime.parallel(tiles.count(), 1, [&](int64_t item) {
-      const BatchTile tile = tiles.at(item);
-      if (tile.rows > 0) ForwardTile<T, decltype(cell)>(p, tile, R + tile.head * kGates * size, runtime).run();
-    });
+    using Pass = ForwardTile<T, W, decltype(cell)>;
+    const auto pack = [&](int64_t gate, int64_t head, W* packed) {
+      pack_forward(p.R, gate, head, p.shape.head_dim, packed);
+    };
+    run_recurrences<T, W, typename Pass::Buffers>(
+        p.shape, runtime, pack,
+        [&](const Tile& tile, const PackedR<T, W>& R, const typename Pass::Buffers& buffers, Meeting& meeting) {
+          Pass(p, tile, R, buffers, meeting).run();
+        });
   });
 }
 
-template void recurrent_fwd<float>(const RecurrentFwdParams<float>&, const Runtime&);
-template void recurrent_fwd<double>(const RecurrentFwdParams<double>&, const Runtime&);
+}  // namespace
+
+template <>
+void recurrent_fwd(const RecurrentFwdParams<float>& p, const Runtime& runtime) {
+  return half_weights(p.shape, p.R_is_bf16) ? forward<float, Bf16>(p, runtime) : forward<float, float>(p, runtime);
+}
+template <>
+void recurrent_fwd(const RecurrentFwdParams<double>& p, const Runtime& runtime) {
+  return forward<double, double>(p, runtime);
+}
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

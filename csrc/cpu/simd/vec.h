@@ -74,6 +74,23 @@ XLSTM_INLINE void store(T* p, Vec<T> x) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = x;
 }
 
+// Keeps x in a register: a compiler that sees few uses of a loaded vector would load it again for each of them.
+template <class T>
+XLSTM_INLINE void keep(Vec<T>& x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  (void)x;
+#endif
+}
+
+// Any address may be named: one that cannot be read is ignored.
+XLSTM_INLINE void prefetch(const void* p) {
+  __builtin_prefetch(p);
+}
+
 // The first n lanes; the others read as zero.
 template <class T>
 XLSTM_INLINE Vec<T> load_n(const T* p, int64_t n) {
@@ -89,6 +106,34 @@ XLSTM_INLINE void store_n(T* p, Vec<T> x, int64_t n) {
   alignas(kVecBytes) T lanes[kLanes<T>];
   store(lanes, x);
   for (int64_t j = 0; j < n; ++j) p[j] = lanes[j];
+}
+
+// A weight kept in 16 bits: the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+struct HalfVecOf {
+  typedef uint16_t type __attribute__((vector_size(kVecBytes / 2)));
+  typedef uint16_t unaligned __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
+};
+
+// Weights of type W (T itself, or Bf16 for float) as a vector of T, and back where they fit W.
+template <class T>
+XLSTM_INLINE Vec<T> load_as(const T* p) {
+  return load(p);
+}
+template <class T>
+XLSTM_INLINE Vec<T> load_as(const Bf16* p) {
+  const auto bits = *reinterpret_cast<const HalfVecOf::unaligned*>(p);
+  return (Vec<T>)(__builtin_convertvector(bits, UnsignedVec<float>) << 16);
+}
+template <class T>
+XLSTM_INLINE void store_as(T* p, Vec<T> x) {
+  store(p, x);
+}
+template <class T>
+XLSTM_INLINE void store_as(Bf16* p, Vec<T> x) {
+  *reinterpret_cast<HalfVecOf::unaligned*>(p) = __builtin_convertvector((UnsignedVec<float>)x >> 16, HalfVecOf::type);
 }
 
 template <class T>

@@ -1,0 +1,55 @@
+"""What an implementation is: how to call it for each op it has, and where it cannot be used.
+
+A builder takes the op's tensors (its own copies, requiring grad where gradients are wanted) and returns a Call. What it
+does before returning, such as bringing weights into another layout, is not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .ops import Op, Outputs, Shape, Tensors
+
+
+@dataclass(frozen=True)
+class Call:
+    run: Callable[[], Outputs]  # the op's outputs, in the op's shapes
+    leaves: Tensors  # what gradients are taken for, by the op's names
+    canonical: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # a leaf's layout to the op's
+
+
+Builder = Callable[[Tensors], Call]
+
+
+def _never(*_: Any) -> None:
+    return None
+
+
+def _nothing_to_choose(*_: Any) -> Mapping[str, Builder]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    name: str
+    builders: Mapping[str, Builder]  # by op
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    missing: Callable[[], str | None] = _never  # why it cannot be used here, None if it can
+    refuses: Callable[[str, Shape], str | None] = _never  # why it has no (op, shape)
+    choices: Callable[[str, Shape], Mapping[str, Builder]] = _nothing_to_choose  # see ways
+
+    def why_not(self, op: Op, shape: Shape, device: str) -> str | None:
+        """Why it cannot run this here, or None."""
+        if op.name not in self.builders:
+            return f"has no {op.name}"
+        if device not in self.devices:
+            return f"does not run on {device}"
+        return self.missing() or self.refuses(op.name, shape)
+
+    def ways(self, op: str, shape: Shape) -> Mapping[str, Builder]:
+        """Builders by a note for the reader; where there are several, the fastest stands for the implementation."""
+        return self.choices(op, shape) or {"": self.builders[op]}
