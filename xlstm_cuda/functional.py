@@ -544,10 +544,11 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 def _is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any) -> bool:
     """Whether a step may go to the op without the checks in Python, which take longer than a small step.
 
-    So it is for tensors on the CPU that do not require grad, without autocast, tracing or a chosen backend. The ops
+    So it is for tensors on the CPU that do not require grad, without autocast, tracing or another backend. The ops
     check their arguments before they compute; where one raises, the checks run after all and say better what is wrong.
     """
-    if backend is not None or state is None or torch.compiler.is_compiling() or not default_backend():
+    on_cpu = backend == "cpu" or (backend is None and default_backend())
+    if not on_cpu or state is None or torch.compiler.is_compiling():
         return False
     try:
         every: tuple[Any, ...] = (*inputs, *state)
