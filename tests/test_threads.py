@@ -12,6 +12,7 @@ from torch import Tensor
 
 import xlstm_cuda
 from xlstm_cuda import LSTMState, SLSTMState
+from xlstm_cuda.testing import assert_close_relative
 
 # One head of seven panels and more work in a step than two threads need to be worth their meeting.
 S, H, D = 7, 1, 200
@@ -24,7 +25,7 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def arguments(name: str, B: int, dtype: torch.dtype) -> dict[str, Any]:
+def arguments(name: str, B: int, dtype: torch.dtype, D: int = D) -> dict[str, Any]:
     torch.manual_seed(0)
     shape = (B, H, D)
     state = [torch.rand(shape) for _ in range(4 if name == "slstm" else 2)]
@@ -57,6 +58,18 @@ def test_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype, B: int)
         torch.set_num_threads(threads)
         for got, expected in zip(results(name, call), alone, strict=True):
             assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["slstm", "lstm"])
+def test_large_bfloat16_weights(name: str) -> None:
+    """So large that the kernels keep them in 16 bits: the results are those of the same numbers in float32 tensors."""
+    call = arguments(name, 2, torch.bfloat16, D=640)
+    wide = {**call, "R": call["R"].detach().float().requires_grad_(), "x": call["x"].detach().float().requires_grad_()}
+    names = ["h", *call["initial_state"]._fields, "dx", "dR", "db", *(f"d{f}0" for f in call["initial_state"]._fields)]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for what, got, expected in zip(names, results(name, call), results(name, wide), strict=True):
+            assert_close_relative(got.float(), expected.float(), 2e-2, what)
 
 
 def test_callers_at_once() -> None:

@@ -86,10 +86,11 @@ class Cut {
   const int64_t panels_;
 };
 
-// Weights of 16-bit tensors stay in 16 bits where the rows are few: reading R is then what a step costs. With more rows
-// the conversions cost more than the reading.
+// bfloat16 weights stay in 16 bits where reading R is what a step costs: few rows, and more weights than a cache of the
+// second level holds. Elsewhere the conversions cost more than the reading.
 XLSTM_INLINE bool half_weights(const RecurrentShape& shape, bool R_is_bf16) {
-  return R_is_bf16 && shape.batch <= 4;
+  constexpr int64_t kRows = 4, kWeights = 3 << 19;  // measured, docs/kernels/recurrent.md
+  return R_is_bf16 && shape.batch <= kRows && kGates * shape.head_dim * shape.head_dim > kWeights;
 }
 
 // The packed weights of one head, gate by gate.
@@ -155,26 +156,24 @@ XLSTM_INLINE void store_public(const RecurrentState<T>& s, const PublicState<T>&
 }
 
 // x with `bits` fewer bits of mantissa, to nearest even.
-XLSTM_INLINE float drop_bits(float x, int bits) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
+XLSTM_INLINE Vec<float> drop_bits(Vec<float> x, int bits) {
+  UnsignedVec<float> u = (UnsignedVec<float>)x;
   u += (uint32_t{1} << (bits - 1)) - 1 + ((u >> bits) & 1);
   u &= ~uint32_t{0} << bits;
-  float y;
-  std::memcpy(&y, &u, 4);
-  return x == x ? y : x;
+  return select<float>(x == x, (Vec<float>)u, x);
 }
 
-// |h| <= 1, so overflow needs no care; below 2^-14 float16 has steps of 2^-24, as float has near 0.75.
-XLSTM_INLINE float round_value(float x, Rounding rounding) {
-  if (rounding == Rounding::bfloat16) return drop_bits(x, 16);
-  return std::fabs(x) < 0x1p-14f ? (x + 0.75f) - 0.75f : drop_bits(x, 13);
-}
-
+// h as the outputs hold it. |h| <= 1, so overflow needs no care; below 2^-14 float16 has steps of 2^-24, as float has
+// near 0.75.
 template <class T>
-XLSTM_INLINE void round_row(T* row, int64_t n, Rounding rounding) {
-  if (rounding == Rounding::none) return;
-  for (int64_t j = 0; j < n; ++j) row[j] = round_value(static_cast<float>(row[j]), rounding);
+XLSTM_INLINE Vec<T> rounded(Vec<T> h, Rounding rounding) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounding == Rounding::bfloat16) return drop_bits(h, 16);
+    if (rounding == Rounding::float16) {
+      return select<float>(abs<float>(h) < 0x1p-14f, (h + 0.75f) - 0.75f, drop_bits(h, 13));
+    }
+  }
+  return h;
 }
 
 XLSTM_INLINE int64_t length_of(const int64_t* lengths, int64_t b, int64_t seqlen) {

@@ -67,7 +67,8 @@ class ForwardTile {
       Vec<T> s[Cell::kStates];
       Cell::load_state(load_public(from, offset + j, lanes), s);
       for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
-      store(buffers.h_at(t, row) + j, from.h ? load_n(from.h + offset + j, lanes) : splat<T>(0));
+      const Vec<T> h = from.h ? load_n(from.h + offset + j, lanes) : splat<T>(0);
+      store(buffers.h_at(t, row) + j, rounded<T>(h, p.rounding));
     });
   }
 
@@ -77,7 +78,6 @@ class ForwardTile {
 
   void load_initial(int64_t row) {
     set_state(row, 0, p.initial);
-    round_row(buffers.h_at(0, row) + tile.first_unit, tile.units, p.rounding);
     apply_reset(row, 0);
   }
 
@@ -97,15 +97,15 @@ class ForwardTile {
       }
       XLSTM_UNROLL
       for (int x = 0; x < Cell::kStates; ++x) s[x] = load(buffers.state_at(x, row) + j);
-      store(h_next + j, Cell::forward(gates, s, saved));
+      const Vec<T> h = rounded<T>(Cell::forward(gates, s, saved), p.rounding);
+      store(h_next + j, h);
+      store_n(out + j, h, lanes);
       XLSTM_UNROLL
       for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
       if (!saved_out) return;
       XLSTM_UNROLL
       for (int x = 0; x < kSaved; ++x) store_n(saved_out + x * hidden + j, saved[x], lanes);
     });
-    round_row(h_next + tile.first_unit, tile.units, p.rounding);
-    scale_row<T>(out + tile.first_unit, 1, h_next + tile.first_unit, tile.units);
     apply_reset(row, t + 1);
   }
 

@@ -54,10 +54,7 @@ void step_units(const RecurrentStepParams<T>& p, int64_t head, int64_t j) {
       if (p.b) gates[g] += load_n(p.b + g * hidden + head * D + j, lanes);
     }
     Cell::load_state(load_public(p.state, offset + j, lanes), state);
-    T h[kLanes<T>];
-    store(h, Cell::forward(gates, state, saved));
-    round_row(h, lanes, p.rounding);
-    store_n(p.next.h + offset + j, load(h), lanes);
+    store_n(p.next.h + offset + j, rounded<T>(Cell::forward(gates, state, saved), p.rounding), lanes);
     store_public(p.next, Cell::store_state(state), offset + j, lanes);
   }
 }
