@@ -1,4 +1,4 @@
-# make demo | test | bench | lint: each sets up what is missing first.
+# make demo | test | test-all | simt | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
 TORCH ?= torch==2.13.0
@@ -12,12 +12,21 @@ STAMP   := build/.installed$(subst /,_,$(PY))
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
 
-.PHONY: demo test bench lint clean
+# The executor that runs CUDA sources on a CPU, and its self-test. It needs CUDA's headers, no GPU and no nvcc.
+SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/simt tests/simt -type f)
+CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
+
+.PHONY: demo test test-all simt bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: $(STAMP) build/.simt
+	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
+
+simt: build/.simt
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)
@@ -26,7 +35,18 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(dir $(PY))clang-format --dry-run --Werror
+	find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(dir $(PY))clang-format --dry-run --Werror
+
+build/.simt: $(SIMT_SOURCES) $(filter .venv/%,$(PY))
+ifeq ($(wildcard $(CUDA_HEADERS)/cuda_bf16.h),)
+	@echo 'simt: no CUDA headers in $(CUDA_HEADERS) (set CUDA_HOME): the tests of the CUDA sources are skipped'
+else ifneq ($(shell uname -sm),Linux x86_64)
+	@echo 'simt: the executor runs on x86-64 Linux only: the tests of the CUDA sources are skipped'
+else
+	PATH="$(abspath $(dir $(PY))):$$PATH" cmake -S csrc/simt -B build/simt -G Ninja -DXLSTM_CUDA_INCLUDE=$(CUDA_HEADERS) >build/simt.log || { cat build/simt.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH" cmake --build build/simt >build/simt.log || { cat build/simt.log; exit 1; }
+	@touch $@
+endif
 
 $(STAMP): $(SOURCES) $(filter .venv/%,$(PY))
 	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
