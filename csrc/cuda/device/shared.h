@@ -1,0 +1,30 @@
+#pragma once
+// Shared memory: one struct per kernel, in dynamic shared memory, and the 32-bit addresses that PTX takes.
+#include "cuda/device/platform.h"
+
+namespace xlstm::device {
+
+constexpr int kSharedAlignment = 1024;  // what the 128-byte swizzle of TMA and wgmma asks for
+
+// Address in the shared::cta window.
+XLSTM_DEVICE uint32_t shared_address(const void* pointer, [[maybe_unused]] Source where = Source::here()) {
+#if XLSTM_SIMT
+  return simt::shared_address(pointer, where);
+#else
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+#endif
+}
+
+}  // namespace xlstm::device
+
+// XLSTM_SHARED(GemmShared, s); makes `s` the kernel's shared memory. Launch with sizeof(GemmShared) bytes.
+#if XLSTM_SIMT
+#define XLSTM_SHARED(Type, name)                                   \
+  static_assert(alignof(Type) <= xlstm::device::kSharedAlignment); \
+  Type& name = *static_cast<Type*>(simt::shared_memory())
+#else
+#define XLSTM_SHARED(Type, name)                                                                            \
+  static_assert(alignof(Type) <= xlstm::device::kSharedAlignment);                                          \
+  extern __shared__ __align__(xlstm::device::kSharedAlignment) unsigned char xlstm_dynamic_shared_memory[]; \
+  Type& name = *reinterpret_cast<Type*>(xlstm_dynamic_shared_memory)
+#endif

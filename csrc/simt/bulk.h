@@ -1,0 +1,62 @@
+#pragma once
+// The engine behind TMA, bulk copies and st.async: operations in flight, each landing at some time of its own.
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "simt/clocks.h"
+#include "simt/cp_async.h"
+#include "simt/executor.h"
+#include "simt/tensor_map.h"
+
+namespace simt {
+
+struct Block;
+struct Domain;
+struct Thread;
+
+// Of a TMA operation.
+struct Tile {
+  TensorMap map;
+  int at[kMaxDims];
+  uint16_t blocks;  // ranks that a load writes to
+};
+
+struct Operation {
+  enum Kind { tile_load, tile_store, bulk_load, bulk_store, store_async, copies_arrive } kind;
+  Thread* issuer;
+  uint32_t slot, clock;  // the agent that it is, and its time
+  Source where;
+  View view{};  // the issuer's, when it issued
+  uint32_t shared = 0, mbarrier = 0, bytes = 0;
+  uint8_t* global = nullptr;
+  uint8_t value[16] = {};  // of st.async
+  std::unique_ptr<Tile> tile{};
+  std::vector<Copy> copies{};
+};
+
+constexpr uint32_t kEngineSlots = 64;
+
+struct Engine {
+  std::vector<Operation> operations;  // in flight
+  uint32_t next_slot = 0;
+  uint32_t clock[kEngineSlots] = {};
+  uint32_t in_flight[kEngineSlots] = {};
+};
+
+// Bulk stores of a thread that it has yet to wait for.
+struct BulkGroups {
+  struct Store {
+    uint32_t slot, clock, group;
+  };
+  std::vector<Store> stores;
+  uint32_t committed = 0;  // groups
+};
+
+void land_operation(Domain&, size_t which);
+void land_any_operation();
+// Moves the thread's copies to an operation that arrives at an mbarrier when they have landed.
+void arrive_after_copies(uint32_t mbarrier, std::vector<Copy>, uint32_t batch, Source);
+void land_moved_copies(Thread&);
+
+}  // namespace simt

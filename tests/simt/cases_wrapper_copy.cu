@@ -1,0 +1,70 @@
+#include "buffer.h"
+#include "cases.h"
+#include "kernels/wrappers_copy.h"
+
+namespace selftest {
+namespace {
+
+template <int kBytes, CopyWait kWait, bool kThroughL1 = true>
+Outcome run_cp_async() {
+  const std::vector<float> x = uniform(kCopyFloats, 1);
+  Buffer<float> x_buffer(x), out(kCopyFloats);
+  check(xlstm::device::launch({.block = 32, .shared_bytes = sizeof(CopyShared), .name = "cp_async"},
+                              cp_async_kernel<kBytes, kWait, kThroughL1>, x_buffer.data(), out.data()));
+  synchronise();
+  std::vector<float> expected = x;
+  for (int i = 0; i < kCopyFloats; ++i) {
+    if (i / (kBytes / 4) % 3 == 2) expected[i] = 0.f;
+  }
+  return {out.read(), expected};
+}
+
+Outcome run_bulk() {
+  const std::vector<float> x = uniform(kCopyFloats, 1);
+  Buffer<float> x_buffer(x), out(kCopyFloats), tested(3);
+  check(xlstm::device::launch({.block = 32, .shared_bytes = sizeof(CopyShared), .name = "bulk"}, bulk_kernel,
+                              x_buffer.data(), out.data(), tested.data()));
+  synchronise();
+  std::vector<float> got = tested.read(), expected{0.f, 1.f, 1.f};
+  for (const float value : out.read()) got.push_back(value);
+  for (const float value : x) expected.push_back(2.f * value);
+  return {got, expected};
+}
+
+Outcome run_exchange() {
+  Buffer<float> out(2 * kExchangeFloats);
+  check(xlstm::device::launch(
+      {.grid = 2, .block = 32, .shared_bytes = sizeof(ExchangeShared), .cluster = 2, .name = "exchange"},
+      exchange_kernel, out.data()));
+  synchronise();
+  std::vector<float> expected;
+  for (int rank = 0; rank < 2; ++rank) {
+    const float mine = 100.f * rank, peers = 100.f * (rank ^ 1);
+    for (int i = 0; i < 8; ++i) expected.push_back(i < 5 ? peers + i : 0.f);
+    for (int i = 0; i < 16; ++i) expected.push_back(peers + i);
+    for (int i = 0; i < 5; ++i) expected.push_back(mine + i);
+    expected.push_back(2.f);
+  }
+  return {out.read(), expected};
+}
+
+}  // namespace
+
+Cases wrapper_copy_cases() {
+  Cases cases{{"wrapper: cp.async 4 bytes", run_cp_async<4, CopyWait::group>},
+              {"wrapper: cp.async 8 bytes", run_cp_async<8, CopyWait::all>},
+              {"wrapper: cp.async 16 bytes", run_cp_async<16, CopyWait::group, false>},
+              {"wrapper: cp.async 16 bytes through L1", run_cp_async<16, CopyWait::all, true>},
+              {"wrapper: cp.async mbarrier arrive", run_cp_async<8, CopyWait::mbarrier>},
+              {"wrapper: cp.async mbarrier arrive noinc", run_cp_async<4, CopyWait::mbarrier_noinc>},
+              {"wrapper: bulk copies and mbarrier", run_bulk},
+              {"wrapper: cluster loads, stores and st.async", run_exchange}};
+  for (Case& c : cases) {
+    const bool plain_copy =
+        c.name.find("cp.async") != std::string::npos && c.name.find("mbarrier") == std::string::npos;
+    c.needs = plain_copy ? Needs::sm_80 : Needs::sm_90;
+  }
+  return cases;
+}
+
+}  // namespace selftest

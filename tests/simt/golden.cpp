@@ -1,0 +1,127 @@
+#include "golden.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <sstream>
+
+namespace selftest {
+namespace {
+
+constexpr size_t kHead = 16;
+
+// FNV-1a over the bits of all values: for cases whose arithmetic is exact.
+uint64_t hash(const std::vector<float>& values) {
+  uint64_t h = 0xcbf29ce484222325u;
+  for (const float value : values) {
+    unsigned char bytes[sizeof value];
+    std::memcpy(bytes, &value, sizeof value);
+    for (const unsigned char byte : bytes) h = (h ^ byte) * 0x100000001b3u;
+  }
+  return h;
+}
+
+struct Row {
+  uint64_t hash = 0;
+  std::vector<float> head;
+};
+
+// "name": "x" -> x, of a line of JSON that write_golden made
+std::string field(const std::string& line, const std::string& key, char open, char close) {
+  const std::string start = "\"" + key + "\": " + open;
+  const size_t from = line.find(start);
+  if (from == std::string::npos) return "";
+  const size_t to = line.find(close, from + start.size());
+  return line.substr(from + start.size(), to - from - start.size());
+}
+
+std::map<std::string, Row> read(const std::string& file) {
+  std::map<std::string, Row> rows;
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const std::string name = field(line, "case", '"', '"');
+    if (name.empty()) continue;
+    Row& row = rows[name];
+    row.hash = std::strtoull(field(line, "hash", '"', '"').c_str(), nullptr, 16);
+    std::istringstream head(field(line, "head", '[', ']'));
+    for (std::string value; std::getline(head, value, ',');) row.head.push_back(std::strtof(value.c_str(), nullptr));
+  }
+  return rows;
+}
+
+Outcome head_of(const std::vector<float>& got, const Row& row) {
+  return {{got.begin(), got.begin() + static_cast<long>(std::min(got.size(), kHead))}, row.head};
+}
+
+}  // namespace
+
+double largest_error(const Outcome& outcome) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (outcome.got.size() != outcome.expected.size() || outcome.got.empty()) return kInfinity;
+  double largest = 0;
+  for (size_t i = 0; i < outcome.got.size(); ++i) {
+    const double got = outcome.got[i], expected = outcome.expected[i];
+    if (got == expected) continue;
+    const double error = std::fabs(got - expected) / std::fmax(1., std::fabs(expected));
+    largest = error == error ? std::fmax(largest, error) : kInfinity;
+  }
+  return largest;
+}
+
+int write_golden(const Cases& cases, const std::string& file) {
+  std::ofstream out(file);
+  out << "[\n";
+  bool first = true;
+  for (const Case& c : cases) {
+    if (c.expect != Expect::correct) continue;
+    const std::vector<float> got = c.run().got;
+    char text[64];
+    std::snprintf(text, sizeof text, "\"hash\": \"%016llx\"", static_cast<unsigned long long>(hash(got)));
+    out << (first ? "" : ",\n") << "  {\"case\": \"" << c.name << "\", \"tolerance\": " << c.tolerance
+        << ", \"values\": " << got.size() << ", " << (c.tolerance > 0 ? "\"hash\": \"\"" : text) << ", \"head\": [";
+    for (size_t i = 0; i < std::min(got.size(), kHead); ++i) {
+      std::snprintf(text, sizeof text, "%s%.9g", i ? ", " : "", static_cast<double>(got[i]));
+      out << text;
+    }
+    out << "]}";
+    first = false;
+  }
+  out << "\n]\n";
+  return out.good() ? 0 : 1;
+}
+
+int compare_golden(const Cases& cases, const std::string& file) {
+  const std::map<std::string, Row> rows = read(file);
+  size_t compared = 0;
+  int different = 0;
+  for (const Case& c : cases) {
+    if (c.expect != Expect::correct) continue;
+    const auto row = rows.find(c.name);
+    std::string flaw;
+    try {
+      const std::vector<float> got = c.run().got;
+      if (row == rows.end()) {
+        flaw = "not in the file";
+      } else if (largest_error(head_of(got, row->second)) > c.tolerance) {
+        flaw = "the first values differ by " + std::to_string(largest_error(head_of(got, row->second)));
+      } else if (c.tolerance == 0 && hash(got) != row->second.hash) {
+        flaw = "values after the first " + std::to_string(kHead) + " differ";
+      }
+    } catch (const std::exception& e) {
+      flaw = e.what();
+    }
+    ++compared;
+    different += !flaw.empty();
+    std::printf("%s %-58s %s\n", flaw.empty() ? "ok  " : "FAIL", c.name.c_str(), flaw.c_str());
+  }
+  std::printf("{\"compared\": %zu, \"rows\": %zu, \"different\": %d}\n", compared, rows.size(), different);
+  return different == 0 && compared > 0 ? 0 : 1;
+}
+
+}  // namespace selftest
