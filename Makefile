@@ -1,4 +1,4 @@
-# make demo | test | test-all | simt | bench | lint: each sets up what is missing first.
+# make demo | test | test-all | simt | gates | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
 TORCH ?= torch==2.13.0
@@ -9,14 +9,14 @@ else
 PY    := .venv/bin/python
 endif
 STAMP   := build/.installed$(subst /,_,$(PY))
-SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f -not -path 'csrc/simt/*' -not -path 'csrc/cuda/*') CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
 
 # The executor that runs CUDA sources on a CPU, and its self-test. It needs CUDA's headers, no GPU and no nvcc.
 SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/simt tests/simt -type f)
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: demo test test-all simt bench lint clean
+.PHONY: demo test test-all simt gates bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -27,6 +27,12 @@ test-all: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
 
 simt: build/.simt
+
+# The CUDA sources through nvcc, warnings of ptxas as errors. No GPU needed.
+gates: $(filter .venv/%,$(PY))
+	@command -v nvcc >/dev/null || { echo 'gates: no nvcc on the PATH'; exit 1; }
+	@mkdir -p build
+	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S tests/simt -B build/gates -G Ninja >build/gates.log && cmake --build build/gates >>build/gates.log || { cat build/gates.log; exit 1; }
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)

@@ -14,7 +14,8 @@ namespace {
 
 // A slot is an agent of the race detector, and its operations happen one after the other: better a free one.
 uint32_t take_slot(Engine& engine) {
-  for (uint32_t i = 0; i < kEngineSlots && engine.in_flight[engine.next_slot % kEngineSlots]; ++i) ++engine.next_slot;
+  const bool some_free = engine.operations.size() < kEngineSlots;
+  while (some_free && engine.in_flight[engine.next_slot % kEngineSlots]) ++engine.next_slot;
   const uint32_t slot = engine.next_slot++ % kEngineSlots;
   ++engine.in_flight[slot];
   return slot;

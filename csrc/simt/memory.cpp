@@ -217,7 +217,7 @@ uint8_t* resolve(uint32_t address, size_t bytes, Source where) {
 }
 
 uint8_t* resolve_aligned(uint32_t address, size_t bytes, Source where) {
-  if (address % bytes) {
+  if (address & (bytes - 1)) {
     fault(where, "MISALIGNED access of %zu bytes at shared +0x%x", bytes, address & kOffsetMask);
   }
   return resolve(address, bytes, where);

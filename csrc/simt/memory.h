@@ -44,7 +44,7 @@ inline uint32_t make_address(uint32_t rank, uint32_t offset) {
 }
 Block& addressed_block(uint32_t address, Source);
 uint8_t* resolve(uint32_t address, size_t bytes, Source);
-uint8_t* resolve_aligned(uint32_t address, size_t bytes, Source);  // to `bytes`
+uint8_t* resolve_aligned(uint32_t address, size_t bytes, Source);  // to `bytes`, a power of two
 
 // ---- global memory ----
 struct Allocation {
