@@ -267,7 +267,20 @@ STEP_CASES: list[Case] = [
     (mlstm_step, {"input_gate": ""}, ValueError, "mlstm_step: input_gate must be 'exp' or 'sigmoid', got ''"),
     (mlstm_step, {"backend": "gpu"}, ValueError,
      "mlstm_step: backend must be None or one of 'cpu', 'cuda', 'simt', 'reference', got 'gpu'"),
+    (mlstm_step, {"q": None}, TypeError, "mlstm_step: q must be a Tensor, got NoneType"),
+    (
+        mlstm_step,
+        {"q": zeros(2, 4, 0)},
+        ValueError,
+        "mlstm_step: q must have shape (B, H, Dqk) or (B, H, S, Dqk), H and Dqk at least 1, got (2, 4, 0)",
+    ),
     (mlstm_step, {"slots": [0, 1]}, TypeError, "mlstm_step: slots must be a Tensor, got list"),
+    (
+        mlstm_step,
+        {"slots": ints(0, 1).to("meta"), "inplace": True},
+        ValueError,
+        "mlstm_step: slots must be on cpu like q, got meta",
+    ),
     (
         mlstm_step,
         {"slots": ints(0, 1, dtype=torch.int64)},

@@ -168,7 +168,7 @@ def mlstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    if scale is None and eps == 1e-6 and _is_plain(backend, (q, k, v, i, f), state):
+    if scale is None and eps == 1e-6 and _is_plain(backend, (q, k, v, i, f, slots), state):
         done = _plain_mlstm_step(q, k, v, i, f, state, inplace, slots, input_gate, normalize)
         if done is not None:
             return done
@@ -390,8 +390,9 @@ def _plain_mlstm_step(
     sigmoid = input_gate == "sigmoid"
     if not (sigmoid or (input_gate == "exp" and normalize)):
         return None
-    options, ops = (sigmoid, bool(normalize), q.shape[-1] ** -0.5, 1e-6), library("xlstm_cuda")
+    ops = library("xlstm_cuda")
     try:
+        options = (sigmoid, bool(normalize), q.shape[-1] ** -0.5, 1e-6)
         C, n, m = state
         if not inplace and slots is None:
             h, C, n, m = ops.mlstm_step.default(q, k, v, i, f, C, n, m, *options)
@@ -537,7 +538,7 @@ def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
 
 
 # What an op raises for arguments that it cannot take, and tensors that are no more than that.
-_OP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError)
+_OP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError)
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
