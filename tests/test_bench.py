@@ -1,62 +1,29 @@
-"""bench/: registry, shapes, refusal of wrong results, measurements, result files, comparison and report."""
+"""bench/: registry, shapes, formulas, measurements, result files, comparison and report."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import json
-import re
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import matplotlib.image
 import pytest
 import torch
+from bench_runs import SHAPES, run
 
-import xlstm_cuda
 from bench import check, implementations, measure, memory, runner
-from bench.__main__ import main
-from bench.calls import Builder, Call, Implementation
-from bench.cases import DTYPES, SUITES, Case, UsageError, format_shape, make_case, parse_shape
-from bench.check import MAX_BYTES, Checker, WrongResult, affordable, copies
+from bench.calls import Call
+from bench.cases import DTYPES, SUITES, Case, UsageError, format_shape, parse_shape
+from bench.check import MAX_BYTES, Checker, affordable, copies
 from bench.compare import compare
-from bench.goals import GOALS
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS, Outputs, Shape, Tensors
 from bench.report import BEGIN, END, ratios
 
-SHAPES: dict[str, Shape] = {
-    "mlstm": {"B": 2, "H": 2, "S": 70, "Dqk": 12, "Dv": 20},
-    "mlstm_step": {"B": 2, "H": 3, "Dqk": 12, "Dv": 20},
-    "slstm": {"B": 2, "S": 9, "H": 2, "D": 12},
-    "slstm_step": {"B": 3, "H": 2, "D": 12},
-    "lstm": {"B": 2, "S": 9, "H": 2, "D": 12},
-    "lstm_step": {"B": 3, "H": 2, "D": 12},
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short measurements: the tests are about what is measured, not about times."""
-    small = {"WARM_UP_SECONDS": 0.0, "SAMPLE_SECONDS": 0.0, "GEMM_SIZE": 64, "COPY_MEGABYTES": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in small.items():
-            patch.setattr(measure, name, value)
-        yield
-
-
-def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and what was printed, on either stream."""
-    repeats = ["--repeats", "2"] if arguments.startswith("run") else []
-    status = main([*arguments.split(), *repeats])
-    return status, "".join(capsys.readouterr())
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 # Registry and cases
@@ -192,261 +159,6 @@ def test_checks_are_reduced_only_where_they_must_be() -> None:
     assert affordable(OPS["slstm"], long, "fwdbwd") == {**long, "S": 1000}
 
 
-# Wrong implementations
-
-
-def scaled(t: Tensors) -> Call:
-    return Call(lambda: (xlstm_cuda.mlstm(**t) * 1.001,), t)
-
-
-def without_normaliser_gradient(t: Tensors) -> Call:
-    return Call(lambda: (xlstm_cuda.mlstm(**t, norm_grad=False),), t)
-
-
-def one_nan(t: Tensors) -> Call:
-    def forward() -> tuple[torch.Tensor, ...]:
-        h = xlstm_cuda.mlstm(**t)
-        return (h.index_fill(2, torch.tensor([3]), float("nan")),)
-
-    return Call(forward, t)
-
-
-def transposed_gradient(t: Tensors) -> Call:
-    return Call(lambda: (xlstm_cuda.mlstm(**t),), t, {"v": lambda g: g.mT})
-
-
-def other_dtype(t: Tensors) -> Call:
-    return Call(lambda: (xlstm_cuda.mlstm(**t).double(),), t)
-
-
-def failing(t: Tensors) -> Call:
-    def forward() -> tuple[torch.Tensor, ...]:
-        raise RuntimeError("out of luck")
-
-    return Call(forward, t)
-
-
-WRONG: dict[Builder, str] = {
-    scaled: "relative error of h 1.0e-03",
-    without_normaliser_gradient: "relative error of dq",
-    one_nan: "relative error of h inf",
-    transposed_gradient: "relative error of dv inf",
-    other_dtype: "h has dtype torch.float64",
-    failing: "RuntimeError: out of luck",
-}
-
-
-@pytest.mark.parametrize("builder", WRONG, ids=lambda builder: builder.__name__)
-def test_a_wrong_result_is_not_timed(
-    builder: Builder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setitem(IMPLEMENTATIONS, "bad", Implementation("bad", {"mlstm": builder}))
-    case = f"run --op mlstm --impl cpu,bad --shape B=1,H=1,S=20,Dqk=8,Dv=8 --json {tmp_path}/a.json"
-    status, printed = run(case, capsys)
-    good, bad = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
-    assert status == 1 and WRONG[builder] in printed and "wrong result, not timed" in printed
-    assert "median" in good and "error" not in good
-    assert WRONG[builder] in bad["error"] and "median" not in bad
-
-
-def test_a_wrong_gradient_passes_forward_only_and_without_check(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = Implementation("bad", {"mlstm": without_normaliser_gradient})
-    monkeypatch.setitem(IMPLEMENTATIONS, "bad", bad)
-    case = "run --op mlstm --impl bad --shape B=1,H=1,S=20,Dqk=8,Dv=8"
-    assert run(f"{case} --mode fwdbwd", capsys)[0] == 1
-    assert run(f"{case} --mode fwd", capsys)[0] == 0
-    assert run(f"{case} --mode fwdbwd --no-check", capsys)[0] == 0
-
-
-def test_inplace_steps_do_not_disturb_each_other() -> None:
-    case = make_case("mlstm_step", "B=1,H=1,Dqk=8,Dv=8", None, "float32", "cpu", None)
-    checker = Checker(case)
-    before = copies(checker.inputs, "step")
-    for _ in range(2):
-        checker.errors(IMPLEMENTATIONS["inplace"].builders["mlstm_step"])
-    assert all(torch.equal(x, before[name]) for name, x in checker.inputs.items())
-    stale = copies(checker.inputs, "step")
-    IMPLEMENTATIONS["inplace"].builders["mlstm_step"](stale).run()
-    assert not torch.equal(stale["C"], before["C"])
-    with pytest.raises(WrongResult):
-        checker.errors(lambda _: IMPLEMENTATIONS["inplace"].builders["mlstm_step"](stale))
-
-
-# The compiled reference
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_the_compiled_reference_agrees_and_is_compiled_beforehand(op: str) -> None:
-    reason = IMPLEMENTATIONS["reference-compiled"].missing()
-    if reason is not None:
-        assert not shutil.which("g++"), reason
-        pytest.skip(reason)
-    builder, mode = IMPLEMENTATIONS["reference-compiled"].builders[op], OPS[op].modes[-1]
-    checker = Checker(Case(op, SHAPES[op] | ({"S": 2} if "S" in SHAPES[op] else {}), mode))
-    call = builder(copies(checker.inputs, mode))
-    with torch.compiler.set_stance("fail_on_recompile"), torch.set_grad_enabled(mode == "fwdbwd"):
-        call.run()
-    checker.errors(builder)
-
-
-@pytest.mark.parametrize("op, mode", [(op, mode) for op in OPS for mode in OPS[op].modes])
-def test_compiling_takes_one_call_as_it_is_timed(op: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[object] = []
-
-    def compile(function: Any, *, fullgraph: bool, dynamic: bool) -> Any:
-        assert fullgraph and not dynamic  # no falling back to eager, no general shapes
-
-        def run(t: Tensors) -> Outputs:
-            outputs = function(t)
-            log.append(torch.is_grad_enabled())
-            if outputs[0].requires_grad:
-                outputs[0].register_hook(lambda g: log.append("backward"))
-            return outputs
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", compile)
-    inputs = OPS[op].draw(SHAPES[op], torch.float32, "cpu")
-    IMPLEMENTATIONS["reference-compiled"].builders[op](copies(inputs, mode))
-    assert log == ([True, "backward"] if mode == "fwdbwd" else [False])
-
-
-def test_the_compiled_reference_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    reason = IMPLEMENTATIONS["reference-compiled"].why_not(OPS["mlstm_step"], SHAPES["mlstm_step"], "cpu")
-    assert reason == "needs a C++ compiler at run time, and there is no no-such-compiler"
-    monkeypatch.setenv("CXX", sys.executable)
-    assert IMPLEMENTATIONS["reference-compiled"].missing() is None
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", "")
-    assert "there is no g++" in str(IMPLEMENTATIONS["reference-compiled"].missing())
-
-
-@pytest.mark.parametrize("op, limit", [("mlstm", 1024), ("slstm", 8), ("lstm", 8)])
-def test_the_compiled_reference_refuses_long_loops(op: str, limit: int) -> None:
-    refuses = IMPLEMENTATIONS["reference-compiled"].refuses
-    assert refuses(op, {**SHAPES[op], "S": limit}) is None
-    assert f"S > {limit}" in str(refuses(op, {**SHAPES[op], "S": limit + 1}))
-    assert refuses(f"{op}_step", SHAPES[f"{op}_step"]) is None
-
-
-# Ways: the fastest of several stands for an implementation
-
-
-def slowed(seconds: float, factor: float = 1.0) -> Builder:
-    def forward(t: Tensors) -> Outputs:
-        time.sleep(seconds)
-        return (xlstm_cuda.mlstm(**t) * factor,)
-
-    return lambda t: Call(lambda: forward(t), t)
-
-
-def with_ways(**ways: Builder) -> Implementation:
-    return Implementation("peer", {"mlstm": next(iter(ways.values()))}, choices=lambda op, shape: ways)
-
-
-PEER = "run --op mlstm --impl peer --shape B=1,H=1,S=32,Dqk=8,Dv=8"
-
-
-def test_the_fastest_way_is_checked_timed_and_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    ways = {"slow": slowed(0.05, factor=2), "quick": slowed(0), "medium": slowed(0.05, factor=2)}
-    monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(**ways))
-    status, printed = run(f"{PEER} --json {tmp_path}/a.json", capsys)
-    (entry,) = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
-    assert status == 0 and "| peer (quick) |" in printed
-    assert entry["note"] == "quick" and entry["median"] < 0.05
-
-
-def test_the_fastest_way_has_to_be_right(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(slow=slowed(0.05), quick=slowed(0, factor=2)))
-    status, printed = run(PEER, capsys)
-    assert status == 1 and "| peer (quick) | wrong result, not timed |" in printed
-
-
-def test_a_way_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(good=slowed(0), bad=failing))
-    status, printed = run(f"{PEER.replace('peer', 'cpu,peer')} --no-check", capsys)
-    assert status == 1 and "peer: failed: RuntimeError: out of luck" in printed and "| cpu | " in printed
-
-
-def test_memory_is_that_of_the_way_that_was_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    requests: list[dict[str, Any]] = []
-
-    def child(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        requests.append(json.loads(command[-1]))
-        return subprocess.CompletedProcess(command, 0, stdout="1234567\n", stderr="")
-
-    monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(slow=slowed(0.05), quick=slowed(0)))
-    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=child))
-    assert run(f"{PEER} --memory --json {tmp_path}/a.json", capsys)[0] == 0
-    (entry,) = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
-    assert [request["note"] for request in requests] == ["quick"] and entry["peak_bytes"] == 1234567
-
-
-def test_the_child_process_calls_the_way_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-
-    def way(note: str) -> Builder:
-        def forward(t: Tensors) -> Outputs:
-            called.append(note)
-            return (t["v"],)
-
-        return lambda t: Call(lambda: forward(t), t)
-
-    monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(a=way("a"), b=way("b")))
-    case = {"op": "mlstm", "shape": SHAPES["mlstm"], "mode": "fwd"}
-    memory._in_child(json.dumps({"case": case, "impl": "peer", "note": "b", "threads": torch.get_num_threads()}))
-    assert called and set(called) == {"b"}
-
-
-@pytest.mark.parametrize(
-    "S, sizes",
-    [
-        (1024, [16, 32, 64, 128, 256]),
-        (96, [16, 32]),
-        (100, [100]),  # one chunk
-        (256 + 32, [16, 32]),
-        (1000, []),
-    ],
-)
-def test_chunk_sizes_of_the_peer(S: int, sizes: list[int]) -> None:
-    impl, shape = IMPLEMENTATIONS["mlstm_kernels"], {**SHAPES["mlstm"], "S": S}
-    assert list(impl.choices("mlstm", shape)) == [f"chunk {size}" for size in sizes]
-    assert impl.refuses("mlstm", shape) == (None if sizes else "needs S divisible by 16, or at most 256")
-    assert list(impl.ways("mlstm_step", SHAPES["mlstm_step"])) == [""]
-
-
-def test_the_peer_is_timed_at_its_best_chunk_size(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    tried: list[int] = []
-
-    def kernel(*qkvif: torch.Tensor, chunk_size: int) -> torch.Tensor:
-        tried.append(chunk_size)
-        time.sleep(0 if chunk_size == 32 else 0.05)
-        h = xlstm_cuda.mlstm(*qkvif)
-        assert isinstance(h, torch.Tensor)
-        return h
-
-    for name in ("mlstm_kernels", "mlstm_kernels.torch"):
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
-        module.get_mlstm_kernel = lambda name: kernel  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, name, module)
-    case = "run --op mlstm --impl mlstm_kernels --shape B=1,H=1,S=64,Dqk=8,Dv=8"
-    status, printed = run(f"{case} --json {tmp_path}/a.json", capsys)
-    (entry,) = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
-    assert status == 0 and "| mlstm_kernels (chunk 32) |" in printed
-    assert entry["impl"] == "mlstm_kernels" and entry["note"] == "chunk 32" and entry["median"] < 0.05
-    assert set(tried) == {16, 32, 64}
-
-
 # Measurements
 
 
@@ -530,14 +242,6 @@ def test_peak_memory_of_a_child_process(capsys: pytest.CaptureFixture[str], tmp_
 
 
 # Result files
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
-    path = tmp_path_factory.mktemp("bench") / "smoke.json"
-    results = runner.run(SUITES["smoke"], runner.Options(threads=1, repeats=2), strict=False)
-    path.write_text(json.dumps(results))
-    return path
 
 
 def test_smoke_suite(smoke: Path) -> None:
@@ -678,128 +382,3 @@ def test_report_needs_markers(smoke: Path, tmp_path: Path, capsys: pytest.Captur
         status, printed = run(f"report {smoke} --readme {readme}", capsys)
         assert status == 2 and BEGIN in printed
         assert readme.read_text() == content
-
-
-# Goals
-
-
-def goal_files(folder: Path, *contents: list[tuple[str, str, str, dict[str, dict[str, Any]]]]) -> list[Path]:
-    """A result file per list of (op, shape, mode, what was measured by implementation)."""
-    paths = []
-    for index, cases in enumerate(contents):
-        records = [
-            {"op": op, "shape": parse_shape(op, shape), "mode": mode, "dtype": "float32", "device": "cpu"}
-            | {"results": [{"impl": impl, "check": {}, **figures} for impl, figures in entries.items()]}
-            for op, shape, mode, entries in cases
-        ]
-        paths.append(folder / f"file{index}.json")
-        paths[-1].write_text(json.dumps({"format": 1, "cases": records}))
-    return paths
-
-
-def verdicts(paths: list[Path], capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
-    """What the command prints: the columns after the goal, by goal."""
-    status, printed = run(f"goals {' '.join(map(str, paths))}", capsys)
-    assert status == 0
-    rows = [re.split(r" {2,}", line) for line in printed.splitlines()]
-    assert rows[0] == ["goal", "at least", *(path.name for path in paths)] and len(rows) == 1 + len(GOALS)
-    return {goal: rest for goal, *rest in rows[1:]}
-
-
-SLSTM, MLSTM = "B=16,S=256,H=4,D=64", "B=1,H=4,S=1024,Dqk=64,Dv=64"
-LARGE_STEP = "B=64,H=8,Dqk=256,Dv=512"
-
-
-def test_goals_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = goal_files(
-        tmp_path,
-        [
-            ("slstm", SLSTM, "fwd", {"cpu": {"median": 2.0}, "xlstm": {"median": 50.0}}),
-            ("slstm", SLSTM, "fwdbwd", {"cpu": {"median": 4.0}, "xlstm": {"median": 60.0}}),
-            (
-                *("mlstm", MLSTM, "fwdbwd"),
-                {"cpu": {"median": 1.0, "peak_bytes": 10}, "mlstm_kernels": {"median": 3.5, "peak_bytes": 41}},
-            ),
-        ],
-        [
-            ("slstm", SLSTM, "fwd", {"cpu": {"median": 2.0}, "xlstm": {"median": 49.0}}),
-            (
-                *("mlstm_step", LARGE_STEP, "step"),
-                {
-                    "cpu": {"median": 1.0, "copy_percent": 59.0},
-                    "inplace": {"median": 0.5, "copy_percent": 118.0},
-                    "reference": {"median": 4.0},
-                },
-            ),
-        ],
-    )
-    rows = verdicts(paths, capsys)
-    slstm, mlstm, step = f"slstm {SLSTM} float32", f"mlstm {MLSTM} float32", f"mlstm_step {LARGE_STEP} float32 step"
-    assert rows[f"{slstm} fwd: time, cpu over xlstm"] == ["25", "25.00 met", "24.50 missed"]
-    assert rows[f"{slstm} fwdbwd: time, cpu over xlstm"] == ["20", "15.00 missed", "not measured"]
-    assert rows[f"{mlstm} fwdbwd: time, cpu over mlstm_kernels"] == ["4", "3.50 missed", "not measured"]
-    assert rows[f"{mlstm} fwdbwd: peak memory, cpu over mlstm_kernels"] == ["4", "4.10 met", "not measured"]
-    assert rows[f"{step}: time, cpu over reference"] == ["8", "not measured", "4.00 missed"]
-    assert rows[f"{step}: time, inplace over reference"] == ["8", "not measured", "8.00 met"]
-    assert rows[f"{step}: % copy, cpu"] == ["60", "not measured", "59.00 missed"]
-    assert rows[f"{step}: % copy, inplace"] == ["60", "not measured", "118.00 met"]
-    cells, mlstm_goals, step_goals = [25, 20, 25, 15, 20, 15, 1.1, 1.3, 0.93, 1.1], [2, 4, 4, 4], [*[8] * 6, 60, 60]
-    assert [float(least) for least, *_ in rows.values()] == [*cells, *mlstm_goals, *step_goals]
-
-
-TIMED = {"cpu": {"median": 1.0, "peak_bytes": 1}, "mlstm_kernels": {"median": 9.0, "peak_bytes": 9}}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dtype": "bfloat16"},
-        {"device": "cuda"},
-        {"mode": "fwd"},
-        {"shape": {"B": 1, "H": 4, "S": 1024, "Dqk": 64, "Dv": 128}},
-        {"results": [{"impl": "cpu", "check": {}, **TIMED["cpu"]}]},
-        {"results": [{"impl": name, **figures} for name, figures in TIMED.items()]},  # unchecked
-        {"results": [{"impl": "cpu", "error": "wrong"}, {"impl": "mlstm_kernels", "check": {}, **TIMED["cpu"]}]},
-        {"results": [{"impl": name, "check": {}, "peak_bytes": None} for name in TIMED]},
-    ],
-    ids=["dtype", "device", "mode", "shape", "peer missing", "unchecked", "wrong", "memory unknown"],
-)
-def test_goals_count_only_what_was_measured(
-    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (path,) = goal_files(tmp_path, [("mlstm", MLSTM, "fwdbwd", TIMED)])
-    assert [columns[1] for columns in verdicts([path], capsys).values()].count("9.00 met") == 2
-    results = json.loads(path.read_text())
-    results["cases"][0] |= change
-    path.write_text(json.dumps(results))
-    assert {columns[1] for columns in verdicts([path], capsys).values()} == {"not measured"}
-
-
-def test_the_cpu_suite_measures_every_goal() -> None:
-    measured = {(case.label, impl) for case in SUITES["cpu"] for impl in case.impls or IMPLEMENTATIONS}
-    for goal in GOALS:
-        assert {(goal.case.label, goal.impl), (goal.case.label, goal.over or goal.impl)} <= measured, goal.label
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", '{"format": 0, "cases": []}', '{"format": 1}'])
-def test_goals_refuse_bad_files(content: str | None, tmp_path: Path, smoke: Path, capsys: Any) -> None:
-    bad = tmp_path / "bad.json"
-    if content is not None:
-        bad.write_text(content)
-    status, printed = run(f"goals {smoke} {bad}", capsys)
-    assert status == 2 and f"bench: {bad}: " in printed and "met" not in printed
-
-
-def test_goals_of_a_run(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {columns[1] for columns in verdicts([smoke], capsys).values()} == {"not measured"}
-
-
-# Peers
-
-
-def test_the_peers_extra_names_the_packages_that_are_looked_for() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    extra = {re.split(r"[\s;]", requirement)[0] for requirement in project["optional-dependencies"]["peers"]}
-    assert extra == {"xlstm", "mlstm_kernels"}
-    assert extra <= set(IMPLEMENTATIONS)

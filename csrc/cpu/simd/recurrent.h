@@ -51,6 +51,16 @@ XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int6
 // of the head's parts these units are.
 struct Tile {
   int64_t head, first_row, rows, first_unit, units, carried;
+
+  // f(first unit, lanes) for each vector of these units.
+  template <class T, class F>
+  XLSTM_INLINE_MEMBER void for_units(F f) const {
+    for_vectors<T>(units, [&](int64_t j, int64_t lanes) { f(first_unit + j, lanes); });
+  }
+  // Of a row of this tile in a state (B, H, D).
+  int64_t state_offset(const RecurrentShape& s, int64_t row) const {
+    return ((first_row + row) * s.num_heads + head) * s.head_dim;
+  }
 };
 
 // The cut of the work: heads first; where there are fewer heads than threads, the hidden units of a head in `parts`
@@ -103,11 +113,13 @@ struct PackedR {
   PackedB<T, W> at(int64_t gate, int64_t unit) const { return {data + gate * packed_size<T>(D, D) + unit * D, D}; }
 };
 
-// Packs R, cuts the work and runs run(tile, packed R of its head, buffers, meeting) for each thread's share of each
-// recurrence. Buffers(arena, rows, padded row) places the working memory of one recurrence. All memory is taken before
-// the first step: a thread that failed to get some later would let the others wait for ever.
-template <class T, class W, class Buffers, class Pack, class Run>
-XLSTM_INLINE void run_recurrences(const RecurrentShape& shape, const Runtime& runtime, Pack pack, Run run) {
+// Packs R, cuts the work and runs Pass(p, tile, packed R of its head, buffers, meeting) for each thread's share of each
+// recurrence. Pass::Buffers(arena, rows, padded row) places the working memory of one recurrence. All memory is taken
+// before the first step: a thread that failed to get some later would let the others wait for ever.
+template <class T, class W, class Pass, class Params>
+XLSTM_INLINE void run_recurrences(const Params& p, const Runtime& runtime) {
+  using Buffers = typename Pass::Buffers;
+  const RecurrentShape& shape = p.shape;
   const int64_t D = shape.head_dim, size = packed_size<T>(D, D), matrices = shape.num_heads * kGates;
   const TeamPermit permit;
   const Cut<T> cut(shape, runtime.num_threads(), permit.granted());
@@ -126,14 +138,14 @@ XLSTM_INLINE void run_recurrences(const RecurrentShape& shape, const Runtime& ru
   place(Arena(runtime.scratch(0, place(Arena()))));
   for (int64_t n = 0; n < recurrences; ++n) new (meetings + n) Meeting(cut.parts);
   runtime.parallel(matrices, ceil_div(int64_t{1} << 15, D * D),
-                   [&](int64_t item) { pack(item % kGates, item / kGates, R + item * size); });
+                   [&](int64_t item) { Pass::pack(p.R, item % kGates, item / kGates, D, R + item * size); });
   runtime.parallel_ranges(recurrences * cut.parts, 1, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / cut.parts, stop = min_of(end, (n + 1) * cut.parts);
       const Tile tile = cut.at(n, begin - n * cut.parts, stop - n * cut.parts);
       Arena arena(buffers + n * static_cast<int64_t>(one.used()));
       const Buffers own(arena, cut.tile_rows, padded_row(D));
-      if (tile.rows > 0) run(tile, PackedR<T, W>{R + tile.head * kGates * size, D}, own, meetings[n]);
+      if (tile.rows > 0) Pass(p, tile, {R + tile.head * kGates * size, D}, own, meetings[n]).run();
       begin = stop;
     }
   });

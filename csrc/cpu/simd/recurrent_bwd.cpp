@@ -33,6 +33,10 @@ class BackwardTile {
                Meeting& meeting_)
       : p(params), tile(tile_), R(R_), buffers(buffers_), meeting(meeting_) {}
 
+  static void pack(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
+    pack_backward(R, gate, head, D, packed);
+  }
+
   void run() {
     for (int64_t row = 0; row < tile.rows; ++row) load_final(row);
     for (int64_t t = S - 1; t >= 0; --t) {
@@ -55,17 +59,11 @@ class BackwardTile {
   Meeting& meeting;
   const int64_t S = p.shape.seqlen, D = p.shape.head_dim, hidden = p.shape.hidden(), token_size = kGates * hidden;
 
-  // f(first unit, lanes) for each vector of this thread's units.
-  template <class F>
-  XLSTM_INLINE_MEMBER void for_units(F f) const {
-    for_vectors<T>(tile.units, [&](int64_t j, int64_t lanes) { f(tile.first_unit + j, lanes); });
-  }
-  int64_t public_offset(int64_t row) const { return ((tile.first_row + row) * p.shape.num_heads + tile.head) * D; }
   int64_t length(int64_t row) const { return length_of(p.lengths, tile.first_row + row, S); }
 
   void load_final(int64_t row) {
-    const int64_t offset = public_offset(row);
-    for_units([&](int64_t j, int64_t lanes) {
+    const int64_t offset = tile.state_offset(p.shape, row);
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> d[Cell::kGrads];
       Cell::load_grad(load_public(p.final, offset + j, lanes), load_public(p.final_grad, offset + j, lanes), d);
       for (int x = 0; x < Cell::kGrads; ++x) store(buffers.grad_at(x, row) + j, d[x]);
@@ -84,9 +82,10 @@ class BackwardTile {
       return;
     }
     const T* dh_out = p.dh + token * hidden + tile.head * D;
-    const T* dh_final = t == length(row) - 1 && p.final_grad.h ? p.final_grad.h + public_offset(row) : nullptr;
+    const T* dh_final =
+        t == length(row) - 1 && p.final_grad.h ? p.final_grad.h + tile.state_offset(p.shape, row) : nullptr;
     const T* saved_in = p.saved + token * kSaved * hidden + tile.head * D;
-    for_units([&](int64_t j, int64_t lanes) {
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> saved[kSaved], d[Cell::kGrads], draw[kGates];
       XLSTM_UNROLL
       for (int x = 0; x < kSaved; ++x) {
@@ -116,8 +115,8 @@ class BackwardTile {
   }
 
   void store_initial(int64_t row) {
-    const int64_t offset = public_offset(row);
-    for_units([&](int64_t j, int64_t lanes) {
+    const int64_t offset = tile.state_offset(p.shape, row);
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       if (length(row) == 0) return pass_through(offset + j, lanes);
       Vec<T> d[Cell::kGrads];
       for (int x = 0; x < Cell::kGrads; ++x) d[x] = load(buffers.grad_at(x, row) + j);
@@ -194,17 +193,7 @@ class WeightGrad {
 
 template <class T, class W>
 void backward(const RecurrentBwdParams<T>& p, const Runtime& runtime) {
-  with_cell<T>(p.cell, [&](auto cell) {
-    using Pass = BackwardTile<T, W, decltype(cell)>;
-    const auto pack = [&](int64_t gate, int64_t head, W* packed) {
-      pack_backward(p.R, gate, head, p.shape.head_dim, packed);
-    };
-    run_recurrences<T, W, typename Pass::Buffers>(
-        p.shape, runtime, pack,
-        [&](const Tile& tile, const PackedR<T, W>& R, const typename Pass::Buffers& buffers, Meeting& meeting) {
-          Pass(p, tile, R, buffers, meeting).run();
-        });
-  });
+  with_cell<T>(p.cell, [&](auto cell) { run_recurrences<T, W, BackwardTile<T, W, decltype(cell)>>(p, runtime); });
   runtime.parallel(p.shape.num_heads * kGates, 1,
                    [&](int64_t item) { WeightGrad<T>(p, item % kGates, item / kGates, runtime).run(); });
 }

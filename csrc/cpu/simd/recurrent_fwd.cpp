@@ -31,6 +31,10 @@ class ForwardTile {
               Meeting& meeting_)
       : p(params), tile(tile_), R(R_), buffers(buffers_), meeting(meeting_) {}
 
+  static void pack(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
+    pack_forward(R, gate, head, D, packed);
+  }
+
   void run() {
     for (int64_t row = 0; row < tile.rows; ++row) load_initial(row);
     for (int64_t t = 0; t < p.shape.seqlen; ++t) {
@@ -52,18 +56,12 @@ class ForwardTile {
   Meeting& meeting;
   const int64_t D = p.shape.head_dim, hidden = p.shape.hidden();
 
-  // f(first unit, lanes) for each vector of this thread's units.
-  template <class F>
-  XLSTM_INLINE_MEMBER void for_units(F f) const {
-    for_vectors<T>(tile.units, [&](int64_t j, int64_t lanes) { f(tile.first_unit + j, lanes); });
-  }
-  int64_t public_offset(int64_t row) const { return ((tile.first_row + row) * p.shape.num_heads + tile.head) * D; }
   int64_t length(int64_t row) const { return length_of(p.lengths, tile.first_row + row, p.shape.seqlen); }
 
   // h and the state before token t.
   void set_state(int64_t row, int64_t t, const RecurrentState<const T>& from) {
-    const int64_t offset = public_offset(row);
-    for_units([&](int64_t j, int64_t lanes) {
+    const int64_t offset = tile.state_offset(p.shape, row);
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> s[Cell::kStates];
       Cell::load_state(load_public(from, offset + j, lanes), s);
       for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
@@ -86,7 +84,7 @@ class ForwardTile {
     T *out = p.h + token * hidden + tile.head * D, *h_next = buffers.h_at(t + 1, row);
     T* saved_out = p.saved ? p.saved + token * kSaved * hidden + tile.head * D : nullptr;
     if (t >= length(row)) return pass_padding(row, t, out, saved_out);
-    for_units([&](int64_t j, int64_t lanes) {
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> gates[kGates], s[Cell::kStates], saved[kSaved];
       XLSTM_UNROLL
       for (int g = 0; g < kGates; ++g) {
@@ -118,9 +116,9 @@ class ForwardTile {
   }
 
   void store_final(int64_t row) {
-    const int64_t offset = public_offset(row), first = tile.first_unit;
+    const int64_t offset = tile.state_offset(p.shape, row), first = tile.first_unit;
     scale_row<T>(p.final.h + offset + first, 1, buffers.h_at(p.shape.seqlen, row) + first, tile.units);
-    for_units([&](int64_t j, int64_t lanes) {
+    tile.for_units<T>([&](int64_t j, int64_t lanes) {
       // a row without tokens hands its state through, to the bit
       if (length(row) == 0) return store_public(p.final, load_public(p.initial, offset + j, lanes), offset + j, lanes);
       Vec<T> s[Cell::kStates];
@@ -132,17 +130,7 @@ class ForwardTile {
 
 template <class T, class W>
 void forward(const RecurrentFwdParams<T>& p, const Runtime& runtime) {
-  with_cell<T>(p.cell, [&](auto cell) {
-    using Pass = ForwardTile<T, W, decltype(cell)>;
-    const auto pack = [&](int64_t gate, int64_t head, W* packed) {
-      pack_forward(p.R, gate, head, p.shape.head_dim, packed);
-    };
-    run_recurrences<T, W, typename Pass::Buffers>(
-        p.shape, runtime, pack,
-        [&](const Tile& tile, const PackedR<T, W>& R, const typename Pass::Buffers& buffers, Meeting& meeting) {
-          Pass(p, tile, R, buffers, meeting).run();
-        });
-  });
+  with_cell<T>(p.cell, [&](auto cell) { run_recurrences<T, W, ForwardTile<T, W, decltype(cell)>>(p, runtime); });
 }
 
 }  // namespace

@@ -1,0 +1,24 @@
+"""What the tests of bench/ share: small shapes, and a command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.__main__ import main
+from bench.ops import Shape
+
+SHAPES: dict[str, Shape] = {
+    "mlstm": {"B": 2, "H": 2, "S": 70, "Dqk": 12, "Dv": 20},
+    "mlstm_step": {"B": 2, "H": 3, "Dqk": 12, "Dv": 20},
+    "slstm": {"B": 2, "S": 9, "H": 2, "D": 12},
+    "slstm_step": {"B": 3, "H": 2, "D": 12},
+    "lstm": {"B": 2, "S": 9, "H": 2, "D": 12},
+    "lstm_step": {"B": 3, "H": 2, "D": 12},
+}
+
+
+def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and what was printed, on either stream."""
+    repeats = ["--repeats", "2"] if arguments.startswith("run") else []
+    status = main([*arguments.split(), *repeats])
+    return status, "".join(capsys.readouterr())
