@@ -9,11 +9,13 @@ else
 PY    := .venv/bin/python
 endif
 STAMP   := build/.installed$(subst /,_,$(PY))
-SOURCES := $(shell find csrc -type f -not -path 'csrc/simt/*' -not -path 'csrc/cuda/*') CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc cmake -type f -not -path 'csrc/simt/*') CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
 
-# The executor that runs CUDA sources on a CPU, and its self-test. It needs CUDA's headers, no GPU and no nvcc.
-SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/simt tests/simt -type f)
+# The executor that runs CUDA sources on a CPU, its self-test, and the libraries of backend="simt". It needs CUDA's
+# headers, no GPU and no nvcc.
+SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -type f)
+FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
 .PHONY: demo test test-all simt gates bench lint clean
@@ -49,8 +51,8 @@ ifeq ($(wildcard $(CUDA_HEADERS)/cuda_bf16.h),)
 else ifneq ($(shell uname -sm),Linux x86_64)
 	@echo 'simt: the executor runs on x86-64 Linux only: the tests of the CUDA sources are skipped'
 else
-	PATH="$(abspath $(dir $(PY))):$$PATH" cmake -S csrc/simt -B build/simt -G Ninja -DXLSTM_CUDA_INCLUDE=$(CUDA_HEADERS) >build/simt.log || { cat build/simt.log; exit 1; }
-	PATH="$(abspath $(dir $(PY))):$$PATH" cmake --build build/simt >build/simt.log || { cat build/simt.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH" cmake -S csrc/simt -B build/simt -G Ninja -DXLSTM_CUDA_INCLUDE=$(CUDA_HEADERS) -DXLSTM_TORCH_DIR="$$($(PY) -c '$(FIND_TORCH)')" >build/simt.log || { cat build/simt.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH" cmake --build build/simt >build/simt.log && cmake --install build/simt --prefix . >>build/simt.log || { cat build/simt.log; exit 1; }
 	@touch $@
 endif
 

@@ -14,8 +14,13 @@ pybind11::dict build_info() {
   info["version"] = XLSTM_VERSION;
   info["torch"] = XLSTM_TORCH_VERSION;
   info["compiler"] = XLSTM_COMPILER;
+#if defined(XLSTM_CUDA_ARCHS)
+  info["cuda"] = XLSTM_CUDA_VERSION;
+  info["cuda_archs"] = pybind11::str(XLSTM_CUDA_ARCHS).attr("split")(",");
+#else
   info["cuda"] = pybind11::none();
   info["cuda_archs"] = pybind11::list();
+#endif
   info["simd"] = xlstm::cpu::simd_level();
   info["simd_levels"] = xlstm::cpu::simd_levels();
   return info;

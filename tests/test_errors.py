@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ MLSTM_CASES: list[Case] = [
     ),
     (mlstm, {"cu_seqlens": ints(0, 6)}, ValueError, "mlstm: q must have B=1 with cu_seqlens, got (2, 4, 6, 8)"),
     (mlstm, {"backend": "triton"}, ValueError,
-     "mlstm: backend must be None or one of 'cpu', 'cuda', 'simt', 'reference', got 'triton'"),
+     "mlstm: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 'triton'"),
     (mlstm, {"backend": "cuda"}, ValueError, "mlstm: backend='cuda' needs tensors on a cuda device, got cpu"),
 ]  # fmt: skip
 
@@ -266,7 +267,7 @@ STEP_CASES: list[Case] = [
     (mlstm_step, {"eps": -1.0}, ValueError, "mlstm_step: eps must be a finite number >= 0, got -1.0"),
     (mlstm_step, {"input_gate": ""}, ValueError, "mlstm_step: input_gate must be 'exp' or 'sigmoid', got ''"),
     (mlstm_step, {"backend": "gpu"}, ValueError,
-     "mlstm_step: backend must be None or one of 'cpu', 'cuda', 'simt', 'reference', got 'gpu'"),
+     "mlstm_step: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 'gpu'"),
     (mlstm_step, {"q": None}, TypeError, "mlstm_step: q must be a Tensor, got NoneType"),
     (
         mlstm_step,
@@ -374,7 +375,7 @@ def recurrent_cases(function: Callable[..., Any], cls: Any) -> list[Case]:
             f"{op}: {name}.h must have shape (B=2, H=4, D=3), got (1, 4, 3)",
         ),
         ({"backend": 3}, ValueError,
-         f"{op}: backend must be None or one of 'cpu', 'cuda', 'simt', 'reference', got 3"),
+         f"{op}: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 3"),
     ]  # fmt: skip
     if cls is SLSTMState:
         cases += [
@@ -473,12 +474,12 @@ def test_backend_context() -> None:
 def test_missing_extension_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_registered", set())
     monkeypatch.setattr(ops, "_import_error", ImportError("no such file"))
-    monkeypatch.setattr(ops, "_simt_files", list)
+    monkeypatch.setattr(ops, "_simt_file", lambda _: Path("nowhere/_simt.so"))
     with pytest.raises(
         ImportError, match=r"xlstm_cuda\._C cannot be imported \(no such file\)\. Build it with `make demo`"
     ):
         mlstm(**good(mlstm))
-    with pytest.raises(ImportError, match=r"backend='simt' is not built: this version has none yet"):
+    with pytest.raises(ImportError, match=r"backend='simt' is not built: run `make simt`"):
         mlstm(**good(mlstm), backend="simt")
     mlstm(**good(mlstm), backend="reference")
 

@@ -16,6 +16,7 @@ _BACKENDS: dict[str, tuple[str | None, str]] = {
     "cpu": ("cpu", _ops.NAMESPACE),
     "cuda": ("cuda", _ops.NAMESPACE),
     "simt": ("cpu", _ops.SIMT_NAMESPACE),
+    "simt_race": ("cpu", _ops.RACE_NAMESPACE),
     "reference": (None, "reference"),
 }
 
@@ -33,7 +34,8 @@ _selected = _Selected()
 def backend(name: str | None) -> Iterator[None]:
     """Context manager: calls without a `backend` argument use this one, in this thread. None: chosen by device again.
 
-    name: "cpu", "cuda", "reference" (pure PyTorch), or "simt" (the CUDA kernels executed on the CPU; a test library).
+    name: "cpu", "cuda", "reference" (pure PyTorch), or "simt" and "simt_race" (test libraries: the CUDA kernels executed
+    on the CPU, the second one with its race detector).
     Raises ValueError for other names.
     """
     _known("backend", name)
@@ -49,27 +51,39 @@ def default_backend() -> bool:
     return _selected.name is None
 
 
-def resolve(op: str, name: str | None, device: torch.device) -> str:
-    """Operator namespace for a call, or "reference". Raises ValueError for an unknown backend or a wrong device."""
+def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str:
+    """Operator namespace for a call that needs this kernel, or "reference".
+
+    Raises ValueError for an unknown backend or a wrong device, NotImplementedError where a backend that was asked for
+    does not have the kernel.
+    """
     name = _selected.name if name is None else name
     if name is None:
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"{op}: tensors must be on a cpu or cuda device, or backend='reference', got {device}")
-        return _without_cuda() if device.type == "cuda" and not _ops.has_cuda() else _ops.NAMESPACE
+        if device.type == "cuda" and not _ops.has_kernel(_ops.NAMESPACE, kernel, "cuda"):
+            return _without_cuda(op)
+        return _ops.NAMESPACE
     _known(op, name)
     expected, namespace = _BACKENDS[name]
-    if expected is not None and device.type != expected:
+    if expected is None:
+        return namespace
+    if device.type != expected:
         raise ValueError(f"{op}: backend={name!r} needs tensors on a {expected} device, got {device}")
     if name == "cuda" and not _ops.has_cuda():
         raise ValueError(f"{op}: backend='cuda': this build of xlstm_cuda has no CUDA kernels")
+    if name != "cpu":
+        _ops.library(namespace)
+        if not _ops.has_kernel(namespace, kernel, expected):
+            raise NotImplementedError(f"{op}: backend={name!r}: there is no CUDA kernel for this call yet")
     return namespace
 
 
-def _without_cuda() -> str:
-    """CUDA tensors still compute where the library has no CUDA kernels; nobody should take that for the real speed."""
+def _without_cuda(op: str) -> str:
+    """CUDA tensors still compute where the library has no CUDA kernel; nobody should take that for the real speed."""
     if not torch.compiler.is_compiling():
         warnings.warn(
-            "xlstm_cuda: this build has no CUDA kernels; CUDA tensors use the slow reference implementation",
+            f"xlstm_cuda: {op}: this build has no CUDA kernel for the call, it uses the slow reference implementation",
             stacklevel=4,
         )
     return "reference"

@@ -1,7 +1,7 @@
 """The compiled operators: loading, fake kernels (torch.compile, torch.export) and the refusal of second derivatives.
 
-The schemas live in csrc/ops. Two libraries carry them: `xlstm_cuda._C` (namespace xlstm_cuda) and the test-only
-executor of the CUDA sources on the CPU (namespace xlstm_cuda_simt).
+The schemas live in csrc/ops. Three libraries carry them: `xlstm_cuda._C` (namespace xlstm_cuda), and for tests only the
+executor of the CUDA sources on the CPU, plain and with its race detector (xlstm_cuda_simt and xlstm_cuda_simt_race).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
+RACE_NAMESPACE = "xlstm_cuda_simt_race"
 
 _registered: set[str] = set()
 _import_error: ImportError | None = None
@@ -31,12 +32,17 @@ def library(namespace: str) -> Any:
 
 def available(namespace: str) -> bool:
     """Whether the library of this namespace is built and loads."""
-    return namespace in _registered or (namespace == SIMT_NAMESPACE and bool(_simt_files()))
+    return namespace in _registered or (namespace != NAMESPACE and _simt_file(namespace).exists())
 
 
 def has_cuda() -> bool:
     """Whether the library was built with CUDA kernels."""
     return _cuda
+
+
+def has_kernel(namespace: str, op: str, device_type: str) -> bool:
+    """Whether a loaded library has a kernel of this op for tensors on such a device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", device_type.upper())
 
 
 def _load(namespace: str) -> None:
@@ -45,15 +51,18 @@ def _load(namespace: str) -> None:
             f"xlstm_cuda: the compiled extension xlstm_cuda._C cannot be imported ({_import_error}). Build it with "
             "`make demo`, or `pip install .` in the source tree; backend='reference' works without it."
         ) from _import_error
-    files = _simt_files()
-    if not files:
-        raise ImportError("xlstm_cuda: the test library of backend='simt' is not built: this version has none yet.")
-    torch.ops.load_library(str(files[0]))
+    file = _simt_file(namespace)
+    if not file.exists():
+        raise ImportError(
+            f"xlstm_cuda: the test library of backend='{file.stem[1:]}' is not built: run `make simt` in the source "
+            "tree (it needs GCC, x86-64 Linux and the headers of CUDA, no GPU)."
+        )
+    torch.ops.load_library(str(file))
     register(namespace)
 
 
-def _simt_files() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("_simt.*so"))
+def _simt_file(namespace: str) -> Path:
+    return Path(__file__).parent / f"_{namespace.removeprefix('xlstm_cuda_')}.so"
 
 
 def register(namespace: str) -> None:

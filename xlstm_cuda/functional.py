@@ -112,7 +112,7 @@ def mlstm(
     state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     _checks.mlstm(q, k, v, i, f, state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
-    namespace = resolve("mlstm", backend, q.device)
+    namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
     if namespace == "reference":
         with _no_autocast(q.device):
             h, final = reference.mlstm(
@@ -177,17 +177,18 @@ def mlstm_step(
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, **gates)
-    namespace = resolve("mlstm_step", backend, q.device)
     if state is None:
         state = _empty_mlstm_state(q, v)
+    inputs: tuple[Tensor, ...] = (q, k, v, i, f)
+    needs_grad = _checks.needs_grad(*inputs, *state)
+    namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
     if namespace == "reference":
         with _no_autocast(q.device):
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
             )
-    inputs: tuple[Tensor, ...] = (q, k, v, i, f)
     options = _mlstm_options(q, **gates)
-    if not _checks.needs_grad(*inputs, *state):
+    if not needs_grad:
         return _mlstm_step(namespace, inputs, state, slots, options, inplace)
     if q.ndim == 4:
         return _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
@@ -454,7 +455,7 @@ def _recurrent(
     x, R = _autocast(x, R)
     state = _checks.as_state(op, "initial_state", initial_state, cls)
     _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset)
-    namespace = resolve(op, backend, x.device)
+    namespace = resolve(op, backend, x.device, "recurrent_fwd")
     if namespace == "reference":
         with _no_autocast(x.device):
             return plain(x, R, b, initial_state=state, return_state=True, lengths=lengths, reset=reset)
@@ -481,14 +482,15 @@ def _recurrent_step(
     x, R = _autocast(x, R)
     state = _checks.as_state(op, "state", state, cls)
     _checks.recurrent(op, x, R, b, state, "state", one_token=True)
-    namespace = resolve(op, backend, x.device)
     if state is None:
         shape, dtype = x[:, 0].shape, accumulate_dtype(x.dtype)
         state = cls(*(x.new_zeros(shape, dtype=dtype) for _ in cls._fields))
+    needs_grad = _checks.needs_grad(x, R, b, *state)
+    namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
     if namespace == "reference":
         with _no_autocast(x.device):
             return plain(x, R, b, state)
-    if _checks.needs_grad(x, R, b, *state):
+    if needs_grad:
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state, None, None)
         return h.squeeze(1), after
     inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))

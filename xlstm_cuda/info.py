@@ -36,7 +36,7 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "built with torch": built["torch"],
         "compiler": built["compiler"],
-        "CUDA kernels": "off (none in this version)" if built["cuda"] is None else built["cuda"],
+        "CUDA kernels": "off" if built["cuda"] is None else f"built with CUDA {built['cuda']}",
         "CUDA archs": ", ".join(built["cuda_archs"]) or "none",
         "CPU SIMD level": built["simd"],
         "CPU SIMD levels": ", ".join(built["simd_levels"]),

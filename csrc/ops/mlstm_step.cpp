@@ -1,8 +1,8 @@
-// mlstm_step, mlstm_step_: the mLSTM on up to 16 tokens, with the state as an explicit argument.
-#include "core/mlstm_step.h"
+// mlstm_step, mlstm_step_ on the CPU: the mLSTM on up to 16 tokens, with the state as an explicit argument.
+#include "ops/mlstm_step.h"
 
 #include "cpu/kernels.h"
-#include "ops/common.h"
+#include "ops/library.h"
 
 namespace xlstm::ops {
 namespace {
@@ -24,48 +24,23 @@ View<const T> token_view(const Tensor& x, bool has_time) {
   return {pointer<T>(x), x.stride(0), x.stride(1), has_time ? x.stride(2) : 0};
 }
 
-struct Step {
+using StateTensors = std::tuple<Tensor, Tensor, Tensor>;
+
+// The inputs in the compute type.
+struct Step : StepCall {
   Tensor q, k, v, i, f;
-  MlstmShape shape;
-  ScalarType type;
-  bool has_time;
 
   Step(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& i_, const Tensor& f_)
-      : type(compute_type(q_)), has_time(q_.dim() == 4) {
-    STD_TORCH_CHECK(q_.dim() == 3 || q_.dim() == 4, "mlstm_step: q must have 3 or 4 dimensions");
-    STD_TORCH_CHECK(v_.dim() == q_.dim(), "mlstm_step: v must have as many dimensions as q");
-    const ScalarType data = q_.scalar_type();
-    STD_TORCH_CHECK(k_.scalar_type() == data && v_.scalar_type() == data, "mlstm_step: q, k, v must share a dtype");
-    const int64_t S = has_time ? q_.size(2) : 1;
-    shape = {q_.size(0), q_.size(1), S, q_.size(-1), v_.size(-1)};
-    shape.num_sequences = shape.batch;
-    check_dims("mlstm_step", {shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
-    STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
-    for (const Tensor* x : {&q_, &i_, &f_}) check_float("mlstm_step", "every input", *x);
-    check_shape("mlstm_step", "k", k_, tokens(shape.head_dim_qk));
-    check_shape("mlstm_step", "v", v_, tokens(shape.head_dim_v));
-    check_shape("mlstm_step", "i", i_, tokens());
-    check_shape("mlstm_step", "f", f_, tokens());
-    q = as(q_, type), k = as(k_, type), v = as(v_, type), i = as(i_, type), f = as(f_, type);
-  }
-
-  // (B, H[, S]) and what follows.
-  template <class... D>
-  Shape tokens(D... dims) const {
-    return has_time ? Shape{shape.batch, shape.num_heads, shape.seqlen, dims...}
-                    : Shape{shape.batch, shape.num_heads, dims...};
-  }
-
-  void check_state(const Tensor& C, const Tensor& n, const Tensor& m, int64_t rows) const {
-    for (const Tensor* x : {&C, &n, &m}) check_float("mlstm_step", "the state", *x);
-    check_shape("mlstm_step", "C", C, {rows, shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
-    check_shape("mlstm_step", "n", n, {rows, shape.num_heads, shape.head_dim_qk});
-    check_shape("mlstm_step", "m", m, {rows, shape.num_heads});
-  }
+      : StepCall(q_, k_, v_, i_, f_),
+        q(as(q_, type)),
+        k(as(k_, type)),
+        v(as(v_, type)),
+        i(as(i_, type)),
+        f(as(f_, type)) {}
 
   // h, shaped as v, contiguous, from `state` to `next`, which may be the same.
-  Tensor run(const Tensor& like, const MlstmOptions& options, const std::tuple<Tensor, Tensor, Tensor>& state,
-             const std::tuple<Tensor, Tensor, Tensor>& next, const OptionalTensor& slots) const {
+  Tensor run(const Tensor& like, const MlstmOptions& options, const StateTensors& state, const StateTensors& next,
+             const OptionalTensor& slots) const {
     Tensor h = empty(like, tokens(shape.head_dim_v), type);
     if (shape.seqlen == 0) return as(h, like.scalar_type());
     with_compute_type(type, [&](auto zero) {
@@ -113,33 +88,18 @@ Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                    double eps) {
   NoGrad guard;
   const Step step(q, k, v, i, f);
-  STD_TORCH_CHECK(C.dim() == 4, "mlstm_step: C must have 4 dimensions, got ", shape_string(C));
-  step.check_state(C, n, m, slots ? C.size(0) : step.shape.batch);
-  for (const Tensor& x : {C, n, m}) {
-    STD_TORCH_CHECK(x.scalar_type() == step.type, "mlstm_step: an in-place state must be of the compute dtype");
-  }
-  for (const Tensor& x : {C, n}) {
-    STD_TORCH_CHECK(x.size(-1) <= 1 || x.stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
-  }
-  for (const Tensor& x : {C, n, m}) {
-    for (int64_t d = 0; d < x.dim(); ++d)
-      STD_TORCH_CHECK(x.size(d) <= 1 || x.stride(d) != 0, "mlstm_step: an in-place state must not be expanded");
-  }
-  check_shape("mlstm_step", "slots", slots, {step.shape.batch});
+  step.check_inplace_state(C, n, m, slots);
+  check_slots(slots, C.size(0));
   const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);
-  std::vector<bool> used(static_cast<size_t>(C.size(0)));
-  for (int64_t b = 0; rows && b < step.shape.batch; ++b) {
-    const int32_t slot = pointer<int32_t>(*rows)[b];
-    STD_TORCH_CHECK(slot >= 0 && slot < C.size(0), "mlstm_step: slots[", b, "] = ", slot, " is not a row of the state");
-    STD_TORCH_CHECK(!used[slot], "mlstm_step: slots names row ", slot, " twice");
-    used[slot] = true;
-  }
-  return step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {C, n, m}, {C, n, m}, rows);
+  const Tensor wide = as(C, step.type);
+  const Tensor h = step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {wide, n, m}, {wide, n, m}, rows);
+  if (C.scalar_type() != step.type) torch::stable::copy_(C, wide);
+  return h;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(xlstm_cuda, CPU, m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("mlstm_step", TORCH_BOX(&mlstm_step));
   m.impl("mlstm_step_", TORCH_BOX(&mlstm_step_));
 }

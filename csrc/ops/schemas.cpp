@@ -1,7 +1,7 @@
 // The schemas of torch.ops.xlstm_cuda. Shapes and meanings: xlstm_cuda/functional.py and csrc/core.
-#include "ops/common.h"
+#include "ops/library.h"
 
-STABLE_TORCH_LIBRARY(xlstm_cuda, m) {
+XLSTM_LIBRARY(m) {
   m.def(
       "mlstm_fwd(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, "
       "Tensor? cu_seqlens, Tensor? reset, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size) "

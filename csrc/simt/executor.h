@@ -52,8 +52,11 @@ struct Options {
   unsigned compute_capability = 90;  // what device_properties() says
   size_t max_shared_bytes = 232448;
   unsigned max_cluster = 16;  // 8 is portable
+  std::string mutant;         // the planted fault that is active: see cuda/device/mutant.h
 };
 Options& options();
+
+bool mutant(const char* name);  // whether it is the active one
 
 struct Stats {
   uint64_t launches, switches, barriers, shuffles, mma, ldmatrix, bank_conflicts, wgmma, accesses, reports;

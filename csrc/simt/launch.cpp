@@ -21,6 +21,11 @@ Options& options() {
   return value;
 }
 
+bool mutant(const char* name) {
+  const std::string& active = options().mutant;
+  return !active.empty() && active == name;
+}
+
 Stats& stats() {
   static Stats value{};
   return value;

@@ -7,6 +7,8 @@
 
 namespace xlstm::device {
 
+constexpr int64_t kMaxGridX = 0x7fffffff;  // blocks; y and z have 65,535, so kernels use x alone
+
 struct Launch {
   dim3 grid{1}, block{1};
   size_t shared_bytes = 0;
@@ -19,8 +21,10 @@ struct Launch {
 #if XLSTM_SIMT
 
 // Runs to the end before it returns; a fault is thrown as std::runtime_error.
+// On either side, more shared memory than the device has: cudaErrorLaunchOutOfResources.
 template <class... P, class... A>
 cudaError_t launch(const Launch& l, void (*kernel)(P...), A&&... arguments) {
+  if (l.shared_bytes > simt::options().max_shared_bytes) return cudaErrorLaunchOutOfResources;
   const simt::LaunchConfig config{l.grid, l.block, l.shared_bytes, l.cluster, l.cooperative, l.name};
   simt::launch(config, kernel, std::forward<A>(arguments)...);
   return cudaSuccess;
@@ -34,7 +38,12 @@ constexpr unsigned kPortableCluster = 8;          // a kernel must opt in to mor
 inline cudaError_t allow_resources(const Launch& l, const void* kernel) {
   if (l.shared_bytes > kDefaultSharedBytes) {
     const int bytes = static_cast<int>(l.shared_bytes);
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    if (bytes > most) return cudaErrorLaunchOutOfResources;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
   }
   if (l.cluster > kPortableCluster) {

@@ -1,0 +1,101 @@
+// Sessions on a device: the tensors' own memory, torch's current stream.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "ops/device/errors.h"
+#include "ops/device/session.h"
+
+// Null where this library runs on a CPU build of torch, whose tensors never get here.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace xlstm::ops {
+namespace {
+
+constexpr int kMaxDevices = 64;
+
+int capability_of(int device) {
+  static int known[kMaxDevices];  // a word each: threads may write the same value
+  if (device < kMaxDevices && known[device]) return known[device];
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (device < kMaxDevices) known[device] = 10 * major + minor;
+  return 10 * major + minor;
+}
+
+const std::vector<std::string>& built_archs() {
+  static const std::vector<std::string> archs = [] {
+    std::vector<std::string> list(1);
+    for (char c : std::string(XLSTM_CUDA_ARCHS)) {
+      if (c == ',') list.emplace_back();
+      if (c != ',') list.back() += c;
+    }
+    return list;
+  }();
+  return archs;
+}
+
+}  // namespace
+
+struct Session::State {
+  const char* op;
+  int device;
+  torch::stable::accelerator::DeviceGuard guard;
+  const Tensor& like;
+  cudaStream_t stream = nullptr;
+  std::vector<Tensor> kept;  // until the launches are made: memory given back earlier could be given out again
+
+  State(const char* op_, const Tensor& like_) : op(op_), device(like_.get_device_index()), guard(device), like(like_) {}
+
+  void check_device(const Tensor& x) const {
+    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, op, ": all tensors must be on cuda:", device);
+  }
+};
+
+Session::Session(const char* op, const Tensor& like) : state_(new State(op, like)) {
+  const std::string problem = unsupported_device(capability_of(state_->device), built_archs());
+  STD_TORCH_CHECK(problem.empty(), op, ": ", problem);
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr &&
+                      aoti_torch_get_current_cuda_stream(state_->device, &stream) == AOTI_TORCH_SUCCESS,
+                  op, ": torch gave no CUDA stream");
+  state_->stream = static_cast<cudaStream_t>(stream);
+}
+
+Session::~Session() = default;
+
+const void* Session::in(const Tensor& x) {
+  state_->check_device(x);
+  state_->kept.push_back(x);
+  return x.const_data_ptr();
+}
+
+void* Session::out(const Tensor& x) {
+  state_->check_device(x);
+  return x.mutable_data_ptr();
+}
+
+void* Session::inout(const Tensor& x) {
+  return out(x);
+}
+
+void* Session::workspace(size_t bytes) {
+  state_->kept.push_back(empty(state_->like, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+  return state_->kept.back().mutable_data_ptr();
+}
+
+cudaStream_t Session::stream() const {
+  return state_->stream;
+}
+
+std::string Session::text(cudaError_t error) const {
+  return cudaGetErrorString(error);
+}
+
+const char* Session::op() const {
+  return state_->op;
+}
+
+void Session::finish() {}
+
+}  // namespace xlstm::ops

@@ -1,0 +1,66 @@
+// Options of the host executor for Python tests: torch.ops.<namespace>.simt_set(name, value), simt_count(name).
+#include "ops/library.h"
+#include "simt/executor.h"
+
+namespace xlstm::ops {
+namespace {
+
+simt::Order order(const std::string& value) {
+  if (value == "fifo") return simt::Order::fifo;
+  if (value == "lifo") return simt::Order::lifo;
+  return value == "random" ? simt::Order::random : simt::Order::by_seed;
+}
+
+simt::Landing landing(const std::string& value) {
+  if (value == "early") return simt::Landing::early;
+  if (value == "late") return simt::Landing::late;
+  return value == "random" ? simt::Landing::random : simt::Landing::by_seed;
+}
+
+void simt_set(std::string name, std::string value) {
+  const auto lock = simt::hold();
+  simt::Options& options = simt::options();
+  if (name == "order") {
+    options.order = order(value);
+  } else if (name == "landing") {
+    options.landing = landing(value);
+  } else if (name == "mutant") {
+    options.mutant = value;
+  } else if (name == "seed") {
+    options.seed = std::stoull(value);
+  } else if (name == "resident") {
+    options.resident = std::stoi(value);
+  } else if (name == "preempt") {
+    options.preempt = std::stoi(value);
+  } else if (name == "compute_capability") {
+    options.compute_capability = static_cast<unsigned>(std::stoul(value));
+  } else if (name == "max_shared_bytes") {
+    options.max_shared_bytes = std::stoull(value);
+  } else {
+    STD_TORCH_CHECK(name == "defaults", "simt_set: unknown option ", name);
+    options = {};
+  }
+}
+
+int64_t simt_count(std::string name) {
+  const simt::Stats& stats = simt::stats();
+  if (name == "launches") return static_cast<int64_t>(stats.launches);
+  if (name == "mma") return static_cast<int64_t>(stats.mma);
+  if (name == "wgmma") return static_cast<int64_t>(stats.wgmma);
+  STD_TORCH_CHECK(name == "bank_conflicts", "simt_count: unknown statistic ", name);
+  return static_cast<int64_t>(stats.bank_conflicts);
+}
+
+}  // namespace
+
+XLSTM_LIBRARY_FRAGMENT(m) {
+  m.def("simt_set(str name, str value) -> ()");
+  m.def("simt_count(str name) -> int");
+}
+
+XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
+  m.impl("simt_set", TORCH_BOX(&simt_set));
+  m.impl("simt_count", TORCH_BOX(&simt_count));
+}
+
+}  // namespace xlstm::ops
