@@ -30,11 +30,15 @@ test-all: $(STAMP) build/.simt
 
 simt: build/.simt
 
-# The CUDA sources through nvcc, warnings of ptxas as errors. No GPU needed.
+# The CUDA sources through nvcc for every architecture, warnings of ptxas (spills, local memory, serialised wgmma) as
+# errors, registers against the checked-in table. No GPU needed.
+GATE_ARCHS := 80-real;90a-real;100-real;120-real
 gates: $(filter .venv/%,$(PY))
 	@command -v nvcc >/dev/null || { echo 'gates: no nvcc on the PATH'; exit 1; }
 	@mkdir -p build
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S tests/simt -B build/gates -G Ninja >build/gates.log && cmake --build build/gates >>build/gates.log || { cat build/gates.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja -DXLSTM_PTXAS_VERBOSE=ON '-DCMAKE_CUDA_ARCHITECTURES=$(GATE_ARCHS)' >build/gates-kernels.log && cmake --build build/gates-kernels --clean-first >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
+	$(PY) tests/kernel_resources.py build/gates-kernels.log
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     except Exception as error:  # also a pytest.raises that waited for another message
-        if "there is no CUDA kernel for this call yet" in str(error):
-            pytest.skip(str(error))
+        if re.search("there is no CUDA kernel for this call yet|Could not run 'xlstm_cuda_simt::", str(error)):
+            pytest.skip("there is no CUDA kernel for this call yet")
         raise
 
 

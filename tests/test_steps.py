@@ -105,6 +105,23 @@ def test_inplace_overwrites_the_state(backend: str, device: str, S: int | None, 
     assert [s.data_ptr() for s in state] == addresses == [s.data_ptr() for s in inputs["state"]]
 
 
+@pytest.mark.parametrize(("S", "slots"), [(None, None), (3, None), (16, [3, 1])])
+def test_inplace_with_a_bfloat16_C(backend: str, device: str, S: int | None, slots: list[int] | None) -> None:
+    for Dqk, Dv in ((8, 16), (5, 7), (300, 20)):
+        inputs = draw(S=S, Dqk=Dqk, Dv=Dv, dtype=torch.float32, state_rows=4 if slots else None, device=device)
+        state = inputs["state"]._replace(C=inputs["state"].C.bfloat16())
+        rows = None if slots is None else torch.tensor(slots, dtype=torch.int32, device=device)
+        wide = MLSTMState(state.C.float(), *copied(state)[1:])
+        expected, after = mlstm_step(**{**inputs, "state": wide}, slots=rows, backend="reference")
+        h, same = mlstm_step(**{**inputs, "state": state}, slots=rows, inplace=True, backend=backend)
+        assert same.C is state.C and state.C.dtype == torch.bfloat16
+        assert_close_relative(h, expected, 1e-5)
+        assert_close_relative(state.C.float(), after.C, 3e-3)  # half a unit in the last place is 2^-9
+        assert_close_relative(state.n, after.n, 1e-6)
+        if slots:
+            assert torch.equal(state.C[[0, 2]].float(), wide.C[[0, 2]])
+
+
 def test_inplace_on_strided_states(backend: str, device: str) -> None:
     inputs = draw(device=device)
     expected, expected_state = mlstm_step(**inputs, backend=backend)

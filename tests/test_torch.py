@@ -39,7 +39,7 @@ def gradients(outputs: tuple[Tensor, ...], inputs: dict[str, Any], **options: An
 
 @pytest.fixture
 def ops(backend: str, device: str) -> Any:
-    return _ops.library(resolve("test", backend, torch.device(device)))
+    return _ops.library(resolve("test", backend, torch.device(device), "mlstm_step"))
 
 
 def mlstm_case(device: str, case: str, dtype: torch.dtype) -> tuple[list[Any], list[Any], tuple[Any, ...]]:

@@ -34,8 +34,8 @@ _selected = _Selected()
 def backend(name: str | None) -> Iterator[None]:
     """Context manager: calls without a `backend` argument use this one, in this thread. None: chosen by device again.
 
-    name: "cpu", "cuda", "reference" (pure PyTorch), or "simt" and "simt_race" (test libraries: the CUDA kernels executed
-    on the CPU, the second one with its race detector).
+    name: "cpu", "cuda", "reference" (pure PyTorch), or the test libraries "simt" and "simt_race" (the CUDA kernels
+    executed on the CPU, the second one with its race detector).
     Raises ValueError for other names.
     """
     _known("backend", name)

@@ -198,8 +198,10 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
         raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
     dtype = accumulate_dtype(inputs[0].dtype)
     for name, s in state._asdict().items() if state else ():
-        if s.dtype != dtype:
-            _wrong_type(op, f"state.{name}", f"have dtype {dtype} with inplace=True", s.dtype)
+        half = name == "C" and dtype == torch.float32  # may be stored in 16 bits: half the memory traffic
+        if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
+            wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
+            _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
         strides = [stride for size, stride in zip(s.shape, s.stride(), strict=True) if size > 1]
         if 0 in strides or (s.shape[-1] > 1 and strides[-1] != 1):
             expected = "be contiguous in its last dimension and not expanded with inplace=True"

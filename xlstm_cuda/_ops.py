@@ -19,6 +19,7 @@ SIMT_NAMESPACE = "xlstm_cuda_simt"
 RACE_NAMESPACE = "xlstm_cuda_simt_race"
 
 _registered: set[str] = set()
+_kernels: set[tuple[str, str, str]] = set()  # (namespace, op, device type) that a loaded library computes
 _import_error: ImportError | None = None
 _cuda = False
 
@@ -42,7 +43,7 @@ def has_cuda() -> bool:
 
 def has_kernel(namespace: str, op: str, device_type: str) -> bool:
     """Whether a loaded library has a kernel of this op for tensors on such a device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", device_type.upper())
+    return (namespace, op, device_type) in _kernels
 
 
 def _load(namespace: str) -> None:
@@ -74,6 +75,10 @@ def register(namespace: str) -> None:
             torch.library.register_vmap(f"{namespace}::{name}", _refuse_vmap)
     for name, functions in _BACKWARD_OPS.items():
         torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
+    for name in _FAKES:
+        for device_type in ("cpu", "cuda"):
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()):
+                _kernels.add((namespace, name, device_type))
     _registered.add(namespace)
 
 

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
 #include <tuple>
@@ -57,6 +58,9 @@ struct Options {
 Options& options();
 
 bool mutant(const char* name);  // whether it is the active one
+
+// Of every kernel launched so far, by name: the most dynamic shared memory that it asked for.
+const std::map<std::string, size_t>& shared_memory_of_kernels();
 
 struct Stats {
   uint64_t launches, switches, barriers, shuffles, mma, ldmatrix, bank_conflicts, wgmma, accesses, reports;

@@ -21,6 +21,14 @@ Options& options() {
   return value;
 }
 
+namespace {
+std::map<std::string, size_t> most_shared_memory;
+}
+
+const std::map<std::string, size_t>& shared_memory_of_kernels() {
+  return most_shared_memory;
+}
+
 bool mutant(const char* name) {
   const std::string& active = options().mutant;
   return !active.empty() && active == name;
@@ -212,6 +220,8 @@ void run(const LaunchConfig& config, const std::function<void()>& body) {
   machine.body = &body;
   check_config(config);
   ++stats().launches;
+  size_t& most = most_shared_memory[config.name];
+  most = std::max(most, config.shared_bytes);
   machine.block_threads = static_cast<uint32_t>(volume(config.block));
   machine.cluster_blocks = std::max(1u, config.cluster);
   const auto grid = static_cast<uint32_t>(volume(config.grid));

@@ -10,7 +10,10 @@ namespace selftest {
 
 inline void check(cudaError_t error) {
 #if XLSTM_SIMT
-  (void)error;  // faults are exceptions already
+  if (error != cudaSuccess) {
+    throw std::runtime_error("refused: error " + std::to_string(static_cast<int>(error)) + ", seed " +
+                             std::to_string(simt::options().seed));
+  }
 #else
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 #endif

@@ -51,16 +51,27 @@ int64_t simt_count(std::string name) {
   return static_cast<int64_t>(stats.bank_conflicts);
 }
 
+// Name and bytes of every kernel launched so far, one a line.
+std::string simt_shared_memory() {
+  const auto lock = simt::hold();
+  std::string lines;
+  for (const auto& [name, bytes] : simt::shared_memory_of_kernels())
+    lines += name + "\t" + std::to_string(bytes) + "\n";
+  return lines;
+}
+
 }  // namespace
 
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("simt_set(str name, str value) -> ()");
   m.def("simt_count(str name) -> int");
+  m.def("simt_shared_memory() -> str");
 }
 
 XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("simt_set", TORCH_BOX(&simt_set));
   m.impl("simt_count", TORCH_BOX(&simt_count));
+  m.impl("simt_shared_memory", TORCH_BOX(&simt_shared_memory));
 }
 
 }  // namespace xlstm::ops
