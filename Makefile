@@ -1,4 +1,4 @@
-# make demo | test | test-all | simt | gates | bench | lint: each sets up what is missing first.
+# make demo | test | test-all | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
 TORCH ?= torch==2.13.0
@@ -18,7 +18,7 @@ SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: demo test test-all simt gates bench lint clean
+.PHONY: demo test test-all simt gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -39,6 +39,13 @@ gates: $(filter .venv/%,$(PY))
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S tests/simt -B build/gates -G Ninja >build/gates.log && cmake --build build/gates >>build/gates.log || { cat build/gates.log; exit 1; }
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja -DXLSTM_PTXAS_VERBOSE=ON '-DCMAKE_CUDA_ARCHITECTURES=$(GATE_ARCHS)' >build/gates-kernels.log && cmake --build build/gates-kernels --clean-first >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
 	$(PY) tests/kernel_resources.py build/gates-kernels.log
+
+# What can be told on a machine with an NVIDIA GPU only: docs/gpu-check.md. The machine is looked at before .venv is made.
+gpu-check: gpu-machine $(filter .venv/%,$(PY))
+	@$(PY) -m bench.gpu_check $(ARGS)
+
+gpu-machine:
+	@$(if $(filter .venv/%,$(PY)),python3,$(PY)) -B -m bench.gpu_check --machine
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)

@@ -57,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--readme", type=Path, help="put the table between the bench markers of this file")
     p.add_argument("--png", type=Path, metavar="DIR", help="draw FILE.png in this folder")
 
-    p = commands.add_parser("goals", help="which of the library's goals on a CPU result files show to be met")
+    p = commands.add_parser("goals", help="which of the library's goals result files show to be met")
     p.set_defaults(command=goals_command)
+    p.add_argument("--device", choices=list(goals.GOALS), default="cpu", help="the goals on a CPU or on a GPU")
     p.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return top
 
@@ -91,15 +92,20 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         if extra:
             raise UsageError(f"--suite does not go together with {', '.join(extra)}")
         known("suite", args.suite, tuple(SUITES))
-        return SUITES[args.suite]
+        return _on_devices(SUITES[args.suite], f"--suite {args.suite}")
     if args.op is None or args.shape is None:
         raise UsageError("run needs --suite, or --op and --shape")
     impls = tuple(args.impl.split(",")) if args.impl else None
     device = args.device or "cpu"
     known("device", device, ("cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device")
-    return [make_case(args.op, args.shape, args.mode, args.dtype or "float32", device, impls)]
+    case = make_case(args.op, args.shape, args.mode, args.dtype or "float32", device, impls)
+    return _on_devices([case], f"--device {device}")
+
+
+def _on_devices(cases: list[Case], request: str) -> list[Case]:
+    if any(case.device == "cuda" for case in cases) and not torch.cuda.is_available():
+        raise UsageError(f"{request}: torch finds no CUDA device")
+    return cases
 
 
 def compare_command(args: argparse.Namespace) -> int:
@@ -130,7 +136,7 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def goals_command(args: argparse.Namespace) -> int:
-    print(goals.table([(path.name, files.read(path)) for path in args.files]), end="")
+    print(goals.table(args.device, [(path.name, files.read(path)) for path in args.files]), end="")
     return 0
 
 

@@ -20,6 +20,7 @@ class Call:
     run: Callable[[], Outputs]  # the op's outputs, in the op's shapes
     leaves: Tensors  # what gradients are taken for, by the op's names
     canonical: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # a leaf's layout to the op's
+    nbytes: int | None = None  # of inputs and outputs, where they are not the op's: a state kept in 16 bits
 
 
 Builder = Callable[[Tensors], Call]

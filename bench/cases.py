@@ -26,7 +26,12 @@ class Case:
 
     @property
     def label(self) -> str:
-        return f"{self.op} {format_shape(self.shape)} {self.dtype} {self.mode}"
+        return label(self.op, self.shape, self.dtype, self.mode, self.device)
+
+
+def label(op: str, shape: Shape, dtype: str, mode: str, device: str) -> str:
+    """A case in words."""
+    return f"{op} {format_shape(shape)} {dtype} {mode}{'' if device == 'cpu' else f' {device}'}"
 
 
 def known(kind: str, name: str, choices: dict[str, Op] | dict[str, torch.dtype] | tuple[str, ...]) -> None:
@@ -72,10 +77,24 @@ def _listed(op: str, shape: str, mode: str, *impls: str) -> Case:
     return Case(op, parse_shape(op, shape), mode, impls=impls or None)
 
 
+def _on_cuda(
+    op: str, shape: str, *impls: str, float32: tuple[str, ...] = (), bfloat16: tuple[str, ...] = ()
+) -> list[Case]:
+    """A step in both dtypes, each with implementations of its own besides those of both."""
+    parsed = parse_shape(op, shape)
+    return [
+        Case(op, parsed, "step", dtype, "cuda", (*impls, *more))
+        for dtype, more in (("float32", float32), ("bfloat16", bfloat16))
+    ]
+
+
 # the token-by-token reference is left out where it would keep gigabytes or take seconds, the compiled one where
 # compiling takes longer than all the rest
 _SLSTM, _LSTM = ("cpu", "reference", "xlstm"), ("cpu", "torch.nn.LSTM")
 _MLSTM, _MLSTM_STEP = ("cpu", "reference-chunkwise", "mlstm_kernels"), ("cpu", "inplace", "reference", "mlstm_kernels")
+_INPLACE, _INPLACE_16 = ("cuda", "cuda-inplace"), ("cuda-inplace-bf16",)
+_GRAPH_16 = (*_INPLACE_16, "cuda-graph-bf16")
+_LSTM_CELL = ("torch.nn.LSTMCell",)  # in bfloat16 it keeps its state in 16 bits, which costs it the check
 
 SUITES: dict[str, list[Case]] = {
     "smoke": [
@@ -102,5 +121,16 @@ SUITES: dict[str, list[Case]] = {
         _listed("mlstm_step", "B=1,H=4,Dqk=64,Dv=64", "step"),
         _listed("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", "step"),
         _listed("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", "step"),  # a state larger than most caches
+    ],
+    # Decoding. The state of mlstm_step has 4 MiB a row: that of 8 rows fits the L2 of a large GPU, that of 64 does not.
+    "cuda": [
+        *_on_cuda("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", *_INPLACE, "cuda-graph", "reference", bfloat16=_GRAPH_16),
+        *_on_cuda("mlstm_step", "B=8,H=8,Dqk=256,Dv=512", *_INPLACE, "reference", bfloat16=_INPLACE_16),
+        *_on_cuda("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", *_INPLACE, "reference", bfloat16=_INPLACE_16),
+        *_on_cuda("mlstm_step", "B=256,H=8,Dqk=256,Dv=512", *_INPLACE, bfloat16=_INPLACE_16),
+        *_on_cuda("slstm_step", "B=1,H=4,D=256", "cuda", "cuda-graph", "reference"),
+        *_on_cuda("slstm_step", "B=64,H=4,D=256", "cuda", "cuda-graph", "reference"),
+        *_on_cuda("lstm_step", "B=1,H=1,D=512", "cuda", "cuda-graph", "reference", float32=_LSTM_CELL),
+        *_on_cuda("lstm_step", "B=64,H=1,D=512", "cuda", "cuda-graph", "reference", float32=_LSTM_CELL),
     ],
 }

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .cases import UsageError, format_shape
+from .cases import UsageError, label
 
 FORMAT = 1
 
@@ -28,5 +28,4 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 def title(record: dict[str, Any]) -> str:
     """A case of a file in words."""
-    device = "" if record["device"] == "cpu" else f" {record['device']}"
-    return f"{record['op']} {format_shape(record['shape'])} {record['dtype']} {record['mode']}{device}"
+    return label(record["op"], record["shape"], record["dtype"], record["mode"], record["device"])

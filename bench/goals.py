@@ -1,4 +1,4 @@
-"""What the library is meant to reach on a CPU, and whether result files show it."""
+"""What the library is meant to reach on a CPU and on a GPU, and whether result files show it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from .files import title
 
 Entry = dict[str, Any]
 
-TIME, MEMORY, COPY = "time", "peak memory", "% copy"
-KEYS = {TIME: "median", MEMORY: "peak_bytes", COPY: "copy_percent"}  # of an entry
+TIME, MEMORY, COPY, LATENCY = "time", "peak memory", "% copy", "microseconds"
+KEYS = {TIME: "median", MEMORY: "peak_bytes", COPY: "copy_percent", LATENCY: "median"}  # of an entry
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Goal:
     case: Case
-    figure: str  # TIME and MEMORY: that of `over` divided by that of `impl`; COPY: that of `impl`
+    figure: str  # TIME and MEMORY: that of `over` divided by that of `impl`; COPY and LATENCY: that of `impl`
     over: str | None
-    least: float
+    bound: float  # what LATENCY has to be at most, any other figure at least
     impl: str = "cpu"
 
     @property
@@ -31,10 +32,21 @@ class Goal:
         """None where a file does not have it."""
         entries = _entries(self.case, results)
         ours = entries.get(self.impl, {}).get(KEYS[self.figure])
+        if ours is not None and self.figure == LATENCY:
+            return 1e6 * float(ours)
         if self.over is None or ours is None:
             return ours
         theirs = entries.get(self.over, {}).get(KEYS[self.figure])
         return theirs / ours if theirs is not None and ours > 0 else None
+
+    @property
+    def wanted(self) -> str:
+        return f"{'at most' if self.figure == LATENCY else 'at least'} {self.bound:g}"
+
+    def verdict(self, measured: float | None) -> str:
+        if measured is None:
+            return NOT_MEASURED
+        return "met" if (measured <= self.bound if self.figure == LATENCY else measured >= self.bound) else "missed"
 
 
 def _entries(case: Case, results: dict[str, Any]) -> dict[str, Entry]:
@@ -43,27 +55,33 @@ def _entries(case: Case, results: dict[str, Any]) -> dict[str, Entry]:
     return {entry["impl"]: entry for record in matching for entry in record["results"] if "check" in entry}
 
 
-def table(named: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def table(device: str, named: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """A line per goal: what it asks for, and for each (name, results) what was measured and whether that is enough."""
-    rows = [["goal", "at least", *(name for name, _ in named)]]
-    for goal in GOALS:
-        verdicts = [_verdict(goal.measured(results), goal.least) for _, results in named]
-        rows.append([goal.label, f"{goal.least:g}", *verdicts])
+    rows = [["goal", "wanted", *(name for name, _ in named)]]
+    for goal in GOALS[device]:
+        measured = (goal.measured(results) for _, results in named)
+        rows.append([goal.label, goal.wanted, *(_cell(goal, figure) for figure in measured)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in padded)
 
 
-def _verdict(measured: float | None, least: float) -> str:
-    if measured is None:
-        return "not measured"
-    return f"{measured:.2f} {'met' if measured >= least else 'missed'}"
+def _cell(goal: Goal, measured: float | None) -> str:
+    verdict = goal.verdict(measured)
+    return verdict if measured is None else f"{measured:.2f} {verdict}"
 
 
 def _goal(
-    over: str | None, op: str, shape: str, mode: str, least: float, figure: str = TIME, impl: str = "cpu"
+    over: str | None, op: str, shape: str, mode: str, bound: float, figure: str = TIME, impl: str = "cpu"
 ) -> Goal:
-    return Goal(Case(op, parse_shape(op, shape), mode), figure, over, least, impl)
+    return Goal(Case(op, parse_shape(op, shape), mode), figure, over, bound, impl)
+
+
+def _decoding(shape: str, bound: float, figure: str, impl: str) -> list[Goal]:
+    """On a GPU, in float32 and bfloat16; a state in 16 bits goes with data in 16 bits."""
+    dtypes = ("bfloat16",) if impl.endswith("-bf16") else ("float32", "bfloat16")
+    cases = (Case("mlstm_step", parse_shape("mlstm_step", shape), "step", dtype, "cuda") for dtype in dtypes)
+    return [Goal(case, figure, None, bound, impl) for case in cases]
 
 
 def _sequences(over: str, op: str, shape: str, fwd: float, fwdbwd: float) -> list[Goal]:
@@ -74,7 +92,7 @@ _STEP_SHAPES = ("B=1,H=4,Dqk=64,Dv=64", "B=1,H=8,Dqk=256,Dv=512", "B=64,H=8,Dqk=
 _STEP_IMPLS = ("cpu", "inplace")
 _WIDE, _NARROW = "B=1,H=8,S=1024,Dqk=128,Dv=256", "B=1,H=4,S=1024,Dqk=64,Dv=64"
 
-GOALS: list[Goal] = [
+_CPU: list[Goal] = [
     *_sequences("xlstm", "slstm", "B=16,S=256,H=4,D=64", fwd=25, fwdbwd=20),
     *_sequences("xlstm", "slstm", "B=1,S=256,H=4,D=64", fwd=25, fwdbwd=15),
     *_sequences("xlstm", "slstm", "B=8,S=200,H=3,D=64", fwd=20, fwdbwd=15),
@@ -86,3 +104,20 @@ GOALS: list[Goal] = [
     *(_goal("reference", "mlstm_step", s, "step", 8, impl=impl) for s in _STEP_SHAPES for impl in _STEP_IMPLS),
     *(_goal(None, "mlstm_step", _STEP_SHAPES[-1], "step", 60, COPY, impl) for impl in _STEP_IMPLS),
 ]
+
+_CUDA: list[Goal] = [
+    *(
+        goal
+        for impl in ("cuda-graph", "cuda-graph-bf16")
+        for goal in _decoding("B=1,H=8,Dqk=256,Dv=512", 8, LATENCY, impl)
+    ),
+    # states larger than the L2
+    *(
+        goal
+        for rows in (64, 256)
+        for impl in ("cuda-inplace", "cuda-inplace-bf16")
+        for goal in _decoding(f"B={rows},H=8,Dqk=256,Dv=512", 80, COPY, impl)
+    ),
+]
+
+GOALS: dict[str, list[Goal]] = {"cpu": _CPU, "cuda": _CUDA}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +15,7 @@ from xlstm_cuda import reference
 
 from . import compiled, peers
 from .calls import Builder, Call, Implementation
+from .gpu_calls import graphed, inplace_step, inplace_step_in_16_bits, without_cuda, without_kernel
 from .ops import OPS, Outputs, Shape, Tensors, lstm_state, mlstm_state, project, slstm_state
 
 
@@ -47,16 +48,6 @@ def _library(backend: str) -> dict[str, Builder]:
         "lstm": call(lambda t: sequence(xlstm_cuda.lstm(project(t), t["R"], t["b"], backend=backend))),
         "lstm_step": call(lstm_step),
     }
-
-
-def _inplace_step(t: Tensors) -> Call:
-    """Decoding as it is used: the state is overwritten, so each call continues from the last."""
-
-    def run() -> Outputs:
-        h, state = xlstm_cuda.mlstm_step(t["q"], t["k"], t["v"], t["i"], t["f"], mlstm_state(t), inplace=True)
-        return (h, *state)
-
-    return Call(run, t)
 
 
 def _chunkwise(t: Tensors) -> Call:
@@ -111,13 +102,14 @@ def _without(package: str) -> str | None:
     return None if find_spec(package) else f"needs the package {package}, which is not installed"
 
 
-def _without_cuda() -> str | None:
-    from xlstm_cuda import _ops
+def _on_cuda(name: str, builders: Mapping[str, Builder], graph: bool = False) -> Implementation:
+    """An entry of ours that needs a device and the kernels; graph: each call in a CUDA graph."""
+    if graph:
+        builders = {op: graphed(builder) for op, builder in builders.items()}
+    return Implementation(name, builders, ("cuda",), without_cuda, without_kernel)
 
-    if not torch.cuda.is_available():
-        return "needs a CUDA device"
-    return None if _ops.has_cuda() else "is not in this build of xlstm_cuda"
 
+_CELL_STEPS = {op: builder for op, builder in _library("cuda").items() if op in ("slstm_step", "lstm_step")}
 
 OURS = ("cpu", "cuda")  # what the others are compared with in reports
 
@@ -125,8 +117,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     impl.name: impl
     for impl in (
         Implementation("cpu", _library("cpu"), ("cpu",)),
-        Implementation("cuda", _library("cuda"), ("cuda",), _without_cuda),
-        Implementation("inplace", {"mlstm_step": _inplace_step}),
+        _on_cuda("cuda", _library("cuda")),
+        Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
+        _on_cuda("cuda-inplace", {"mlstm_step": inplace_step}),
+        _on_cuda("cuda-inplace-bf16", {"mlstm_step": inplace_step_in_16_bits}),
+        _on_cuda("cuda-graph", {"mlstm_step": inplace_step, **_CELL_STEPS}, graph=True),
+        _on_cuda("cuda-graph-bf16", {"mlstm_step": inplace_step_in_16_bits}, graph=True),
         Implementation("reference", _library("reference")),
         Implementation("reference-chunkwise", {"mlstm": _chunkwise}),
         Implementation(

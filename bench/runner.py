@@ -80,6 +80,7 @@ def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top
     inputs = op.draw(case.shape, DTYPES[case.dtype], case.device)
     entries: dict[str, dict[str, Any]] = {impl.name: {"impl": impl.name} for impl in impls}
     calls: dict[str, Runner] = {}
+    sizes: dict[str, int | None] = {}
     for impl in impls:
         entry = entries[impl.name]
         try:
@@ -87,34 +88,35 @@ def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top
             entry["note"] = note = _fastest(ways, inputs, case)
             if checker:
                 entry["check"] = checker.errors(ways[note])
-            calls[impl.name] = _built(ways[note], inputs, case)
+            call = ways[note](copies(inputs, case.mode))
+            calls[impl.name], sizes[impl.name] = runner(call, case.mode), call.nbytes
         except WrongResult as error:
             entry["error"] = str(error)
         except Exception as error:  # a peer that fails must not cost the results of the others
             entry["error"] = f"failed: {type(error).__name__}: {error}"
     for name, timing in interleaved(calls, case.device, options.repeats, options.max_seconds).items():
-        entries[name] |= asdict(timing) | _rates(case, timing, top)
+        entries[name] |= asdict(timing) | _rates(case, timing, sizes[name], top)
         if options.memory:
             entries[name]["peak_bytes"] = memory.measured(case, name, entries[name]["note"], options.threads)
     identity = {key: value for key, value in asdict(case).items() if key != "impls"}
     return identity | {"checked_shape": checker.shape if checker else None, "results": list(entries.values())}
 
 
-def _built(builder: Builder, inputs: Tensors, case: Case) -> Runner:
-    return runner(builder(copies(inputs, case.mode)), case.mode)
-
-
 def _fastest(ways: Mapping[str, Builder], inputs: Tensors, case: Case) -> str:
     """The note of the way to time."""
     if len(ways) == 1:
         return next(iter(ways))
-    return fastest({note: _built(builder, inputs, case) for note, builder in ways.items()}, case.device)
+    built = {note: runner(builder(copies(inputs, case.mode)), case.mode) for note, builder in ways.items()}
+    return fastest(built, case.device)
 
 
-def _rates(case: Case, timing: Timing, top: dict[str, float]) -> dict[str, float]:
+def _rates(case: Case, timing: Timing, nbytes: int | None, top: dict[str, float]) -> dict[str, float]:
+    """nbytes: None for the op's."""
     op = OPS[case.op]
+    if nbytes is None:
+        nbytes = op.bytes(case.shape, case.mode, DTYPES[case.dtype])
     gflops = 1e-9 * op.work(case.shape, case.mode) / timing.median
-    gbs = 1e-9 * op.bytes(case.shape, case.mode, DTYPES[case.dtype]) / timing.median
+    gbs = 1e-9 * nbytes / timing.median
     return {
         "gflops": gflops,
         "gbs": gbs,

@@ -34,12 +34,12 @@ def goal_files(folder: Path, *contents: list[tuple[str, str, str, dict[str, dict
     return paths
 
 
-def verdicts(paths: list[Path], capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+def verdicts(paths: list[Path], capsys: pytest.CaptureFixture[str], device: str = "cpu") -> dict[str, list[str]]:
     """What the command prints: the columns after the goal, by goal."""
-    status, printed = run(f"goals {' '.join(map(str, paths))}", capsys)
+    status, printed = run(f"goals --device {device} {' '.join(map(str, paths))}", capsys)
     assert status == 0
     rows = [re.split(r" {2,}", line) for line in printed.splitlines()]
-    assert rows[0] == ["goal", "at least", *(path.name for path in paths)] and len(rows) == 1 + len(GOALS)
+    assert rows[0] == ["goal", "wanted", *(path.name for path in paths)] and len(rows) == 1 + len(GOALS[device])
     return {goal: rest for goal, *rest in rows[1:]}
 
 
@@ -72,16 +72,49 @@ def test_goals_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
     rows = verdicts(paths, capsys)
     slstm, mlstm, step = f"slstm {SLSTM} float32", f"mlstm {MLSTM} float32", f"mlstm_step {LARGE_STEP} float32 step"
-    assert rows[f"{slstm} fwd: time, cpu over xlstm"] == ["25", "25.00 met", "24.50 missed"]
-    assert rows[f"{slstm} fwdbwd: time, cpu over xlstm"] == ["20", "15.00 missed", "not measured"]
-    assert rows[f"{mlstm} fwdbwd: time, cpu over mlstm_kernels"] == ["4", "3.50 missed", "not measured"]
-    assert rows[f"{mlstm} fwdbwd: peak memory, cpu over mlstm_kernels"] == ["4", "4.10 met", "not measured"]
-    assert rows[f"{step}: time, cpu over reference"] == ["8", "not measured", "4.00 missed"]
-    assert rows[f"{step}: time, inplace over reference"] == ["8", "not measured", "8.00 met"]
-    assert rows[f"{step}: % copy, cpu"] == ["60", "not measured", "59.00 missed"]
-    assert rows[f"{step}: % copy, inplace"] == ["60", "not measured", "118.00 met"]
+    assert rows[f"{slstm} fwd: time, cpu over xlstm"] == ["at least 25", "25.00 met", "24.50 missed"]
+    assert rows[f"{slstm} fwdbwd: time, cpu over xlstm"] == ["at least 20", "15.00 missed", "not measured"]
+    assert rows[f"{mlstm} fwdbwd: time, cpu over mlstm_kernels"] == ["at least 4", "3.50 missed", "not measured"]
+    assert rows[f"{mlstm} fwdbwd: peak memory, cpu over mlstm_kernels"] == ["at least 4", "4.10 met", "not measured"]
+    assert rows[f"{step}: time, cpu over reference"] == ["at least 8", "not measured", "4.00 missed"]
+    assert rows[f"{step}: time, inplace over reference"] == ["at least 8", "not measured", "8.00 met"]
+    assert rows[f"{step}: % copy, cpu"] == ["at least 60", "not measured", "59.00 missed"]
+    assert rows[f"{step}: % copy, inplace"] == ["at least 60", "not measured", "118.00 met"]
     cells, mlstm_goals, step_goals = [25, 20, 25, 15, 20, 15, 1.1, 1.3, 0.93, 1.1], [2, 4, 4, 4], [*[8] * 6, 60, 60]
-    assert [float(least) for least, *_ in rows.values()] == [*cells, *mlstm_goals, *step_goals]
+    bounds = [float(wanted.removeprefix("at least ")) for wanted, *_ in rows.values()]
+    assert bounds == [*cells, *mlstm_goals, *step_goals]
+
+
+def on_gpu(path: Path) -> Path:
+    """The file as if it came from a GPU."""
+    results = json.loads(path.read_text())
+    for record in results["cases"]:
+        record["device"] = "cuda"
+    path.write_text(json.dumps(results))
+    return path
+
+
+def test_goals_on_a_gpu_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, large = "B=1,H=8,Dqk=256,Dv=512", LARGE_STEP
+    paths = goal_files(
+        tmp_path,
+        [
+            ("mlstm_step", one, "step", {"cuda-graph": {"median": 7.9e-6, "copy_percent": 20.0}}),
+            ("mlstm_step", large, "step", {"cuda-inplace": {"median": 1.0, "copy_percent": 80.0}}),
+        ],
+        [
+            ("mlstm_step", one, "step", {"cuda-graph": {"median": 8.1e-6}}),
+            ("mlstm_step", large, "step", {"cuda-inplace": {"median": 1.0, "copy_percent": 79.9}}),
+        ],
+    )
+    on_cpu = verdicts(paths, capsys, "cuda")
+    assert {verdict for _, *columns in on_cpu.values() for verdict in columns} == {"not measured"}
+    rows = verdicts([on_gpu(path) for path in paths], capsys, "cuda")
+    latency = f"mlstm_step {one} float32 step cuda: microseconds, cuda-graph"
+    assert rows.pop(latency) == ["at most 8", "7.90 met", "8.10 missed"]
+    copy = f"mlstm_step {large} float32 step cuda: % copy, cuda-inplace"
+    assert rows.pop(copy) == ["at least 80", "80.00 met", "79.90 missed"]
+    assert {verdict for _, *columns in rows.values() for verdict in columns} == {"not measured"}
 
 
 TIMED = {"cpu": {"median": 1.0, "peak_bytes": 1}, "mlstm_kernels": {"median": 9.0, "peak_bytes": 9}}
@@ -112,9 +145,10 @@ def test_goals_count_only_what_was_measured(
     assert {columns[1] for columns in verdicts([path], capsys).values()} == {"not measured"}
 
 
-def test_the_cpu_suite_measures_every_goal() -> None:
-    measured = {(case.label, impl) for case in SUITES["cpu"] for impl in case.impls or IMPLEMENTATIONS}
-    for goal in GOALS:
+@pytest.mark.parametrize("device", GOALS)
+def test_a_suite_measures_every_goal(device: str) -> None:
+    measured = {(case.label, impl) for case in SUITES[device] for impl in case.impls or IMPLEMENTATIONS}
+    for goal in GOALS[device]:
         assert {(goal.case.label, goal.impl), (goal.case.label, goal.over or goal.impl)} <= measured, goal.label
 
 

@@ -1,0 +1,89 @@
+"""What is measured on a GPU only: a state in 16 bits, calls in a CUDA graph; and what is missing for any of it."""
+
+from __future__ import annotations
+
+import torch
+
+import xlstm_cuda
+from xlstm_cuda import _ops
+
+from .calls import Builder, Call
+from .ops import MLSTM_STATE, Outputs, Shape, Tensors, mlstm_state
+
+# what a call of the public functions needs of torch.ops.xlstm_cuda
+KERNELS: dict[str, tuple[str, ...]] = {
+    "mlstm": ("mlstm_fwd", "mlstm_bwd"),
+    "mlstm_step": ("mlstm_step", "mlstm_step_"),
+    **dict.fromkeys(("slstm", "lstm"), ("recurrent_fwd", "recurrent_bwd")),
+    **dict.fromkeys(("slstm_step", "lstm_step"), ("recurrent_step",)),
+}
+
+
+def has_cuda_kernel(kernel: str) -> bool:
+    """Whether torch.ops.xlstm_cuda.<kernel> runs on CUDA tensors."""
+    return _ops.has_kernel(_ops.NAMESPACE, kernel, "cuda")
+
+
+def without_cuda() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    return None if _ops.has_cuda() else "is not in this build of xlstm_cuda"
+
+
+def without_kernel(op: str, shape: Shape) -> str | None:
+    missing = [kernel for kernel in KERNELS[op] if not has_cuda_kernel(kernel)]
+    return f"has no CUDA kernel of {', '.join(missing)}" if missing else None
+
+
+def inplace_step(t: Tensors) -> Call:
+    """Decoding as it is used: the state is overwritten, so each call continues from the last."""
+    backend = t["q"].device.type  # never the reference, which would be timed under our name
+
+    def run() -> Outputs:
+        args = (t["q"], t["k"], t["v"], t["i"], t["f"])
+        h, state = xlstm_cuda.mlstm_step(*args, mlstm_state(t), inplace=True, backend=backend)
+        return (h, *state)
+
+    return Call(run, t)
+
+
+def inplace_step_in_16_bits(t: Tensors) -> Call:
+    """The same with C, nearly all of the state, in bfloat16: half the bytes."""
+    call = inplace_step({**t, "C": t["C"].bfloat16()})
+    state = [call.leaves[name] for name in MLSTM_STATE]
+    nbytes = sum(x.nbytes for x in (*call.leaves.values(), t["v"], *state))  # t["v"]: h has its shape and dtype
+    return Call(call.run, call.leaves, nbytes=nbytes)
+
+
+def graphed(builder: Builder) -> Builder:
+    """The builder's call captured in a CUDA graph, alone; to run it is to launch the graph."""
+
+    def build(t: Tensors) -> Call:
+        call = builder(t)
+        before = {name: x.clone() for name, x in call.leaves.items()}
+        graph, outputs = _captured(call)
+        for name, x in call.leaves.items():  # a state overwritten while warming up
+            x.copy_(before[name])
+
+        def run() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return Call(run, call.leaves, call.canonical, call.nbytes)
+
+    return build
+
+
+@torch.no_grad()
+def _captured(call: Call) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+    """The graph, and the tensors that its launches write to."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is loaded or allocated once cannot be captured
+        for _ in range(3):
+            call.run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call.run()
+    return graph, outputs
