@@ -38,7 +38,7 @@ gates: $(filter .venv/%,$(PY))
 	@mkdir -p build
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S tests/simt -B build/gates -G Ninja >build/gates.log && cmake --build build/gates >>build/gates.log || { cat build/gates.log; exit 1; }
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja -DXLSTM_PTXAS_VERBOSE=ON '-DCMAKE_CUDA_ARCHITECTURES=$(GATE_ARCHS)' >build/gates-kernels.log && cmake --build build/gates-kernels --clean-first >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
-	$(PY) tests/kernel_resources.py build/gates-kernels.log
+	$(PY) tests/kernel_resources.py build/gates-kernels.log $(ARGS)
 
 # What can be told on a machine with an NVIDIA GPU only: docs/gpu-check.md. The machine is looked at before .venv is made.
 gpu-check: gpu-machine $(filter .venv/%,$(PY))

@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
     for problem in found:
         print(f"gates: {problem}")
     if found:
-        print(f"gates: if this is as it should be: python tests/kernel_resources.py {arguments[0]} --write")
+        print("gates: if this is as it should be: make gates ARGS=--write")
     else:
         most = max(max(archs.values()) for archs in kernels.values())
         print(f"gates: {len(kernels)} kernel instances, at most {most} registers")
