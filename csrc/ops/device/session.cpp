@@ -1,12 +1,18 @@
 #include "ops/device/session.h"
 
+#include <stdexcept>
+
 namespace xlstm::ops {
 
 void Session::check(cudaError_t error) const {
-  STD_TORCH_CHECK(error != cudaErrorLaunchOutOfResources, op(),
-                  ": a kernel needs more shared memory than this GPU has: use smaller head dimensions or "
-                  "backend='reference'");
-  STD_TORCH_CHECK(error == cudaSuccess, op(), ": ", text(error));
+  if (error == cudaErrorLaunchOutOfResources) {
+    refuse("a kernel needs more shared memory than this GPU has: use smaller head dimensions or backend='reference'");
+  }
+  if (error != cudaSuccess) refuse(text(error));
+}
+
+void Session::refuse(const std::string& problem) const {
+  throw std::runtime_error(std::string(op()) + ": " + problem);
 }
 
 cuda::Type type_of(const Tensor& x) {

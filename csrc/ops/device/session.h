@@ -37,6 +37,7 @@ class Session {
   void finish();                        // the results are in the tensors that out and inout were given
 
  private:
+  [[noreturn]] void refuse(const std::string& problem) const;
   std::string text(cudaError_t error) const;
   const char* op() const;
 

@@ -2,6 +2,8 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <stdexcept>
+
 #include "ops/device/errors.h"
 #include "ops/device/session.h"
 
@@ -48,17 +50,18 @@ struct Session::State {
   State(const char* op_, const Tensor& like_) : op(op_), device(like_.get_device_index()), guard(device), like(like_) {}
 
   void check_device(const Tensor& x) const {
-    STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == device, op, ": all tensors must be on cuda:", device);
+    if (x.is_cuda() && x.get_device_index() == device) return;
+    throw std::runtime_error(std::string(op) + ": all tensors must be on cuda:" + std::to_string(device));
   }
 };
 
 Session::Session(const char* op, const Tensor& like) : state_(new State(op, like)) {
   const std::string problem = unsupported_device(capability_of(state_->device), built_archs());
-  STD_TORCH_CHECK(problem.empty(), op, ": ", problem);
+  if (!problem.empty()) refuse(problem);
   void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr &&
-                      aoti_torch_get_current_cuda_stream(state_->device, &stream) == AOTI_TORCH_SUCCESS,
-                  op, ": torch gave no CUDA stream");
+  const bool found = aoti_torch_get_current_cuda_stream != nullptr &&
+                     aoti_torch_get_current_cuda_stream(state_->device, &stream) == AOTI_TORCH_SUCCESS;
+  if (!found) refuse("torch gave no CUDA stream");
   state_->stream = static_cast<cudaStream_t>(stream);
 }
 

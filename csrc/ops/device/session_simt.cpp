@@ -48,7 +48,7 @@ struct Session::State {
 Session::Session(const char* op, const Tensor&) : state_(new State{op}) {
   const std::string problem =
       unsupported_device(static_cast<int>(simt::options().compute_capability), {"80", "90a", "100", "120"});
-  STD_TORCH_CHECK(problem.empty(), op, ": ", problem);
+  if (!problem.empty()) refuse(problem);
 }
 
 Session::~Session() {
