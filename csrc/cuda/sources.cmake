@@ -9,5 +9,6 @@ set(xlstm_device_op_sources
 # What every library of ops needs: helpers, checks, schemas.
 set(xlstm_op_sources
     ${xlstm_cuda_folder}/../ops/common.cpp
+    ${xlstm_cuda_folder}/../ops/mlstm_chunkwise_call.cpp
     ${xlstm_cuda_folder}/../ops/mlstm_step_call.cpp
     ${xlstm_cuda_folder}/../ops/schemas.cpp)
