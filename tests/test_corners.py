@@ -168,7 +168,7 @@ def test_raw_ops_refuse_empty_dimensions() -> None:
         ops.recurrent_step(x[:, 0], R, None, x[:, 0, 0], x[:, 0, 0], None, None, "lstm")
     q, gate = torch.zeros(1, 1, 2, 0), torch.zeros(1, 1, 2)
     with pytest.raises(RuntimeError, match="must not be 0"):
-        ops.mlstm_fwd(q, q, q, gate, gate, None, None, None, None, None, False, True, 1.0, 0.0, 0)
+        ops.mlstm_fwd(q, q, q, gate, gate, None, None, None, None, None, False, True, 1.0, 0.0, 0, False)
 
 
 def test_raw_step_refuses_a_slot_named_twice() -> None:

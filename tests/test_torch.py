@@ -69,7 +69,7 @@ OPCHECKS += [("empty batch", torch.float32), ("no token", torch.float32)]
 )
 def test_opcheck_mlstm(ops: Any, device: str, case: str, dtype: torch.dtype) -> None:
     inputs, state, rest = mlstm_case(device, case, dtype)
-    options = (False, True, 0.5, 1e-6, 16)
+    options = (False, True, 0.5, 1e-6, 16, False)
     torch.library.opcheck(ops.mlstm_fwd.default, (*inputs, *state, *rest, *options))
     h, C, n, m, r = ops.mlstm_fwd(*inputs, *state, *rest, *options)
     assert h.stride() == torch.empty_like(inputs[2]).stride()

@@ -357,10 +357,11 @@ def _mlstm(
     norm_grad: bool,
 ) -> tuple[Tensor, MLSTMState]:
     every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
+    ops_options = (*options, chunk_size, inputs[0].dtype == torch.float32 and _allow_tf32())
     if _checks.needs_grad(*every):
-        h, C, n, m = MLSTM.apply(namespace, (*options, chunk_size), norm_grad, *every)
+        h, C, n, m = MLSTM.apply(namespace, ops_options, norm_grad, *every)
     else:
-        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *options, chunk_size)
+        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *ops_options)
     return h, MLSTMState(C, n, m)
 
 
@@ -539,6 +540,16 @@ def _weights(R: Tensor) -> Tensor:
 def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
     """h, c, n, m as the ops take them: None for what the cell or the call does not have."""
     return (*(state or ()), None, None, None, None)[:4]
+
+
+@torch.compiler.assume_constant_result
+def _allow_tf32() -> bool:
+    """Whether float32 products on CUDA may round their operands to TF32: torch's own setting for matrix products."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return bool(matmul.allow_tf32)
+    except RuntimeError:  # torch refuses this question where the newer setting has been used
+        return matmul.fp32_precision == "tf32"
 
 
 # What an op raises for arguments that it cannot take, and tensors that are no more than that.

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(const Tensor& q, co
                                                              OptionalTensor n0, OptionalTensor m0,
                                                              OptionalTensor cu_seqlens, OptionalTensor reset,
                                                              bool sigmoid_gate, bool normalize, double scale,
-                                                             double eps, int64_t chunk_size) {
+                                                             double eps, int64_t chunk_size, bool /*allow_tf32*/) {
   NoGrad guard;
   const Inputs in(q, k, v, i, f, C0, n0, m0, cu_seqlens, reset,
                   MlstmOptions{sigmoid_gate, normalize, true, scale, eps, chunk_size});
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     const Tensor& dh, OptionalTensor dC, OptionalTensor dn, OptionalTensor dm, const Tensor& q, const Tensor& k,
     const Tensor& v, const Tensor& i, const Tensor& f, OptionalTensor C0, OptionalTensor n0, OptionalTensor m0,
     OptionalTensor cu_seqlens, OptionalTensor reset, const Tensor& h, const Tensor& r, bool sigmoid_gate,
-    bool normalize, double scale, double eps, int64_t chunk_size, bool norm_grad) {
+    bool normalize, double scale, double eps, int64_t chunk_size, bool /*allow_tf32*/, bool norm_grad) {
   NoGrad guard;
   const Inputs in(q, k, v, i, f, C0, n0, m0, cu_seqlens, reset,
                   MlstmOptions{sigmoid_gate, normalize, norm_grad, scale, eps, chunk_size});

@@ -4,12 +4,12 @@
 XLSTM_LIBRARY(m) {
   m.def(
       "mlstm_fwd(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, "
-      "Tensor? cu_seqlens, Tensor? reset, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size) "
-      "-> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor r)");
+      "Tensor? cu_seqlens, Tensor? reset, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size, "
+      "bool allow_tf32) -> (Tensor h, Tensor C, Tensor n, Tensor m, Tensor r)");
   m.def(
       "mlstm_bwd(Tensor dh, Tensor? dC, Tensor? dn, Tensor? dm, Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, "
       "Tensor? C0, Tensor? n0, Tensor? m0, Tensor? cu_seqlens, Tensor? reset, Tensor h, Tensor r, bool sigmoid_gate, "
-      "bool normalize, float scale, float eps, int chunk_size, bool norm_grad) "
+      "bool normalize, float scale, float eps, int chunk_size, bool allow_tf32, bool norm_grad) "
       "-> (Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)");
   m.def(
       "mlstm_step(Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor C, Tensor n, Tensor m, bool sigmoid_gate, "
