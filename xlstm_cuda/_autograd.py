@@ -18,8 +18,8 @@ from xlstm_cuda._ops import library
 class MLSTM(Function):
     """h, C, n, m = MLSTM.apply(namespace, options, norm_grad, q, k, v, i, f, C0, n0, m0, cu_seqlens, reset)
 
-    options: (sigmoid_gate, normalize, scale, eps, chunk_size, allow_tf32) of the ops. Saved for backward: the inputs, h, and
-    r (B, H, S), the product of query and normaliser state of each token.
+    options: (sigmoid_gate, normalize, scale, eps, chunk_size, allow_tf32) of the ops. Saved for backward: the inputs,
+    h, and r (B, H, S), the product of query and normaliser state of each token.
     """
 
     @staticmethod
