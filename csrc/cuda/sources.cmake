@@ -1,9 +1,12 @@
 # The CUDA kernels and the ops on them: compiled for devices (CMakeLists.txt at the root) and for the host executor
 # (csrc/simt/CMakeLists.txt).
 set(xlstm_cuda_folder ${CMAKE_CURRENT_LIST_DIR})
-set(xlstm_kernel_sources ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu)
+set(xlstm_kernel_sources
+    ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
+    ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu)
 set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/../ops/device/errors.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_step.cpp
     ${xlstm_cuda_folder}/../ops/device/session.cpp)
 # What every library of ops needs: helpers, checks, schemas.
