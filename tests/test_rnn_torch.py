@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,15 @@ def test_autocast_does_not_round_gate_biases() -> None:
 def rank_gradients(rank: int, folder: str) -> None:
     """One of two processes: its rows of the batch, gradients as DistributedDataParallel averages them."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    rendezvous = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, **rendezvous)
     for name in ("LSTM", "sLSTM", "mLSTM"):
         ours = make(getattr(xnn, name), seed=rank)  # rank 0's weights are sent to rank 1
         x = draw(7, 4, 5)[:, 2 * rank : 2 * rank + 2]
         parallel = nn.parallel.DistributedDataParallel(ours)
         parallel(x)[0].square().mean().backward()
         torch.save([p.grad for p in ours.parameters()], f"{folder}/{name}{rank}")
+    dist.barrier()  # nobody leaves while the other one still waits for its answer
     dist.destroy_process_group()
 
 
