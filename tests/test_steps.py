@@ -280,6 +280,42 @@ def test_recurrent_step_with_any_strides(
     check(step, changed, backend, **options)
 
 
+def laid_out(R: Tensor, layout: str) -> Tensor:
+    D = R.shape[-1]
+    if layout == "columns":
+        return R.mT.contiguous().mT
+    if layout == "padded rows":  # aligned, whatever D is
+        return torch.nn.functional.pad(R, (0, -D % 8))[..., :D]
+    if layout == "padded columns":
+        return torch.nn.functional.pad(R.mT, (0, -D % 8))[..., :D].mT
+    if layout == "misaligned":
+        return torch.cat([R.new_zeros(1), R.flatten()])[1:].view(R.shape)
+    return R.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("layout", ["columns", "padded rows", "padded columns", "misaligned", "heads first"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("B", "H", "D"), [(1, 2, 64), (1, 2, 130), (9, 1, 20), (17, 2, 12), (2, 1, 264)])
+def test_recurrent_step_with_weights_of_any_layout(
+    backend: str, device: str, B: int, H: int, D: int, dtype: torch.dtype, layout: str
+) -> None:
+    inputs = draw_token(slstm_inputs, B, H, D, dtype=dtype, device=device)
+    check(slstm_step, {**inputs, "R": laid_out(inputs["R"], layout)}, backend)
+
+
+@cells
+@pytest.mark.parametrize("bias_dtype", [None, torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_recurrent_step_with_any_bias_and_state_dtype(
+    backend: str, device: str, bias_dtype: torch.dtype | None,
+    sequence: Any, step: Any, make: Any, options: Any,
+) -> None:  # fmt: skip
+    for dtype, state_dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float64)):
+        inputs = draw_token(make, dtype=dtype, bias_dtype=bias_dtype, state_dtype=state_dtype, device=device)
+        if bias_dtype is None:
+            inputs["b"] = None
+        check(step, inputs, backend, **options)
+
+
 def test_no_gradient_means_no_graph(backend: str, device: str) -> None:
     inputs = draw(requires_grad=True, device=device)
     with torch.no_grad():

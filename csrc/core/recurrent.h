@@ -10,7 +10,7 @@ constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
 
 struct RecurrentShape {
   int64_t batch, seqlen, num_heads, head_dim;
-  int64_t hidden() const { return num_heads * head_dim; }
+  XLSTM_HOST_DEVICE int64_t hidden() const { return num_heads * head_dim; }
 };
 
 // (B, H, D) contiguous: h, c, n, m. LSTM: n and m are null. As an input, null: zero (the empty state).

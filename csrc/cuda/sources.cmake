@@ -3,15 +3,18 @@
 set(xlstm_cuda_folder ${CMAKE_CURRENT_LIST_DIR})
 set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
-    ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu)
+    ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
+    ${xlstm_cuda_folder}/recurrent/step.cu)
 set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/../ops/device/errors.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_step.cpp
+    ${xlstm_cuda_folder}/../ops/device/recurrent_step.cpp
     ${xlstm_cuda_folder}/../ops/device/session.cpp)
 # What every library of ops needs: helpers, checks, schemas.
 set(xlstm_op_sources
     ${xlstm_cuda_folder}/../ops/common.cpp
     ${xlstm_cuda_folder}/../ops/mlstm_chunkwise_call.cpp
     ${xlstm_cuda_folder}/../ops/mlstm_step_call.cpp
+    ${xlstm_cuda_folder}/../ops/recurrent_call.cpp
     ${xlstm_cuda_folder}/../ops/schemas.cpp)

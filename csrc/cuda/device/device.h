@@ -17,4 +17,5 @@
 #include "cuda/device/shared.h"
 #include "cuda/device/tensor_map.h"
 #include "cuda/device/tma.h"
+#include "cuda/device/vector.h"
 #include "cuda/device/wgmma.h"

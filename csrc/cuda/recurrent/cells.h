@@ -1,0 +1,110 @@
+#pragma once
+// The cells of the recurrent family as functors over one hidden unit (docs/kernels/recurrent.md); A: float or double.
+//
+// A cell has kStates carried values and 5 saved ones per hidden unit. The kernel calls
+//   load_state, store_state   between the public state (h, c, n, m) and the carried values
+//   forward                   raw gates -> new state, h and what a backward pass needs
+// The same functions, on vectors: csrc/cpu/simd/recurrent_cells.h.
+#include <cmath>
+
+#include "core/gates.h"
+#include "core/recurrent.h"
+#include "cuda/device/platform.h"
+
+namespace xlstm::cuda {
+
+// exp(-|x|) has no overflow and serves both signs.
+template <class A>
+XLSTM_DEVICE A cell_sigmoid(A x) {
+  const A e = std::exp(-std::fabs(x));
+  return (x < 0 ? e : A{1}) / (1 + e);
+}
+template <class A>
+XLSTM_DEVICE A cell_log_sigmoid(A x) {
+  return (x < 0 ? x : A{0}) - std::log1p(std::exp(-std::fabs(x)));
+}
+
+// Public state of one hidden unit, without h.
+template <class A>
+struct UnitState {
+  A c, n, m;
+};
+
+template <class A>
+struct LstmCell {
+  static constexpr int kStates = 1;  // c
+
+  XLSTM_DEVICE static void load_state(const UnitState<A>& s, A (&state)[kStates]) { state[0] = s.c; }
+  XLSTM_DEVICE static UnitState<A> store_state(const A (&state)[kStates]) { return {state[0], 0, 0}; }
+
+  // raw: i, f, g, o. saved: sigmoid(i), sigmoid(f), tanh(g), sigmoid(o), c before.
+  XLSTM_DEVICE static A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) {
+    saved[0] = cell_sigmoid(raw[0]);
+    saved[1] = cell_sigmoid(raw[1]);
+    saved[2] = std::tanh(raw[2]);
+    saved[3] = cell_sigmoid(raw[3]);
+    saved[4] = state[0];
+    state[0] = saved[1] * state[0] + saved[0] * saved[2];
+    return saved[3] * std::tanh(state[0]);
+  }
+};
+
+// c_bar = c / n, nu = log n and m; an empty unit has nu = kEmptyLog.
+template <class A, bool kExpForget>
+struct SlstmCell {
+  static constexpr int kStates = 3;  // c_bar, nu, m
+  static constexpr A kEmpty = static_cast<A>(kEmptyLog);
+
+  // Well above kEmptyLog, far below any log that a unit can reach.
+  XLSTM_DEVICE static bool is_empty(A log) { return log < static_cast<A>(kEmptyLog / 10); }
+  // At least kEmptyLog; NaN stays.
+  XLSTM_DEVICE static A finite_log(A log) { return log < kEmpty ? kEmpty : log; }
+
+  XLSTM_DEVICE static void load_state(const UnitState<A>& s, A (&state)[kStates]) {
+    const bool empty = s.n == 0;
+    state[0] = empty ? A{0} : s.c / s.n;
+    state[1] = empty ? kEmpty : std::log(s.n);
+    state[2] = empty ? A{0} : s.m;
+  }
+
+  XLSTM_DEVICE static UnitState<A> store_state(const A (&state)[kStates]) {
+    const A n = std::exp(state[1]);  // exp(kEmpty) is 0
+    return {state[0] * n, n, state[2]};
+  }
+
+  // raw: i, f, z, o. saved: alpha (its sign bit: m follows i), f, tanh(z), sigmoid(o), c_bar before.
+  XLSTM_DEVICE static A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) {
+    const A i = finite_log(raw[0]), log_f = finite_log(kExpForget ? raw[1] : cell_log_sigmoid(raw[1]));
+    const A kept = log_f + state[2];
+    const bool input_wins = is_empty(state[1]) || i > kept;
+    const A m = input_wins ? i : kept;
+    const A input = i - m, decayed = finite_log(kept - m + state[1]), u = input - decayed;
+    const A e = std::exp(-std::fabs(u)), z = std::tanh(raw[2]);
+    const bool now_empty = is_empty(m);  // nothing kept and nothing written
+    const A alpha = now_empty ? A{0} : (u < 0 ? e : A{1}) / (1 + e);
+    saved[0] = input_wins ? -alpha : alpha;
+    saved[1] = raw[1];
+    saved[2] = z;
+    saved[3] = now_empty ? A{0} : cell_sigmoid(raw[3]);
+    saved[4] = state[0];
+    state[0] = now_empty ? A{0} : state[0] + alpha * (z - state[0]);
+    state[1] = now_empty ? kEmpty : (input > decayed ? input : decayed) + std::log1p(e);
+    state[2] = now_empty ? A{0} : m;
+    return saved[3] * state[0];
+  }
+};
+
+// Calls f with the cell's functor.
+template <class A, class F>
+XLSTM_DEVICE void with_cell(Cell cell, F f) {
+  switch (cell) {
+    case Cell::lstm:
+      return f(LstmCell<A>{});
+    case Cell::slstm:
+      return f(SlstmCell<A, false>{});
+    case Cell::slstm_exp:
+      return f(SlstmCell<A, true>{});
+  }
+}
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,70 @@
+#include "ops/recurrent.h"
+
+namespace xlstm::ops {
+
+Cell cell_named(const std::string& name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "slstm") return Cell::slstm;
+  STD_TORCH_CHECK(name == "slstm_exp", "recurrent: cell must be lstm, slstm or slstm_exp, got ", name);
+  return Cell::slstm_exp;
+}
+
+void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s) {
+  check_dims("recurrent", {s.num_heads, s.head_dim});
+  check_shape("recurrent", "R", R, {kGates, s.num_heads, s.head_dim, s.head_dim});
+  check_shape("recurrent", "b", b, {kGates, s.num_heads, s.head_dim});
+}
+
+void check_normaliser(const OptionalTensor& n) {
+  if (!n) return;
+  with_compute_type(n->scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t k = 0; k < n->numel(); ++k)
+      STD_TORCH_CHECK(!(pointer<T>(*n)[k] < 0), "recurrent: n must not be negative");
+  });
+}
+
+Tensor as_weights(const Tensor& R, ScalarType type) {
+  const Tensor x = R.scalar_type() == type ? R : torch::stable::to(R, type);
+  return x.stride(-1) == 1 || x.stride(-2) == 1 ? x : torch::stable::contiguous(x);
+}
+
+OptionalTensor rounded(const OptionalTensor& h, const Tensor& like) {
+  return h ? OptionalTensor(as(*h, like.scalar_type())) : h;
+}
+
+State::State(const OptionalTensor& h_, const OptionalTensor& c_, const OptionalTensor& n_, const OptionalTensor& m_,
+             ScalarType type, const RecurrentShape& s, bool slstm) {
+  const Shape shape = {s.batch, s.num_heads, s.head_dim};
+  check_shape("recurrent", "h", h_, shape);
+  check_shape("recurrent", "c", c_, shape);
+  h = as_contiguous(h_, type), c = as_contiguous(c_, type);
+  if (!slstm) return;
+  check_shape("recurrent", "n", n_, shape);
+  check_shape("recurrent", "m", m_, shape);
+  n = as_contiguous(n_, type), m = as_contiguous(m_, type);
+}
+
+NewState::NewState(const Tensor& like, ScalarType type, const RecurrentShape& s, bool slstm_) : slstm(slstm_) {
+  const Shape shape = {s.batch, s.num_heads, s.head_dim}, none = {0};
+  h = empty(like, shape, type), c = empty(like, shape, type);
+  n = empty(like, slstm ? shape : none, type), m = empty(like, slstm ? shape : none, type);
+}
+
+RecurrentStepCall::RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h,
+                                     const Tensor& c, const OptionalTensor& n, const OptionalTensor& m,
+                                     const std::string& cell_name)
+    : cell(cell_named(cell_name)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == kGates, "recurrent: x must have shape (B, 4, H, D), got ",
+                  shape_string(x));
+  shape = {x.size(0), 1, x.size(2), x.size(3)};
+  check_weights(R, b, shape);
+  STD_TORCH_CHECK(!slstm || (n && m), "recurrent: the sLSTM state must have n and m");
+  STD_TORCH_CHECK(R.scalar_type() == x.scalar_type(), "recurrent: x and R must share a dtype");
+  for (const Tensor* t : {&x, &h, &c}) check_float("recurrent", "every input", *t);
+  for (const OptionalTensor& t : {b, n, m}) {
+    if (t) check_float("recurrent", "every input", *t);
+  }
+}
+
+}  // namespace xlstm::ops
