@@ -62,6 +62,7 @@ ifeq ($(wildcard $(CUDA_HEADERS)/cuda_bf16.h),)
 else ifneq ($(shell uname -sm),Linux x86_64)
 	@echo 'simt: the executor runs on x86-64 Linux only: the tests of the CUDA sources are skipped'
 else
+	@mkdir -p build
 	PATH="$(abspath $(dir $(PY))):$$PATH" cmake -S csrc/simt -B build/simt -G Ninja -DXLSTM_CUDA_INCLUDE=$(CUDA_HEADERS) -DXLSTM_TORCH_DIR="$$($(PY) -c '$(FIND_TORCH)')" >build/simt.log || { cat build/simt.log; exit 1; }
 	PATH="$(abspath $(dir $(PY))):$$PATH" cmake --build build/simt >build/simt.log && cmake --install build/simt --prefix . >>build/simt.log || { cat build/simt.log; exit 1; }
 	@touch $@
