@@ -59,8 +59,8 @@ Options& options();
 
 bool mutant(const char* name);  // whether it is the active one
 
-// Of every kernel launched so far, by name: the most dynamic shared memory that it asked for.
-const std::map<std::string, size_t>& shared_memory_of_kernels();
+// Of every kernel launched so far, by name: the most dynamic shared memory that it asked for. May be cleared.
+std::map<std::string, size_t>& shared_memory_of_kernels();
 
 struct Stats {
   uint64_t launches, switches, barriers, shuffles, mma, ldmatrix, bank_conflicts, wgmma, accesses, reports;

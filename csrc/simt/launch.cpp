@@ -21,12 +21,9 @@ Options& options() {
   return value;
 }
 
-namespace {
-std::map<std::string, size_t> most_shared_memory;
-}
-
-const std::map<std::string, size_t>& shared_memory_of_kernels() {
-  return most_shared_memory;
+std::map<std::string, size_t>& shared_memory_of_kernels() {
+  static std::map<std::string, size_t> value;
+  return value;
 }
 
 bool mutant(const char* name) {
@@ -220,7 +217,7 @@ void run(const LaunchConfig& config, const std::function<void()>& body) {
   machine.body = &body;
   check_config(config);
   ++stats().launches;
-  size_t& most = most_shared_memory[config.name];
+  size_t& most = shared_memory_of_kernels()[config.name];
   most = std::max(most, config.shared_bytes);
   machine.block_threads = static_cast<uint32_t>(volume(config.block));
   machine.cluster_blocks = std::max(1u, config.cluster);

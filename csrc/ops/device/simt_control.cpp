@@ -36,6 +36,8 @@ void simt_set(std::string name, std::string value) {
     options.compute_capability = static_cast<unsigned>(std::stoul(value));
   } else if (name == "max_shared_bytes") {
     options.max_shared_bytes = std::stoull(value);
+  } else if (name == "forget") {
+    simt::shared_memory_of_kernels().clear();
   } else {
     STD_TORCH_CHECK(name == "defaults", "simt_set: unknown option ", name);
     options = {};
@@ -51,7 +53,7 @@ int64_t simt_count(std::string name) {
   return static_cast<int64_t>(stats.bank_conflicts);
 }
 
-// Name and bytes of every kernel launched so far, one a line.
+// Name and most bytes of every kernel launched since simt_set("forget", "launches"), one a line.
 std::string simt_shared_memory() {
   const auto lock = simt::hold();
   std::string lines;

@@ -1,0 +1,79 @@
+"""Shared memory of every kernel launch, as the executor saw it, against the checked-in table.
+
+After a change of a kernel: python tests/test_simt_shared_memory.py writes csrc/cuda/shared_memory.json anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xlstm_cuda import _ops, lstm_step, mlstm_step
+from xlstm_cuda.testing import lstm_inputs, mlstm_inputs
+
+TABLE = Path(__file__).parent.parent / "csrc" / "cuda" / "shared_memory.json"
+EVERYWHERE = 99 << 10  # bytes that a block may have on every GPU from compute capability 8.0 on
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
+
+
+def step(dtype: torch.dtype, tokens: int, C_dtype: torch.dtype | None = None) -> None:
+    inputs = mlstm_inputs(1, 1, tokens, 8, 8, dtype=dtype, state=True)
+    state = inputs.pop("initial_state")
+    state = state._replace(C=state.C.to(C_dtype or state.C.dtype))
+    mlstm_step(**inputs, state=state, inplace=True, backend="simt")
+
+
+def cell(dtype: torch.dtype, batch: int, columns: bool) -> None:
+    inputs = lstm_inputs(batch, 1, 1, 16, dtype=dtype, state=True)
+    R = inputs["R"].mT.contiguous().mT if columns else inputs["R"]
+    lstm_step(inputs["x"][:, 0], R, inputs["b"], inputs["initial_state"], backend="simt")
+
+
+def gates(double: bool) -> None:
+    i = torch.zeros(1, 1, 9)
+    torch.ops.xlstm_cuda_simt.mlstm_gates(i, i, None, None, None, False, 64, double)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    **{f"mlstm_step {t} {n}": lambda d=d, n=n: step(d, n) for t, d in DTYPES.items() for n in (1, 16)},  # type: ignore[misc]
+    **{f"mlstm_step C in bf16 {n}": lambda n=n: step(torch.float32, n, torch.bfloat16) for n in (1, 16)},  # type: ignore[misc]
+    **{
+        f"recurrent_step {t} {n} {'columns' if columns else 'rows'}": lambda d=d, n=n, c=columns: cell(d, n, c)  # type: ignore[misc]
+        for t, d in DTYPES.items()
+        for n in (1, 8)
+        for columns in (False, True)
+    },
+    "mlstm_gates float": lambda: gates(False),
+    "mlstm_gates double": lambda: gates(True),
+}
+
+
+def measure(call: Callable[[], Any]) -> dict[str, int]:
+    """Bytes of each kernel that the call launches."""
+    ops = _ops.library(_ops.SIMT_NAMESPACE)
+    ops.simt_set("forget", "launches")
+    call()
+    return {name: int(size) for name, size in (line.split("\t") for line in ops.simt_shared_memory().splitlines())}
+
+
+@pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it")
+@pytest.mark.parametrize("name", CALLS)
+def test_shared_memory(name: str) -> None:
+    table = json.loads(TABLE.read_text())
+    used = measure(CALLS[name])
+    assert used and used == table[name]
+    assert all(size <= EVERYWHERE for size in used.values())
+
+
+def test_table_has_no_other_calls() -> None:
+    assert set(json.loads(TABLE.read_text())) == set(CALLS)
+
+
+if __name__ == "__main__":
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(measure(call))}" for name, call in CALLS.items())
+    TABLE.write_text(f"{{\n{rows}\n}}\n")
