@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlstm_cuda.testing import TOLERANCE, Tolerance, assert_close_relative, cast, leaves
+from xlstm_cuda.testing import Tolerance, assert_close_relative, cast, leaves, tolerance_of
 
 Outputs = dict[str, Tensor]
 
@@ -27,7 +27,7 @@ def check(
     outputs: the names ("h", "state.C") that the loss reads, None for all. Tensors among the options go to both sides.
     """
     dtype = next(iter(inputs.values())).dtype
-    tolerance = tolerance or TOLERANCE[dtype]
+    tolerance = tolerance or tolerance_of(dtype, backend)
     wide = cast(inputs)
     actual = run(function, inputs, backend=backend, **options)
     expected = run(function, wide, backend="reference", **options)

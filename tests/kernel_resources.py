@@ -44,7 +44,7 @@ def demangled(symbols: list[str]) -> list[str]:
     names = []
     for symbol, text in zip(symbols, result.stdout.splitlines(), strict=True):
         file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+)_cu_", symbol)
-        kernel = re.sub(r"\(anonymous namespace\)::|xlstm::cuda::|xlstm::|\(int\)|\(bool\)", "", text)
+        kernel = re.sub(r"\(anonymous namespace\)::|xlstm::cuda::|xlstm::|\([\w:]+\)(?=-?\d)", "", text)
         kernel = kernel.removeprefix("void ").partition("(")[0]
         names.append(f"{file.group(1) if file else '?'}.cu: {kernel}")
     return names

@@ -39,6 +39,19 @@ def gates(double: bool) -> None:
     torch.ops.xlstm_cuda_simt.mlstm_gates(i, i, None, None, None, False, 64, double)
 
 
+def states(product: str, Dv: int) -> None:
+    dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
+    k, v, i = torch.zeros(1, 1, 9, 8, dtype=dtype), torch.zeros(1, 1, 9, Dv, dtype=dtype), torch.zeros(1, 1, 9)
+    torch.ops.xlstm_cuda_simt.mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, product)
+
+
+def gate_grads(dtype: torch.dtype) -> None:
+    i, row, dot = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 9, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    torch.ops.xlstm_cuda_simt.mlstm_gate_grads(
+        i, i, None, None, None, row, row, row[0], dot, None, None, i.clone(), i.clone(), False, 64
+    )
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     **{f"mlstm_step {t} {n}": lambda d=d, n=n: step(d, n) for t, d in DTYPES.items() for n in (1, 16)},  # type: ignore[misc]
     **{f"mlstm_step C in bf16 {n}": lambda n=n: step(torch.float32, n, torch.bfloat16) for n in (1, 16)},  # type: ignore[misc]
@@ -50,6 +63,13 @@ CALLS: dict[str, Callable[[], Any]] = {
     },
     "mlstm_gates float": lambda: gates(False),
     "mlstm_gates double": lambda: gates(True),
+    **{
+        f"mlstm_states {P} {n}": lambda P=P, n=n: states(P, n)  # type: ignore[misc]
+        for P in ("bf16", "tf32", "tf32x3", "f64")
+        for n in (64, 128)
+    },
+    "mlstm_gate_grads float": lambda: gate_grads(torch.float32),
+    "mlstm_gate_grads double": lambda: gate_grads(torch.float64),
 }
 
 

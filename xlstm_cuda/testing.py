@@ -29,6 +29,17 @@ TOLERANCE: dict[torch.dtype, Tolerance] = {
     torch.float16: Tolerance(1e-3, 1.5e-3, 2e-3),
     torch.bfloat16: Tolerance(4e-3, 6e-3, 1e-2),
 }
+# On tensor cores, which also round the states between chunks and the weighted operands to the dtype of the data.
+CUDA_TOLERANCE: dict[torch.dtype, Tolerance] = {
+    **TOLERANCE,
+    torch.float32: Tolerance(2e-5, 1e-4, 1e-4),
+    torch.bfloat16: Tolerance(4e-3, 1e-2, 1.5e-2),
+}
+
+
+def tolerance_of(dtype: torch.dtype, backend: str) -> Tolerance:
+    """Errors allowed to a backend: "cpu" and "reference", or one that runs the CUDA kernels."""
+    return (TOLERANCE if backend in ("cpu", "reference") else CUDA_TOLERANCE)[dtype]
 
 
 class _Draw:

@@ -18,13 +18,13 @@ from torch import Tensor
 from bench.gpu_calls import KERNELS, has_cuda_kernel
 from xlstm_cuda import functional
 from xlstm_cuda.testing import (
-    TOLERANCE,
     assert_close_relative,
     cast,
     gradients,
     lstm_inputs,
     mlstm_inputs,
     slstm_inputs,
+    tolerance_of,
 )
 
 Inputs = dict[str, Any]
@@ -92,7 +92,8 @@ def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device:
     h64, state64 = function(**wide, **slots, **options, backend="reference")
     expected = _results(h64, state64, wide)
     for name, x in actual.items():
-        tolerance = TOLERANCE[h.dtype].df if name == "df" else TOLERANCE[h.dtype].grad
+        allowed = tolerance_of(h.dtype, device)
+        tolerance = allowed.df if name == "df" else allowed.grad
         assert_close_relative(x.cpu(), expected[name], tolerance, f"{function.__name__}: {name}")
 
 

@@ -2,12 +2,25 @@
 # (csrc/simt/CMakeLists.txt).
 set(xlstm_cuda_folder ${CMAKE_CURRENT_LIST_DIR})
 set(xlstm_kernel_sources
+    ${xlstm_cuda_folder}/mlstm_chunkwise/gate_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/normaliser.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_bf16.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_f64.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_tf32.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_tf32x3.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/states.cu
     ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
     ${xlstm_cuda_folder}/recurrent/step.cu)
 set(xlstm_device_op_sources
+    ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/../ops/device/errors.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_chunkwise.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_gate_grads.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_states.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_outputs.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_step.cpp
     ${xlstm_cuda_folder}/../ops/device/recurrent_step.cpp
     ${xlstm_cuda_folder}/../ops/device/session.cpp)

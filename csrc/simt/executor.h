@@ -119,6 +119,7 @@ void check_live(Source);  // counts polls; LIVELOCK after too many
 // ---- tensor cores and shared-memory matrices ----
 enum class Element { bf16, f16, tf32 };
 void mma(Element, float* d, const uint32_t* a, const uint32_t* b, Source);  // m16n8k16, tf32: m16n8k8
+void mma_f64(double& d0, double& d1, double a, double b, Source);           // m8n8k4
 void ldmatrix(int matrices, bool transposed, uint32_t* registers, uint32_t address, Source);
 void stmatrix(int matrices, bool transposed, const uint32_t* registers, uint32_t address, Source);
 uint32_t movmatrix_transposed(uint32_t value, Source);

@@ -69,6 +69,25 @@ void multiply(Thread** lanes) {
   }
 }
 
+struct MmaF64Argument {
+  double* d[2];
+  double a, b;
+};
+
+void multiply_f64(Thread** lanes) {
+  ++stats().mma;
+  const auto argument = [&](int lane) -> const MmaF64Argument& {
+    return *static_cast<const MmaF64Argument*>(lanes[lane]->argument);
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int row = lane / 4, column = 2 * (lane % 4);
+    for (int k = 0; k < 4; ++k) {
+      const double a = argument(4 * row + k).a;
+      for (int e = 0; e < 2; ++e) *argument(lane).d[e] += a * argument(4 * (column + e) + k).b;
+    }
+  }
+}
+
 // An 8 x 8 matrix of 16-bit elements: one row an address, or a pair of elements a lane.
 struct Matrix {
   uint16_t element[8][8];
@@ -133,6 +152,12 @@ void mma(Element element, float* d, const uint32_t* a, const uint32_t* b, Source
                     : element == Element::f16 ? multiply<Element::f16>
                                               : multiply<Element::tf32>;
   collective(kMma + static_cast<int>(element), whole_warp(where), &argument, "mma.sync", where, work);
+}
+
+void mma_f64(double& d0, double& d1, double a, double b, Source where) {
+  require_capability(80, "mma.sync", where);
+  MmaF64Argument argument{{&d0, &d1}, a, b};
+  collective(kMma + 8, whole_warp(where), &argument, "mma.sync", where, multiply_f64);
 }
 
 void ldmatrix(int matrices, bool transposed, uint32_t* registers, uint32_t address, Source where) {

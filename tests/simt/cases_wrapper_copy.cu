@@ -19,6 +19,21 @@ Outcome run_cp_async() {
   return {out.read(), expected};
 }
 
+Outcome run_cp_async_part() {
+  std::vector<uint8_t> x(16 * 32);
+  std::vector<float> expected(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<uint8_t>(i * 7 + 1);
+    expected[i] = i % 16 < i / 16 % 17 ? x[i] : 0.f;
+  }
+  Buffer<uint8_t> x_buffer(x);
+  Buffer<float> out(x.size());
+  check(xlstm::device::launch({.block = 32, .shared_bytes = sizeof(CopyShared), .name = "cp_async_part"},
+                              cp_async_part_kernel, x_buffer.data(), out.data()));
+  synchronise();
+  return {out.read(), expected};
+}
+
 Outcome run_bulk() {
   const std::vector<float> x = uniform(kCopyFloats, 1);
   Buffer<float> x_buffer(x), out(kCopyFloats), tested(3);
@@ -55,6 +70,7 @@ Cases wrapper_copy_cases() {
               {"wrapper: cp.async 8 bytes", run_cp_async<8, CopyWait::all>},
               {"wrapper: cp.async 16 bytes", run_cp_async<16, CopyWait::group, false>},
               {"wrapper: cp.async 16 bytes through L1", run_cp_async<16, CopyWait::all, true>},
+              {"wrapper: cp.async of part of 16 bytes", run_cp_async_part},
               {"wrapper: cp.async mbarrier arrive", run_cp_async<8, CopyWait::mbarrier>},
               {"wrapper: cp.async mbarrier arrive noinc", run_cp_async<4, CopyWait::mbarrier_noinc>},
               {"wrapper: bulk copies and mbarrier", run_bulk},

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "buffer.h"
 #include "cases.h"
 #include "kernels/wrappers_warp.h"
@@ -35,6 +37,43 @@ Outcome run_mma() {
       expected[i] += static_cast<float>(a[i / 8 * K + k]) * static_cast<float>(b[k * 8 + i % 8]);
   }
   return {d.read(), expected};
+}
+
+std::vector<float> floats(const std::vector<double>& values) {
+  return std::vector<float>(values.begin(), values.end());
+}
+
+Outcome run_mma_f64() {
+  const std::vector<double> a = integers<double>(8 * 4, 1), b = integers<double>(4 * 8, 2), c = integers<double>(64, 3);
+  Buffer<double> a_buffer(a), b_buffer(b), d(c);
+  check(xlstm::device::launch({.block = 32, .name = "mma f64"}, mma_f64_kernel, a_buffer.data(), b_buffer.data(),
+                              d.data()));
+  synchronise();
+  std::vector<double> expected = c;
+  for (int i = 0; i < 64; ++i) {
+    for (int k = 0; k < 4; ++k) expected[i] += a[i / 8 * 4 + k] * b[k * 8 + i % 8];
+  }
+  return {floats(d.read()), floats(expected)};
+}
+
+// Halves of the last place go away from zero; infinities stay.
+Outcome run_round_tf32() {
+  std::vector<float> x, expected;
+  for (int lane = 0; lane < 32; ++lane) {
+    const float place = 0x1p-10f * (lane % 2 ? -1.f : 1.f), part = static_cast<float>(lane % 8) / 8;
+    x.push_back((lane % 2 ? -1.f : 1.f) + place * part);
+    expected.push_back((lane % 2 ? -1.f : 1.f) + (part >= 0.5f ? place : 0));
+  }
+  x[0] = expected[0] = INFINITY;
+  x[1] = expected[1] = -INFINITY;
+  Buffer<float> x_buffer(x), out(32);
+  check(xlstm::device::launch({.block = 32, .name = "round_tf32"}, round_tf32_kernel, x_buffer.data(), out.data()));
+  synchronise();
+  std::vector<float> got = out.read();
+  for (std::vector<float>* values : {&got, &expected}) {
+    for (float& value : *values) value = std::isinf(value) ? std::copysign(9.f, value) : value;
+  }
+  return {got, expected};
 }
 
 std::vector<uint16_t> numbered(int n) {
@@ -97,15 +136,24 @@ Outcome run_movmatrix() {
 }  // namespace
 
 Cases wrapper_warp_cases() {
-  Cases cases{
-      {"wrapper: mma bf16", run_mma<MmaType::bf16>},         {"wrapper: mma fp16", run_mma<MmaType::f16>},
-      {"wrapper: mma tf32", run_mma<MmaType::tf32>},         {"wrapper: ldmatrix x1", run_ldmatrix<1, false>},
-      {"wrapper: ldmatrix x2", run_ldmatrix<2, false>},      {"wrapper: ldmatrix x4", run_ldmatrix<4, false>},
-      {"wrapper: ldmatrix x1 trans", run_ldmatrix<1, true>}, {"wrapper: ldmatrix x2 trans", run_ldmatrix<2, true>},
-      {"wrapper: ldmatrix x4 trans", run_ldmatrix<4, true>}, {"wrapper: stmatrix x1", run_stmatrix<1, false>},
-      {"wrapper: stmatrix x2", run_stmatrix<2, false>},      {"wrapper: stmatrix x4", run_stmatrix<4, false>},
-      {"wrapper: stmatrix x1 trans", run_stmatrix<1, true>}, {"wrapper: stmatrix x2 trans", run_stmatrix<2, true>},
-      {"wrapper: stmatrix x4 trans", run_stmatrix<4, true>}, {"wrapper: movmatrix", run_movmatrix}};
+  Cases cases{{"wrapper: mma bf16", run_mma<MmaType::bf16>},
+              {"wrapper: mma fp16", run_mma<MmaType::f16>},
+              {"wrapper: mma tf32", run_mma<MmaType::tf32>},
+              {"wrapper: mma f64", run_mma_f64},
+              {"wrapper: round_tf32", run_round_tf32},
+              {"wrapper: ldmatrix x1", run_ldmatrix<1, false>},
+              {"wrapper: ldmatrix x2", run_ldmatrix<2, false>},
+              {"wrapper: ldmatrix x4", run_ldmatrix<4, false>},
+              {"wrapper: ldmatrix x1 trans", run_ldmatrix<1, true>},
+              {"wrapper: ldmatrix x2 trans", run_ldmatrix<2, true>},
+              {"wrapper: ldmatrix x4 trans", run_ldmatrix<4, true>},
+              {"wrapper: stmatrix x1", run_stmatrix<1, false>},
+              {"wrapper: stmatrix x2", run_stmatrix<2, false>},
+              {"wrapper: stmatrix x4", run_stmatrix<4, false>},
+              {"wrapper: stmatrix x1 trans", run_stmatrix<1, true>},
+              {"wrapper: stmatrix x2 trans", run_stmatrix<2, true>},
+              {"wrapper: stmatrix x4 trans", run_stmatrix<4, true>},
+              {"wrapper: movmatrix", run_movmatrix}};
   for (Case& c : cases) {
     if (c.name.find("stmatrix") != std::string::npos) c.needs = Needs::sm_90;
   }

@@ -23,6 +23,16 @@ XLSTM_DEVICE void cp_async(uint32_t to, const void* from, bool valid = true,
 #endif
 }
 
+// Copies the first `bytes` of 16, 0 to 16, and writes zeros behind them. `from` is aligned to 16 bytes all the same.
+XLSTM_DEVICE void cp_async_part(uint32_t to, const void* from, int bytes,
+                                [[maybe_unused]] Source where = Source::here()) {
+#if XLSTM_SIMT
+  simt::cp_async(to, from, 16, bytes, where);
+#else
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 // Through L1, for data that a neighbour block reads too.
 XLSTM_DEVICE void cp_async_16_ca(uint32_t to, const void* from, bool valid = true,
                                  [[maybe_unused]] Source where = Source::here()) {

@@ -20,11 +20,16 @@ struct Launch {
 
 #if XLSTM_SIMT
 
+// Of a block on the current device.
+inline size_t max_shared_bytes() {
+  return simt::options().max_shared_bytes;
+}
+
 // Runs to the end before it returns; a fault is thrown as std::runtime_error.
 // On either side, more shared memory than the device has: cudaErrorLaunchOutOfResources.
 template <class... P, class... A>
 cudaError_t launch(const Launch& l, void (*kernel)(P...), A&&... arguments) {
-  if (l.shared_bytes > simt::options().max_shared_bytes) return cudaErrorLaunchOutOfResources;
+  if (l.shared_bytes > max_shared_bytes()) return cudaErrorLaunchOutOfResources;
   const simt::LaunchConfig config{l.grid, l.block, l.shared_bytes, l.cluster, l.cooperative, l.name};
   simt::launch(config, kernel, std::forward<A>(arguments)...);
   return cudaSuccess;
@@ -35,15 +40,19 @@ cudaError_t launch(const Launch& l, void (*kernel)(P...), A&&... arguments) {
 constexpr size_t kDefaultSharedBytes = 48 << 10;  // a kernel must opt in to more
 constexpr unsigned kPortableCluster = 8;          // a kernel must opt in to more
 
+// Of a block on the current device; 0 where it cannot be asked.
+inline size_t max_shared_bytes() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  return static_cast<size_t>(most);
+}
+
 inline cudaError_t allow_resources(const Launch& l, const void* kernel) {
   if (l.shared_bytes > kDefaultSharedBytes) {
+    if (l.shared_bytes > max_shared_bytes()) return cudaErrorLaunchOutOfResources;
     const int bytes = static_cast<int>(l.shared_bytes);
-    int device = 0, most = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (error != cudaSuccess) return error;
-    if (bytes > most) return cudaErrorLaunchOutOfResources;
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
   }
   if (l.cluster > kPortableCluster) {

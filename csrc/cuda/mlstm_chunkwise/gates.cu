@@ -4,6 +4,7 @@
 #include "core/gates.h"
 #include "cuda/device/device.h"
 #include "cuda/mlstm_chunkwise/gates.h"
+#include "cuda/mlstm_chunkwise/token_scan.h"
 #include "cuda/mlstm_chunkwise/weights.h"
 
 namespace xlstm::cuda {
@@ -11,10 +12,7 @@ namespace {
 
 using namespace device;
 
-constexpr int kTokens = 8;  // of a thread
-constexpr int kMaxThreads = 512;
-constexpr int kMinChunk = 64, kMaxChunk = 32 * kTokens;
-constexpr int kMaxChunks = kMaxThreads * kTokens / kMinChunk;  // of a tile
+constexpr int kMaxChunks = kMaxScanThreads * kTokens / kMinChunk;  // of a tile
 constexpr double kLog2e = 1.4426950408889634;
 
 // What a chunk makes of the stabiliser: max(M + shift, floor); `floor` where a boundary cuts it off from M.
@@ -27,84 +25,9 @@ struct GatesShared {
   ChunkMap maps[2][kMaxChunks];  // of tiles in turn: one is written while the other may still be read
 };
 
-// The head of a sequence that a block walks.
-struct Item {
-  Sequence tokens;
-  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
-};
-
-XLSTM_DEVICE Item locate(const MlstmShape& shape) {
-  const int64_t state = blockIdx.x, head = state % shape.num_heads;
-  const Sequence tokens = find_sequence(shape, state / shape.num_heads);
-  return {tokens, head, state, tokens.row * shape.num_heads + head};
-}
-
 // NaN stays: every comparison with it is false.
 XLSTM_DEVICE double max_nan(double x, double y) {
   return y > x || y != y ? y : x;
-}
-
-// ---- a thread's tokens in memory: 16 bytes at a time where they are whole and aligned ----
-
-template <class T>
-struct alignas(16) Pack {
-  T x[16 / sizeof(T)];
-};
-
-XLSTM_DEVICE bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-// The first `count` elements from `offset` on; zeros behind.
-template <class T, Type kType>
-XLSTM_DEVICE void load_tokens_as(double (&to)[kTokens], const AnyView& x, int64_t offset, int count) {
-  constexpr int kPerPack = 16 / sizeof(T);
-  const T* from = static_cast<const T*>(x.data) + offset;
-  const bool whole = count == kTokens || XLSTM_MUTANT("mlstm_gates: whole vectors at the last token");
-  if (whole && x.time == 1 && aligned(from)) {
-#pragma unroll
-    for (int n = 0; n < kTokens / kPerPack; ++n) {
-      const Pack<T> pack = reinterpret_cast<const Pack<T>*>(from)[n];
-#pragma unroll
-      for (int j = 0; j < kPerPack; ++j) to[n * kPerPack + j] = load_any<double>(pack.x, kType, j);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) to[j] = j < count ? load_any<double>(from, kType, j * x.time) : 0;
-  }
-}
-
-XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t offset, int count) {
-  switch (x.type) {
-    case Type::bf16:
-      return load_tokens_as<__nv_bfloat16, Type::bf16>(to, x, offset, count);
-    case Type::f16:
-      return load_tokens_as<__half, Type::f16>(to, x, offset, count);
-    case Type::f32:
-      return load_tokens_as<float, Type::f32>(to, x, offset, count);
-    default:
-      return load_tokens_as<double, Type::f64>(to, x, offset, count);
-  }
-}
-
-// value(j) for the first `count` tokens; never more values at a time than fit a store.
-template <class T, class Value>
-XLSTM_DEVICE void store_tokens(T* to, int count, Value value) {
-  constexpr int kPerPack = 16 / sizeof(T);
-  if (count == kTokens && aligned(to)) {
-#pragma unroll
-    for (int n = 0; n < kTokens / kPerPack; ++n) {
-      Pack<T> pack;
-#pragma unroll
-      for (int j = 0; j < kPerPack; ++j) pack.x[j] = value(n * kPerPack + j);
-      reinterpret_cast<Pack<T>*>(to)[n] = pack;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-      if (j < count) to[j] = value(j);
-    }
-  }
 }
 
 // x log2(e) in two parts. Infinities and NaN have no second one.
@@ -117,17 +40,6 @@ XLSTM_DEVICE Pair<A> split(double x) {
 
 // ---- a chunk by itself ----
 
-// Sets of a thread's tokens have a bit per token.
-XLSTM_DEVICE bool has(unsigned set, int token) {
-  return set >> token & 1;
-}
-XLSTM_DEVICE bool has_up_to(unsigned set, int token) {
-  return (set & ((2u << token) - 1)) != 0;
-}
-XLSTM_DEVICE int last_of(unsigned set) {
-  return 31 - __clz(static_cast<int>(set));
-}
-
 // Tokens behind the sequence's end forget nothing and write nothing.
 struct LogGates {
   double i[kTokens], f[kTokens];
@@ -138,8 +50,9 @@ template <class A>
 XLSTM_DEVICE LogGates load_gates(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count) {
   LogGates gates;
   gates.reset = gates.forget = 0;
-  load_tokens(gates.i, p.i, p.i.offset(item.tokens.row, item.head, first), count);
-  load_tokens(gates.f, p.f, p.f.offset(item.tokens.row, item.head, first), count);
+  const int loaded = XLSTM_MUTANT("mlstm_gates: whole vectors at the last token") ? kTokens : count;
+  load_tokens(gates.i, p.i, p.i.offset(item.tokens.row, item.head, first), loaded);
+  load_tokens(gates.f, p.f, p.f.offset(item.tokens.row, item.head, first), loaded);
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     const bool inside = j < count;
@@ -303,9 +216,7 @@ XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item,
                               double M) {
   const int last = kTokens - 1;
   const Pair<A> entering = split<A>(p.sigmoid_gate ? 0 : M), leaving = split<A>(z_of(p, tokens, last, M));
-  const int64_t slot =
-      first_slot(p.shape, p.chunk_size, item.state / p.shape.num_heads) + (first - item.tokens.begin) / p.chunk_size;
-  const int64_t to = item.row * chunk_slots(p.shape, p.chunk_size) + slot;
+  const int64_t to = item.slot + (first - item.tokens.begin) / p.chunk_size;
   p.out.M[to] = entering;
   p.out.g_bar[to] = state_weight<true>(entering, leaving, has(tokens.cut, last) ? 0 : -1);
 }
@@ -319,9 +230,9 @@ XLSTM_DEVICE double initial_m(const MlstmGatesArguments<A>& p, const Item& item)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMaxThreads) gate_scan(MlstmGatesArguments<A> p) {
+__global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments<A> p) {
   XLSTM_SHARED(GatesShared, s);
-  const Item item = locate(p.shape);
+  const Item item = locate(p.shape, p.chunk_size);
   const int thread = threadIdx.x, tile = static_cast<int>(blockDim.x) * kTokens;
   const int chunk = thread * kTokens / p.chunk_size;  // of the tile
   double M = initial_m(p, item);
@@ -346,11 +257,6 @@ __global__ void __launch_bounds__(kMaxThreads) gate_scan(MlstmGatesArguments<A> 
   if (thread == 0) p.m_final[item.state] = static_cast<A>(M);
 }
 
-// Of a sequence; packed ones may be longer than this, their lengths are known on the device only.
-int64_t usual_length(const MlstmShape& shape) {
-  return shape.cu_seqlens ? min(shape.seqlen, 4 * (shape.seqlen / shape.num_sequences + 1)) : shape.seqlen;
-}
-
 }  // namespace
 
 template <class A>
@@ -360,10 +266,9 @@ cudaError_t mlstm_gates(const MlstmGatesArguments<A>& p, cudaStream_t stream) {
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
   if (blocks == 0) return cudaSuccess;
-  const int64_t warps = (usual_length(p.shape) + kMaxChunk - 1) / kMaxChunk;
   Launch l;
   l.grid = dim3(static_cast<unsigned>(blocks));
-  l.block = dim3(static_cast<unsigned>(32 * max(int64_t{1}, min(int64_t{kMaxThreads / 32}, warps))));
+  l.block = dim3(scan_threads(p.shape));
   l.shared_bytes = sizeof(GatesShared);
   l.name = "mlstm gates";
   l.stream = stream;

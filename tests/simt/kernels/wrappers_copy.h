@@ -50,6 +50,17 @@ __global__ void cp_async_kernel(const float* x, float* out) {
   for (int i = threadIdx.x; i < kCopyFloats; i += 32) out[i] = s.values[i];
 }
 
+// Thread t copies t % 17 of 16 bytes.
+static __global__ void cp_async_part_kernel(const uint8_t* x, float* out) {
+  using namespace xlstm::device;
+  XLSTM_SHARED(CopyShared, s);
+  cp_async_part(shared_address(&s.values[4 * threadIdx.x]), x + 16 * threadIdx.x, threadIdx.x % 17);
+  cp_async_commit();
+  cp_async_wait<0>();
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(&s.values[4 * threadIdx.x]);
+  for (int i = 0; i < 16; ++i) out[16 * threadIdx.x + i] = bytes[i];
+}
+
 // 32 threads: a bulk copy in, doubled, a bulk copy out. expect_tx before a plain arrival; test before wait.
 static __global__ void bulk_kernel(const float* x, float* out, float* tested) {
 #if XLSTM_SM90

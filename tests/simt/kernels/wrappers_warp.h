@@ -57,6 +57,17 @@ __global__ void mma_kernel(const typename MmaTraits<kType>::Element* A, const ty
   for (int i = 0; i < 4; ++i) D[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
 }
 
+// D (8, 8) += A (8, 4) B (4, 8)
+static __global__ void mma_f64_kernel(const double* A, const double* B, double* D) {
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  double* d = &D[g * 8 + 2 * t];
+  xlstm::device::mma_m8n8k4_f64(d[0], d[1], A[g * 4 + t], B[t * 8 + g]);
+}
+
+static __global__ void round_tf32_kernel(const float* x, float* out) {
+  out[threadIdx.x] = __uint_as_float(xlstm::device::round_tf32(x[threadIdx.x]));
+}
+
 struct MatricesShared {
   alignas(16) uint16_t rows[32][8];
 };

@@ -1,0 +1,55 @@
+// Which kernel of outputs_kernel.h computes an output, and how it is cut into blocks.
+#include "cuda/mlstm_chunkwise/outputs_instances.h"
+
+namespace xlstm::cuda {
+namespace {
+
+constexpr int kTile = 64;  // tokens and columns
+
+// Blocks of 64 columns that a kernel keeps in registers: every column tile computes the scores again.
+int max_blocks(Product product) {
+  return product == Product::bf16 ? 4 : product == Product::f64 ? 1 : 2;
+}
+
+int64_t ceil_div(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
+}
+
+OutputsTiling make_tiling(Product product, int64_t columns, int chunk_size) {
+  const int64_t blocks = ceil_div(columns, kTile), tiles = mlstm_outputs_column_tiles(product, columns);
+  return {chunk_size / kTile, static_cast<int>(tiles), static_cast<int>(ceil_div(blocks, tiles)), false};
+}
+
+}  // namespace
+
+int64_t mlstm_outputs_column_tiles(Product product, int64_t columns) {
+  return ceil_div(ceil_div(columns, kTile), max_blocks(product));
+}
+
+template <class A>
+cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream) {
+  const bool good = p.chunk_size == 64 || p.chunk_size == 128 || p.chunk_size == 256;
+  if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
+  const bool by_v = p.output == Output::h || p.output == Output::dv;
+  const int64_t columns = by_v ? p.shape.head_dim_v : p.shape.head_dim_qk;
+  const OutputsTiling tiling = make_tiling(p.product, columns, p.chunk_size);
+  if constexpr (sizeof(A) == sizeof(double)) {
+    return p.product == Product::f64 ? outputs_f64(p, tiling, stream) : cudaErrorInvalidValue;
+  } else {
+    switch (p.product) {
+      case Product::bf16:
+        return outputs_bf16(p, tiling, stream);
+      case Product::tf32:
+        return outputs_tf32(p, tiling, stream);
+      case Product::tf32x3:
+        return outputs_tf32x3(p, tiling, stream);
+      default:
+        return cudaErrorInvalidValue;
+    }
+  }
+}
+
+template cudaError_t mlstm_outputs<float>(const MlstmOutputsArguments<float>&, cudaStream_t);
+template cudaError_t mlstm_outputs<double>(const MlstmOutputsArguments<double>&, cudaStream_t);
+
+}  // namespace xlstm::cuda

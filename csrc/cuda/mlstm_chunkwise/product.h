@@ -1,0 +1,19 @@
+#pragma once
+// How the chunkwise mLSTM multiplies matrices. The elements of its tiles and of the states it stores per chunk are of
+// the product's element type; sums, n and gate vectors are double for f64, else float.
+#include "cuda/types.h"
+
+namespace xlstm::cuda {
+
+enum class Product {
+  bf16,    // bf16 data
+  tf32,    // one pass: f32 data where TF32 is allowed; f16 data, each of which is a tf32
+  tf32x3,  // three passes over big and small parts: f32 data, relative errors of about 2^-22
+  f64      // f64 data
+};
+
+XLSTM_HOST_DEVICE constexpr Type element_type(Product product) {
+  return product == Product::bf16 ? Type::bf16 : product == Product::f64 ? Type::f64 : Type::f32;
+}
+
+}  // namespace xlstm::cuda

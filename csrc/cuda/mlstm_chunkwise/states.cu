@@ -1,0 +1,478 @@
+// States between the chunks of the mLSTM (docs/kernels/mlstm.md): a block per tile of C (64 rows) of a head walks the
+// chunks of its sequence, forward with K and V or backward with Q and dH. The tile stays in registers as accumulators;
+// tokens come through a ring of stages in shared memory, their weights one step ahead of the products.
+#include "cuda/mlstm_chunkwise/states.h"
+#include "cuda/mlstm_chunkwise/tile.h"
+#include "cuda/mlstm_chunkwise/weights.h"
+
+namespace xlstm::cuda {
+namespace {
+
+using namespace device;
+
+constexpr int kStages = 3;
+constexpr int kWarps = kTileThreads / 32;
+
+template <Product P>
+constexpr int kTokens = kTileDepth<Element<P>>;  // of a step
+
+template <Product P, int kColumns>
+struct StatesShared {
+  struct Stage {
+    WideTile<Element<P>> rows, columns[kColumns / kTileRows];
+  };
+  Stage stages[kStages];
+  // Of tokens in C and in n. Two steps: one is written while the other is read.
+  Accumulator<P> C_weights[2][kTokens<P>], n_weights[2][kTokens<P>];
+  Accumulator<P> dots[kWarps];
+};
+
+// The tile of C that a block walks with.
+struct Block {
+  Sequence tokens;
+  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
+  int64_t slot;              // of the first chunk, in (B, H, slots)
+  int length, chunks;        // of the sequence
+  int tile, tiles;           // among those of the head
+  int first_row, first_column;
+};
+
+template <int kColumns, class A>
+XLSTM_DEVICE Block locate(const MlstmStatesArguments<A>& p, int tiles, int column_tiles) {
+  Block block;
+  block.tile = static_cast<int>(blockIdx.x % tiles), block.tiles = tiles;
+  block.state = blockIdx.x / tiles;
+  block.head = block.state % p.shape.num_heads;
+  const int64_t sequence = block.state / p.shape.num_heads;
+  block.tokens = find_sequence(p.shape, sequence);
+  block.row = block.tokens.row * p.shape.num_heads + block.head;
+  block.slot = block.row * chunk_slots(p.shape, p.chunk_size) + first_slot(p.shape, p.chunk_size, sequence);
+  block.length = static_cast<int>(block.tokens.end - block.tokens.begin);
+  block.chunks = (block.length + p.chunk_size - 1) / p.chunk_size;
+  block.first_row = block.tile / column_tiles * kTileRows;
+  block.first_column = block.tile % column_tiles * kColumns;
+  return block;
+}
+
+// ---- the walk: which tokens come when ----
+
+// Up to kTokens tokens of a chunk, counted from the sequence's first; none of them where a boundary cuts all off.
+template <class A>
+struct Step {
+  int chunk = -1, first = 0, count = 0;  // chunk -1: the walk is over
+  bool opens = false;                    // the chunk's first step
+  A g_bar = 0;                           // where it opens
+};
+
+template <class A>
+class Walk {
+ public:
+  XLSTM_DEVICE Walk(const MlstmStatesArguments<A>& p_, const Block& block_, int tokens_per_step_)
+      : p(p_), block(block_), tokens_per_step(tokens_per_step_), chunk(p_.backward ? block_.chunks : -1) {
+    start = start_of_last(chunk + direction());
+  }
+
+  XLSTM_DEVICE Step<A> next() {
+    Step<A> step;
+    if (position >= end && !open_chunk(step)) return step;
+    step.chunk = chunk;
+    step.first = position;
+    step.count = min(tokens_per_step, end - position);
+    position += tokens_per_step;
+    return step;
+  }
+
+ private:
+  const MlstmStatesArguments<A>& p;
+  const Block& block;
+  int tokens_per_step, chunk, position = 0, end = 0;
+  int start;  // of the last token of the chunk that comes next, loaded a chunk ahead
+
+  XLSTM_DEVICE int direction() const { return p.backward ? -1 : 1; }
+  XLSTM_DEVICE bool exists(int c) const { return c >= 0 && c < block.chunks; }
+  XLSTM_DEVICE int chunk_end(int c) const { return min((c + 1) * p.chunk_size, block.length); }
+  // GateVectors::start, from the sequence's first token; below zero where there is no boundary.
+  XLSTM_DEVICE int start_of(int token) const {
+    const int start = p.gates.start[block.row * p.shape.seqlen + block.tokens.begin + token];
+    return start < 0 ? start : start - static_cast<int>(block.tokens.begin);
+  }
+  XLSTM_DEVICE int start_of_last(int c) const { return exists(c) ? start_of(chunk_end(c) - 1) : -1; }
+
+  // Goes to the next chunk's tokens that reach the state behind it, or backward, that the state before it reaches: no
+  // weight has to be masked, and nothing that is cut off is read.
+  XLSTM_DEVICE bool open_chunk(Step<A>& step) {
+    const int last_start = XLSTM_MUTANT("mlstm_states: boundaries ignored") ? -1 : start;
+    chunk += direction();
+    if (!exists(chunk)) return false;
+    start = start_of_last(chunk + direction());
+    position = chunk * p.chunk_size;
+    end = chunk_end(chunk);
+    if (last_start >= 0 && p.backward) end = first_boundary(position, last_start);
+    if (last_start >= 0 && !p.backward) position = last_start;
+    step.opens = true;
+    step.g_bar = p.gates.g_bar[block.slot + chunk];
+    return true;
+  }
+
+  // In [first, last], of tokens where `last` is a boundary.
+  XLSTM_DEVICE int first_boundary(int first, int last) const {
+    while (first < last) {
+      const int middle = (first + last) / 2;
+      if (start_of(middle) < 0) {
+        first = middle + 1;
+      } else {
+        last = middle;
+      }
+    }
+    return first;
+  }
+};
+
+// ---- tokens and their weights ----
+
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesArguments<A>& p,
+                              const Block& block, const Step<A>& step) {
+  const int64_t batch = block.tokens.row, first = block.tokens.begin + step.first;
+  const int dqk = static_cast<int>(p.shape.head_dim_qk), dv = static_cast<int>(p.shape.head_dim_v);
+  load_tile(stage.rows, token_matrix<P>(p.rows, batch, block.head, first, step.count, dqk), 0, block.first_row);
+  const Matrix columns = token_matrix<P>(p.columns, batch, block.head, first, step.count, dv);
+#pragma unroll
+  for (int j = 0; j < kColumns / kTileRows; ++j) {
+    load_tile(stage.columns[j], columns, 0, block.first_column + j * kTileRows);
+  }
+}
+
+// What a thread needs of gate vectors to compute the weights of its token.
+template <class A>
+struct TokenGates {
+  Pair<A> y, z;          // the weight is 2^(y - z) ..
+  A C_factor, n_factor;  // .. times these
+};
+
+template <class A>
+XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesArguments<A>& p, const Block& block, const Step<A>& step) {
+  TokenGates<A> gates = {};  // weight 0 behind the last token
+  if (static_cast<int>(threadIdx.x) >= step.count) return gates;
+  const int64_t row = block.row * p.shape.seqlen + block.tokens.begin, at = row + step.first + threadIdx.x;
+  if (p.backward) {  // b_bar
+    const A scale = static_cast<A>(p.scale);
+    gates = {p.gates.M[block.slot + step.chunk], p.gates.z[at], scale * p.iota[at], scale * p.rho[at]};
+  } else {  // a_bar
+    const int last = min((step.chunk + 1) * p.chunk_size, block.length) - 1;
+    gates = {p.gates.y[at], p.gates.z[row + last], 1, 1};
+  }
+  return gates;
+}
+
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void store_weights(StatesShared<P, kColumns>& s, int parity, const TokenGates<A>& gates) {
+  const int token = threadIdx.x;
+  if (token >= kTokens<P>) return;
+  const A weight = decay<P == Product::tf32x3>(gates.y, gates.z);
+  s.C_weights[parity][token] = weight * gates.C_factor;
+  s.n_weights[parity][token] = weight * gates.n_factor;
+}
+
+// ---- the tile of C, and the rows of n ----
+
+// Accumulators of a warp's 16 rows. n: this lane's part of rows g and g + 8, in blocks of the first columns.
+template <Product P, int kColumns>
+struct State {
+  using A = Accumulator<P>;
+  A C[kColumns / kTileRows][kTileRows / 8][4];
+  A n[2];
+};
+
+// The first of this lane's two rows; the other one is 8 further.
+XLSTM_DEVICE int row_of_lane(const Block& block) {
+  return block.first_row + threadIdx.x / 32 * 16 + lane_group();
+}
+
+// visit(index, left, x0, x1) for all pairs of neighbours of the warp's tile. index: of x0 in (Dqk, Dv); left: columns
+// of the row from x0 on, none or less where the pair is outside.
+template <Product P, int kColumns, class Visit>
+XLSTM_DEVICE void for_pairs(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, Visit visit) {
+  const int64_t dv = shape.head_dim_v;
+  const int column = block.first_column + 2 * lane_pair();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(block) + 8 * half;
+    const int64_t index = row * dv + column;
+    const int left = row < shape.head_dim_qk ? static_cast<int>(dv) - column : 0;
+#pragma unroll
+    for (int j = 0; j < kColumns / kTileRows; ++j) {
+#pragma unroll
+      for (int b = 0; b < kTileRows / 8; ++b) {
+        const int step = j * kTileRows + b * 8;
+        auto& d = state.C[j][b];
+        visit(index + step, left - step, d[2 * half], d[2 * half + 1]);
+      }
+    }
+  }
+}
+
+XLSTM_DEVICE bool has_n(const Block& block) {
+  return block.first_column == 0;
+}
+
+template <Product P, int kColumns>
+XLSTM_DEVICE void scale_state(State<P, kColumns>& state, Accumulator<P> g) {
+  const auto scaled = [g](Accumulator<P> x) { return g == 0 ? Accumulator<P>{0} : g * x; };
+#pragma unroll
+  for (auto& tile : state.C) {
+#pragma unroll
+    for (auto& d : tile) {
+#pragma unroll
+      for (auto& x : d) x = scaled(x);
+    }
+  }
+  for (auto& x : state.n) x = scaled(x);
+}
+
+// From matrices at C (Dqk, Dv) and n (Dqk); null: zero.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const A* C,
+                             const A* n) {
+  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
+    x0 = C && left > 0 ? C[index] : A{0};
+    x1 = C && left > 1 ? C[index + 1] : A{0};
+  });
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(block) + 8 * half;
+    state.n[half] = n && row < shape.head_dim_qk && lane_pair() == 0 ? n[row] : A{0};
+  }
+}
+
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, void* C,
+                              Type type, A* n) {
+  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
+    if (left > 0) store_two(C, type, index, x0, x1, left > 1);
+  });
+  if (!has_n(block)) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(block) + 8 * half;
+    const A sum = sum_of_row(state.n[half]);
+    if (row < shape.head_dim_qk && lane_pair() == 0) n[row] = sum;
+  }
+}
+
+// ---- backward: <dC, C> + <dn, n> ----
+
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  using Bits = std::conditional_t<sizeof(T) == 2, uint32_t, std::conditional_t<sizeof(T) == 4, uint2, uint4>>;
+  T x, y;
+};
+
+// x0 c[0] + x1 c[1], or x0 c[0] alone.
+template <class A, class T>
+XLSTM_DEVICE A dot_two(A x0, A x1, const T* c, bool both) {
+  using Bits = typename Two<T>::Bits;
+  if (both && reinterpret_cast<uintptr_t>(c) % sizeof(Bits) == 0) {
+    const Bits bits = *reinterpret_cast<const Bits*>(c);
+    const Two<T> two = bits_as<Two<T>>(bits);
+    return x0 * widen<A>(two.x) + x1 * widen<A>(two.y);
+  }
+  return x0 * widen<A>(c[0]) + (both ? x1 * widen<A>(c[1]) : A{0});
+}
+
+// Of the block's tile: written by thread 0.
+template <Product P, int kColumns, class A, class T>
+XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmShape& shape,
+                            const Block& block, const T* C, const A* n, A* to) {
+  A sum = 0;
+  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
+    if (left > 0) sum += dot_two(x0, x1, C + index, left > 1);
+  });
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(block) + 8 * half;
+    if (has_n(block) && row < shape.head_dim_qk) sum += state.n[half] * n[row];
+  }
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (threadIdx.x % 32 == 0) s.dots[threadIdx.x / 32] = sum;
+  if (!XLSTM_MUTANT("mlstm_states: no barrier before the dots of warps")) __syncthreads();
+  if (threadIdx.x != 0) return;
+  sum = 0;
+  for (const A part : s.dots) sum += part;
+  *to = sum;
+}
+
+// With the state at the chunk's end, which the next chunk's slot holds.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
+                                  const MlstmStatesArguments<A>& p, const Block& block, int chunk) {
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+  A* to = p.chunk_dots + (block.slot + chunk) * block.tiles + block.tile;
+  if (chunk == block.chunks - 1) {
+    store_dot(state, s, p.shape, block, p.final.C + block.state * size, p.final.n + block.state * dqk, to);
+  } else {
+    const int64_t next =
+        block.slot + chunk + (XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? 0 : 1);
+    const Element<P>* C = static_cast<const Element<P>*>(p.forward_states) + next * size;
+    store_dot(state, s, p.shape, block, C, p.forward_normalisers + next * dqk, to);
+  }
+}
+
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
+                                  const MlstmStatesArguments<A>& p, const Block& block) {
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+  A* to = p.start_dots + block.state * block.tiles + block.tile;
+  if (p.initial.C) {
+    __syncthreads();  // the dots of the last chunk have been read
+    store_dot(state, s, p.shape, block, p.initial.C + block.state * size, p.initial.n + block.state * dqk, to);
+  } else if (threadIdx.x == 0) {
+    *to = 0;
+  }
+}
+
+// ---- the kernel ----
+
+// Hands out the state in front of the chunk (backward: behind it), and lets it decay to the other side.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
+                             const Block& block, const Step<A>& step) {
+  const int64_t slot = block.slot + step.chunk, dqk = p.shape.head_dim_qk;
+  const bool late = XLSTM_MUTANT("mlstm_states: the state decays before it is stored");
+  if (late) scale_state(state, step.g_bar);
+  Element<P>* C = static_cast<Element<P>*>(p.states) + slot * dqk * p.shape.head_dim_v;
+  store_state(state, p.shape, block, C, element_type(P), p.normalisers + slot * dqk);
+  if (p.backward) store_chunk_dot(state, s, p, block, step.chunk);
+  if (!late) scale_state(state, step.g_bar);
+}
+
+template <Product P, int kColumns>
+XLSTM_DEVICE void multiply_step(State<P, kColumns>& state, const StatesShared<P, kColumns>& s, int stage, int parity,
+                                int count, bool with_n) {
+  using F = Fragments<P>;
+  const auto& tiles = s.stages[stage];
+  const int row = threadIdx.x / 32 * 16;  // of the tile: stored across, as tokens run down
+#pragma unroll 1                          // more at a time would not fit the registers
+  for (int k = 0; k < count; k += F::kDepth) {
+    typename F::A a;
+    if (with_n) {
+      F::load_a_trans(a, tiles.rows, row, k);
+      F::dot(state.n, a, s.n_weights[parity] + k);
+    }
+    F::load_a_trans(a, tiles.rows, row, k, s.C_weights[parity]);
+#pragma unroll
+    for (int j = 0; j < kColumns / kTileRows; ++j) multiply<P, true>(state.C[j], a, tiles.columns[j], k);
+  }
+}
+
+template <Product P, int kColumns>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    states(MlstmStatesArguments<Accumulator<P>> p, int tiles, int column_tiles) {
+  using A = Accumulator<P>;
+  using Shared = StatesShared<P, kColumns>;
+  XLSTM_SHARED(Shared, s);
+  const Block block = locate<kColumns>(p, tiles, column_tiles);
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+  State<P, kColumns> state;
+  load_state(state, p.shape, block, p.start.C ? p.start.C + block.state * size : nullptr,
+             p.start.n ? p.start.n + block.state * dqk : nullptr);
+
+  Walk<A> walk(p, block, kTokens<P>);
+  Step<A> step = walk.next(), next = walk.next();
+  load_tokens<P, kColumns>(s.stages[0], p, block, step);
+  cp_async_commit();
+  load_tokens<P, kColumns>(s.stages[1], p, block, next);
+  cp_async_commit();
+  store_weights(s, 0, load_gates(p, block, step));
+  TokenGates<A> gates = load_gates(p, block, next);
+  int stage = 0, parity = 0;
+  while (step.chunk >= 0) {
+    if (XLSTM_MUTANT("mlstm_states: one copy too many in flight")) {
+      cp_async_wait<2>();
+    } else {
+      cp_async_wait<1>();
+    }
+    if (!XLSTM_MUTANT("mlstm_states: no barrier between steps")) __syncthreads();
+    const Step<A> after = walk.next();
+    const int free = XLSTM_MUTANT("mlstm_states: stage overwritten while it is read") ? stage : (stage + 2) % kStages;
+    load_tokens<P, kColumns>(s.stages[free], p, block, after);
+    cp_async_commit();
+    store_weights(s, XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1,
+                  gates);
+    gates = load_gates(p, block, after);
+    if (step.opens) pass_state(state, s, p, block, step);
+    multiply_step(state, s, stage, parity, step.count, has_n(block));
+    step = next, next = after;
+    stage = (stage + 1) % kStages, parity ^= 1;
+  }
+  cp_async_wait_all();
+  constexpr Type kType = sizeof(A) == sizeof(double) ? Type::f64 : Type::f32;
+  store_state(state, p.shape, block, p.end.C + block.state * size, kType, p.end.n + block.state * dqk);
+  if (p.backward) store_start_dot(state, s, p, block);
+}
+
+// ---- launch ----
+
+// Columns of a block's tile.
+int columns_of(Product product, const MlstmShape& shape) {
+  return product == Product::f64 || shape.head_dim_v <= kTileRows ? kTileRows : 2 * kTileRows;
+}
+
+int64_t tiles_across(int64_t size, int tile) {
+  return (size + tile - 1) / tile;
+}
+
+template <Product P, int kColumns>
+cudaError_t launch_states(const MlstmStatesArguments<Accumulator<P>>& p, cudaStream_t stream) {
+  const int64_t tiles = mlstm_states_tiles(P, p.shape);
+  const int64_t blocks = p.shape.num_sequences * p.shape.num_heads * tiles;
+  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
+  if (blocks == 0) return cudaSuccess;
+  Launch l;
+  l.grid = dim3(static_cast<unsigned>(blocks));
+  l.block = dim3(kTileThreads);
+  l.shared_bytes = sizeof(StatesShared<P, kColumns>);
+  l.name = "mlstm states";
+  l.stream = stream;
+  const int across = static_cast<int>(tiles_across(p.shape.head_dim_v, kColumns));
+  return launch(l, states<P, kColumns>, p, static_cast<int>(tiles), across);
+}
+
+template <Product P>
+cudaError_t choose_columns(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+  return columns_of(P, p.shape) == kTileRows ? launch_states<P, kTileRows>(p, stream)
+                                             : launch_states<P, 2 * kTileRows>(p, stream);
+}
+
+cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+  switch (p.product) {
+    case Product::bf16:
+      return choose_columns<Product::bf16>(p, stream);
+    case Product::tf32:
+      return choose_columns<Product::tf32>(p, stream);
+    case Product::tf32x3:
+      return choose_columns<Product::tf32x3>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+cudaError_t choose_product(const MlstmStatesArguments<double>& p, cudaStream_t stream) {
+  return p.product == Product::f64 ? launch_states<Product::f64, kTileRows>(p, stream) : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+int64_t mlstm_states_tiles(Product product, const MlstmShape& shape) {
+  return tiles_across(shape.head_dim_qk, kTileRows) * tiles_across(shape.head_dim_v, columns_of(product, shape));
+}
+
+template <class A>
+cudaError_t mlstm_states(const MlstmStatesArguments<A>& p, cudaStream_t stream) {
+  if (p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
+  return choose_product(p, stream);
+}
+
+template cudaError_t mlstm_states<float>(const MlstmStatesArguments<float>&, cudaStream_t);
+template cudaError_t mlstm_states<double>(const MlstmStatesArguments<double>&, cudaStream_t);
+
+}  // namespace xlstm::cuda

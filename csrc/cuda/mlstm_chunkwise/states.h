@@ -1,0 +1,39 @@
+#pragma once
+// The states between the chunks of the mLSTM, forward: C and n that enter every chunk, from K and V; or backward: their
+// gradients dC and dn that leave every chunk, from Q and dH.
+#include "cuda/mlstm_chunkwise/gates.h"
+#include "cuda/mlstm_chunkwise/product.h"
+
+namespace xlstm::cuda {
+
+// A: float, or double for Product::f64. E: the product's element type. Slots without tokens are not written.
+template <class A>
+struct MlstmStatesArguments {
+  MlstmShape shape;
+  double scale = 1;  // of q
+  Product product = Product::bf16;
+  int chunk_size = 64;  // as of the gate vectors
+  bool backward = false;
+  AnyView rows, columns;  // k, v | q, dh: (B, H, S, Dqk), (B, H, S, Dv)
+  GateVectors<A> gates;
+  const A *iota = nullptr, *rho = nullptr;  // backward, (B, H, S): normaliser.h
+  MlstmState<const A> start;  // initial state | gradient of the final state; null pointers: zero. m is not read
+  MlstmState<A> end;          // written: final state | gradient of the initial state. m is not touched
+  void* states = nullptr;     // (B, H, slots, Dqk, Dv) of E, written
+  A* normalisers = nullptr;   // (B, H, slots, Dqk), written
+  // Backward only: what the forward pass made of them, and its initial state (null: zero) and final state.
+  const void* forward_states = nullptr;
+  const A* forward_normalisers = nullptr;
+  MlstmState<const A> initial, final;
+  // Backward only, written: parts of <dC, C> + <dn, n>, `mlstm_states_tiles` of each.
+  A* chunk_dots = nullptr;  // (B, H, slots, tiles): at every chunk's end
+  A* start_dots = nullptr;  // (N, H, tiles): of the initial state
+};
+
+// Blocks per head of a sequence.
+int64_t mlstm_states_tiles(Product product, const MlstmShape& shape);
+
+template <class A>
+cudaError_t mlstm_states(const MlstmStatesArguments<A>& arguments, cudaStream_t stream);
+
+}  // namespace xlstm::cuda

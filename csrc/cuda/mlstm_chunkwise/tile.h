@@ -1,0 +1,445 @@
+#pragma once
+// Tiles in shared memory and the products of a warp on them. A kernel is a template on a Product: it takes Element,
+// Accumulator and Fragments from here and holds no code that depends on a type.
+//
+// A block has four warps. A warp owns 16 rows of a 64-row result and multiplies 16 x 16 x kDepth at a time.
+#include <type_traits>
+
+#include "cuda/device/device.h"
+#include "cuda/mlstm_chunkwise/product.h"
+
+namespace xlstm::cuda {
+
+constexpr int kTileThreads = 128;
+constexpr int kTileRows = 64;  // of a result; a TallTile or WideTile gives as many of its columns
+
+template <class E>
+constexpr int kPiece = 16 / static_cast<int>(sizeof(E));  // elements of a 16-byte copy
+template <class E>
+constexpr int kTileDepth = 8 * kPiece<E>;  // of the contracted dimension: 128 bytes
+
+// 16 bytes behind each row keep what a warp reads at a time in different banks.
+template <class E, int kRows_, int kColumns_>
+struct alignas(16) Tile {
+  using Element = E;
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kPitch = kColumns + kPiece<E>;
+  E x[kRows * kPitch];
+
+  XLSTM_DEVICE E* at(int row, int column) { return &x[row * kPitch + column]; }
+  XLSTM_DEVICE const E* at(int row, int column) const { return &x[row * kPitch + column]; }
+};
+
+// Of an operand whose rows run along the contracted dimension, and of one whose columns do.
+template <class E>
+using TallTile = Tile<E, kTileRows, kTileDepth<E>>;
+template <class E>
+using WideTile = Tile<E, kTileDepth<E>, kTileRows>;
+
+// ---- from global to shared memory ----
+
+// A matrix in global memory. What lies beyond its rows and columns counts as zero and is never read.
+struct Matrix {
+  enum class Path { copies, halves, elements };  // copies: asynchronous, 16 bytes each; halves: fp16 to float, by four
+  const char* data;
+  int64_t row_bytes;
+  int rows, columns;
+  Type type;
+  Path path;
+};
+
+XLSTM_DEVICE int bytes_of(Type type) {
+  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
+}
+
+// The matrix that begins at element `offset`, for tiles of the product's elements; stride: elements from row to row.
+template <Product P>
+XLSTM_DEVICE Matrix make_matrix(const Any& from, int64_t offset, int64_t stride, int rows, int columns) {
+  const int size = bytes_of(from.type);
+  const char* data = static_cast<const char*>(from.data) + offset * size;
+  const uintptr_t low_bits = reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(stride * size);
+  Matrix::Path path = Matrix::Path::elements;
+  if (from.type == element_type(P) && low_bits % 16 == 0) path = Matrix::Path::copies;
+  if (from.type == Type::f16 && element_type(P) == Type::f32 && low_bits % 8 == 0) path = Matrix::Path::halves;
+  return {data, stride * size, rows, columns, from.type, path};
+}
+
+// Tokens first .. first + rows - 1 of a head.
+template <Product P>
+XLSTM_DEVICE Matrix token_matrix(const AnyView& x, int64_t batch, int64_t head, int64_t first, int rows, int columns) {
+  return make_matrix<P>({x.data, x.type}, x.offset(batch, head, first), x.time, rows, columns);
+}
+
+template <class E>
+struct alignas(16) Piece {
+  E x[kPiece<E>];
+};
+
+template <class E>
+XLSTM_DEVICE E element_at(const void* data, Type type, int index) {
+  if constexpr (device::kIsBf16<E>) {
+    return __float2bfloat16(device::load_any<float>(data, type, index));
+  } else {
+    return device::load_any<E>(data, type, index);
+  }
+}
+
+// The first `count` elements of a piece, zeros behind, by ordinary loads.
+template <class E>
+XLSTM_DEVICE void load_piece(E* to, const char* from, Type type, int count) {
+#pragma unroll 1
+  for (int j = 0; j < kPiece<E>; ++j) {
+    E x{};
+    if (j < count) x = element_at<E>(from, type, j);
+    to[j] = x;
+  }
+}
+
+XLSTM_DEVICE void load_halves(float* to, const char* from) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  const float2 low = __half22float2(device::bits_as<__half2>(bits.x));
+  const float2 high = __half22float2(device::bits_as<__half2>(bits.y));
+  *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
+}
+
+// What begins at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+template <class T>
+XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
+  using E = typename T::Element;
+  constexpr int kAcross = T::kColumns / kPiece<E>, kRowsAtOnce = kTileThreads / kAcross;
+  const int first = threadIdx.x / kAcross, c = threadIdx.x % kAcross * kPiece<E>;
+  const int columns = min(from.columns - column - c, kPiece<E>);  // of this thread's pieces; none if negative
+  const char* data = from.data + (row + first) * from.row_bytes + int64_t{column + c} * bytes_of(from.type);
+  const auto count = [&](int r) { return row + r < from.rows ? max(columns, 0) : 0; };
+  const auto source = [&](int r) { return data + (r - first) * from.row_bytes; };
+  if (from.path == Matrix::Path::copies) {
+#pragma unroll
+    for (int r = first; r < T::kRows; r += kRowsAtOnce) {
+      const int bytes = count(r) * static_cast<int>(sizeof(E));
+      device::cp_async_part(device::shared_address(tile.at(r, c)), bytes ? source(r) : from.data, bytes);
+    }
+    return;
+  }
+  if constexpr (sizeof(E) == sizeof(float)) {
+    if (from.path == Matrix::Path::halves) {
+#pragma unroll
+      for (int r = first; r < T::kRows; r += kRowsAtOnce) {
+        if (count(r) == kPiece<E>) load_halves(tile.at(r, c), source(r));
+      }
+    }
+  }
+#pragma unroll 1
+  for (int r = first; r < T::kRows; r += kRowsAtOnce) {
+    if (from.path == Matrix::Path::halves && count(r) == kPiece<E>) continue;
+    load_piece(tile.at(r, c), source(r), from.type, count(r));
+  }
+}
+
+// ---- fragments: what a lane holds of the operands of one step ----
+//
+// Lane l, g = l / 4, t = l % 4. Accumulators d[4] (16 x 8): rows g, g, g + 8, g + 8, columns c, c + 1, c, c + 1, c =
+// 2t.
+//
+// Where kDepth is 8, mma gives lane t the slots t and t + 4 of the contracted index. Which of its values these are is
+// free, as long as both operands agree. Natural: t and t + 4, for operands stored with this index along their rows.
+// Paired: 2t and 2t + 1, the order of accumulators, and without bank conflicts where the index runs down the columns.
+//   natural   load_a, load_b
+//   paired    load_a_paired, load_a_trans, to_a; load_b_trans
+// Where kDepth is 16 the two are the same.
+
+template <Product P>
+struct Fragments;
+
+XLSTM_DEVICE int lane_group() {
+  return threadIdx.x % 32 / 4;
+}
+XLSTM_DEVICE int lane_pair() {
+  return threadIdx.x % 4;
+}
+
+// The rows that this lane gives to ldmatrix, for A (16 x 32 bytes) and for B (32 bytes x 16, stored [n][k]).
+template <class T>
+XLSTM_DEVICE uint32_t row_of_a(const T& tile, int m, int k) {
+  const int lane = threadIdx.x % 32;
+  return device::shared_address(tile.at(m + lane % 16, k + lane / 16 * kPiece<typename T::Element>));
+}
+template <class T>
+XLSTM_DEVICE uint32_t row_of_b(const T& tile, int n, int k) {
+  const int lane = threadIdx.x % 32;
+  return device::shared_address(tile.at(n + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * kPiece<typename T::Element>));
+}
+
+template <>
+struct Fragments<Product::bf16> {
+  using Element = __nv_bfloat16;
+  using Accumulator = float;
+  static constexpr int kDepth = 16;
+
+  struct A {
+    uint32_t x[4];
+  };
+  struct B {
+    uint32_t x[2][2];  // 8 columns each
+  };
+
+  // A[m][k] stored [m][k]
+  template <class T>
+  static XLSTM_DEVICE void load_a(A& a, const T& tile, int m, int k) {
+    device::ldmatrix(a.x, row_of_a(tile, m, k));
+  }
+  template <class T>
+  static XLSTM_DEVICE void load_a_paired(A& a, const T& tile, int m, int k) {
+    load_a(a, tile, m, k);
+  }
+  // Stored [k][m]
+  template <class T>
+  static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k) {
+    const int lane = threadIdx.x % 32;
+    device::ldmatrix_trans(a.x, device::shared_address(tile.at(k + lane % 8 + lane / 16 * 8, m + lane / 8 % 2 * 8)));
+  }
+  // The same, each value of the contracted index times its weight
+  template <class T>
+  static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k, const float* weights) {
+    load_a_trans(a, tile, m, k);
+    const float* w = weights + k + 2 * lane_pair();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = i / 2 * 8;
+      a.x[i] = pack(low(a.x[i]) * w[at], high(a.x[i]) * w[at + 1]);
+    }
+  }
+  // B[k][n] stored [n][k]
+  template <class T>
+  static XLSTM_DEVICE void load_b(B& b, const T& tile, int n, int k) {
+    uint32_t x[4];
+    device::ldmatrix(x, row_of_b(tile, n, k));
+    b = {{{x[0], x[1]}, {x[2], x[3]}}};
+  }
+  // Stored [k][n]
+  template <class T>
+  static XLSTM_DEVICE void load_b_trans(B& b, const T& tile, int n, int k) {
+    uint32_t x[4];
+    const int lane = threadIdx.x % 32;
+    device::ldmatrix_trans(x, device::shared_address(tile.at(k + lane % 16, n + lane / 16 * 8)));
+    b = {{{x[0], x[1]}, {x[2], x[3]}}};
+  }
+  // Columns kDepth step .. of accumulators
+  template <int kBlocks>
+  static XLSTM_DEVICE void to_a(A& a, const float (&d)[kBlocks][4], int step) {
+    const float (&left)[4] = d[2 * step], (&right)[4] = d[2 * step + 1];
+    a = {{pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]), pack(right[2], right[3])}};
+  }
+  static XLSTM_DEVICE void multiply(float (&d0)[4], float (&d1)[4], const A& a, const B& b) {
+    device::mma_m16n8k16<Element>(d0, a.x, b.x[0]);
+    device::mma_m16n8k16<Element>(d1, a.x, b.x[1]);
+  }
+  // This lane's part of A times a vector, for rows g and g + 8. A is paired; vector: its values k .. k + kDepth - 1
+  static XLSTM_DEVICE void dot(float (&sums)[2], const A& a, const float* vector) {
+    const float* v = vector + 2 * lane_pair();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i % 2] += low(a.x[i]) * v[i / 2 * 8] + high(a.x[i]) * v[i / 2 * 8 + 1];
+  }
+
+ private:
+  static XLSTM_DEVICE float low(uint32_t two) { return __uint_as_float(two << 16); }
+  static XLSTM_DEVICE float high(uint32_t two) { return __uint_as_float(two & 0xffff0000); }
+  static XLSTM_DEVICE uint32_t pack(float x, float y) { return device::bits_as<uint32_t>(__floats2bfloat162_rn(x, y)); }
+};
+
+// What mma takes for one element where kDepth is 8, and the product of 16 x 8 x 8.
+template <Product P>
+struct Operand;
+
+template <>
+struct Operand<Product::tf32> {
+  uint32_t bits;
+
+  static XLSTM_DEVICE Operand of(float x) { return {device::round_tf32(x)}; }
+  XLSTM_DEVICE float value() const { return __uint_as_float(bits); }
+
+  static XLSTM_DEVICE void multiply(float (&d)[4], const Operand (&a)[4], const Operand (&b)[2]) {
+    device::mma_m16n8k8_tf32(d, {a[0].bits, a[1].bits, a[2].bits, a[3].bits}, {b[0].bits, b[1].bits});
+  }
+};
+
+template <>
+struct Operand<Product::tf32x3> {
+  uint32_t big, small;  // small: mma ignores the digits that make it more than a tf32
+
+  static XLSTM_DEVICE Operand of(float x) {
+    const uint32_t big = __float_as_uint(x) & 0xffffe000;
+    return {big, __float_as_uint(x - __uint_as_float(big))};
+  }
+  XLSTM_DEVICE float value() const { return __uint_as_float(big) + __uint_as_float(small); }
+
+  static XLSTM_DEVICE void multiply(float (&d)[4], const Operand (&a)[4], const Operand (&b)[2]) {
+    device::mma_m16n8k8_tf32(d, {a[0].small, a[1].small, a[2].small, a[3].small}, {b[0].big, b[1].big});
+    device::mma_m16n8k8_tf32(d, {a[0].big, a[1].big, a[2].big, a[3].big}, {b[0].small, b[1].small});
+    device::mma_m16n8k8_tf32(d, {a[0].big, a[1].big, a[2].big, a[3].big}, {b[0].big, b[1].big});
+  }
+};
+
+template <>
+struct Operand<Product::f64> {
+  double x;
+
+  static XLSTM_DEVICE Operand of(double x) { return {x}; }
+  XLSTM_DEVICE double value() const { return x; }
+
+  static XLSTM_DEVICE void multiply(double (&d)[4], const Operand (&a)[4], const Operand (&b)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      device::mma_m8n8k4_f64(d[0], d[1], a[2 * half].x, b[half].x);
+      device::mma_m8n8k4_f64(d[2], d[3], a[2 * half + 1].x, b[half].x);
+    }
+  }
+};
+
+template <Product P>
+struct Fragments {
+  using Accumulator = std::conditional_t<P == Product::f64, double, float>;
+  using Element = Accumulator;
+  static constexpr int kDepth = 8;
+
+  struct A {
+    Operand<P> x[4];
+  };
+  struct B {
+    Operand<P> x[2][2];  // 8 columns each
+  };
+
+  // A[m][k] stored [m][k]
+  template <class T>
+  static XLSTM_DEVICE void load_a(A& a, const T& tile, int m, int k) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      uint32_t x[4];
+      device::ldmatrix(x, row_of_a(tile, m, k));
+      a = from(__uint_as_float(x[0]), __uint_as_float(x[1]), __uint_as_float(x[2]), __uint_as_float(x[3]));
+    } else {
+      const Element *upper = tile.at(m + lane_group(), k + lane_pair()), *lower = upper + 8 * T::kPitch;
+      a = from(upper[0], lower[0], upper[4], lower[4]);
+    }
+  }
+  template <class T>
+  static XLSTM_DEVICE void load_a_paired(A& a, const T& tile, int m, int k) {
+    const Two upper = two(tile.at(m + lane_group(), k + 2 * lane_pair()));
+    const Two lower = two(tile.at(m + lane_group() + 8, k + 2 * lane_pair()));
+    a = from(upper.x, lower.x, upper.y, lower.y);
+  }
+  // Stored [k][m]
+  template <class T>
+  static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k) {
+    const Element *even = tile.at(k + 2 * lane_pair(), m + lane_group()), *odd = even + T::kPitch;
+    a = from(even[0], even[8], odd[0], odd[8]);
+  }
+  // The same, each value of the contracted index times its weight
+  template <class T>
+  static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k, const Accumulator* weights) {
+    const Element *even = tile.at(k + 2 * lane_pair(), m + lane_group()), *odd = even + T::kPitch;
+    const Accumulator* w = weights + k + 2 * lane_pair();
+    a = from(even[0] * w[0], even[8] * w[0], odd[0] * w[1], odd[8] * w[1]);
+  }
+  // B[k][n] stored [n][k]
+  template <class T>
+  static XLSTM_DEVICE void load_b(B& b, const T& tile, int n, int k) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      uint32_t x[4];
+      device::ldmatrix(x, row_of_b(tile, n, k));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b.x[i / 2][i % 2] = Operand<P>::of(__uint_as_float(x[i]));
+    } else {
+      const Element* x = tile.at(n + lane_group(), k + lane_pair());
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b.x[i / 2][i % 2] = Operand<P>::of(x[i / 2 * 8 * T::kPitch + i % 2 * 4]);
+    }
+  }
+  // Stored [k][n]
+  template <class T>
+  static XLSTM_DEVICE void load_b_trans(B& b, const T& tile, int n, int k) {
+    const bool natural = XLSTM_MUTANT("tile: transposed B in the order of A");
+    const Element* x = tile.at(k + (natural ? 1 : 2) * lane_pair(), n + lane_group());
+    const int odd = (natural ? 4 : 1) * T::kPitch;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b.x[i / 2][i % 2] = Operand<P>::of(x[i / 2 * 8 + i % 2 * odd]);
+  }
+  // Columns kDepth step .. of accumulators
+  template <int kBlocks>
+  static XLSTM_DEVICE void to_a(A& a, const Accumulator (&d)[kBlocks][4], int step) {
+    a = from(d[step][0], d[step][2], d[step][1], d[step][3]);
+  }
+  static XLSTM_DEVICE void multiply(Accumulator (&d0)[4], Accumulator (&d1)[4], const A& a, const B& b) {
+    Operand<P>::multiply(d0, a.x, b.x[0]);
+    Operand<P>::multiply(d1, a.x, b.x[1]);
+  }
+  // This lane's part of A times a vector, for rows g and g + 8. A is paired; vector: its values k .. k + kDepth - 1
+  static XLSTM_DEVICE void dot(Accumulator (&sums)[2], const A& a, const Accumulator* vector) {
+    const Accumulator* v = vector + 2 * lane_pair();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i % 2] += a.x[i].value() * v[i / 2];
+  }
+
+ private:
+  struct alignas(2 * sizeof(Element)) Two {
+    Element x, y;
+  };
+  static XLSTM_DEVICE Two two(const Element* from) { return *reinterpret_cast<const Two*>(from); }
+  static XLSTM_DEVICE A from(Element x0, Element x1, Element x2, Element x3) {
+    return {{Operand<P>::of(x0), Operand<P>::of(x1), Operand<P>::of(x2), Operand<P>::of(x3)}};
+  }
+};
+
+template <Product P>
+using Element = typename Fragments<P>::Element;
+template <Product P>
+using Accumulator = typename Fragments<P>::Accumulator;
+
+// d (16 x 8 kBlocks of a warp) += A B for one step, B from row (or, transposed, column) k of a tile on.
+template <Product P, bool kTransposed, int kBlocks, class T>
+XLSTM_DEVICE void multiply(Accumulator<P> (&d)[kBlocks][4], const typename Fragments<P>::A& a, const T& tile, int k) {
+  using F = Fragments<P>;
+  static_assert(kBlocks % 2 == 0);
+#pragma unroll
+  for (int j = 0; j < kBlocks; j += 2) {
+    typename F::B b;
+    if constexpr (kTransposed) {
+      F::load_b_trans(b, tile, 8 * j, k);
+    } else {
+      F::load_b(b, tile, 8 * j, k);
+    }
+    F::multiply(d[j], d[j + 1], a, b);
+  }
+}
+
+// ---- accumulators ----
+
+// Over the four lanes that hold a row.
+template <class A>
+XLSTM_DEVICE A sum_of_row(A x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Two neighbours, or the first of them, in one access where they are aligned.
+template <class A>
+XLSTM_DEVICE void store_two(void* data, Type type, int64_t index, A x, A y, bool both) {
+  void* to = static_cast<char*>(data) + index * bytes_of(type);
+  if (!both || reinterpret_cast<uintptr_t>(to) % (2 * bytes_of(type)) != 0) {
+    device::store_any(to, type, 0, x);
+    if (both) device::store_any(to, type, 1, y);
+    return;
+  }
+  switch (type) {
+    case Type::bf16:
+      *static_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(static_cast<float>(x), static_cast<float>(y));
+      break;
+    case Type::f16:
+      *static_cast<__half2*>(to) = __floats2half2_rn(static_cast<float>(x), static_cast<float>(y));
+      break;
+    case Type::f32:
+      *static_cast<float2*>(to) = make_float2(static_cast<float>(x), static_cast<float>(y));
+      break;
+    default:
+      *static_cast<double2*>(to) = make_double2(static_cast<double>(x), static_cast<double>(y));
+  }
+}
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,135 @@
+#pragma once
+// What the kernels that scan gates share: a block per head of a sequence, a thread per eight consecutive tokens, so
+// that a chunk lies inside a warp.
+#include "cuda/device/device.h"
+#include "cuda/mlstm_chunkwise/chunks.h"
+#include "cuda/types.h"
+
+namespace xlstm::cuda {
+
+using device::Vector;
+
+constexpr int kTokens = 8;  // of a thread
+constexpr int kWarpTokens = 32 * kTokens;
+constexpr int kMinChunk = 64, kMaxChunk = kWarpTokens;
+constexpr int kMaxScanThreads = 512;
+
+// The head of a sequence that a block walks.
+struct Item {
+  Sequence tokens;
+  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
+  int64_t slot;              // of its first chunk, in (B, H, slots)
+};
+
+XLSTM_DEVICE Item locate(const MlstmShape& shape, int chunk_size) {
+  const int64_t state = blockIdx.x, head = state % shape.num_heads, sequence = state / shape.num_heads;
+  const Sequence tokens = find_sequence(shape, sequence);
+  const int64_t row = tokens.row * shape.num_heads + head;
+  return {tokens, head, state, row, row * chunk_slots(shape, chunk_size) + first_slot(shape, chunk_size, sequence)};
+}
+
+// Threads for sequences of the usual length; packed ones may be longer: their lengths are known on the device only.
+inline unsigned scan_threads(const MlstmShape& shape) {
+  const int64_t mean = shape.cu_seqlens ? shape.seqlen / shape.num_sequences + 1 : shape.seqlen;
+  const int64_t length = shape.cu_seqlens && 4 * mean < shape.seqlen ? 4 * mean : shape.seqlen;
+  const int64_t warps = (length + kWarpTokens - 1) / kWarpTokens, most = kMaxScanThreads / 32;
+  return static_cast<unsigned>(32 * (warps < 1 ? 1 : warps > most ? most : warps));
+}
+
+// ---- sets of a thread's tokens: a bit per token ----
+
+XLSTM_DEVICE bool has(unsigned set, int token) {
+  return set >> token & 1;
+}
+XLSTM_DEVICE bool has_up_to(unsigned set, int token) {
+  return (set & ((2u << token) - 1)) != 0;
+}
+XLSTM_DEVICE int last_of(unsigned set) {
+  return 31 - __clz(static_cast<int>(set));
+}
+
+// ---- a thread's tokens in memory: 16 bytes at a time where they are whole and aligned ----
+
+XLSTM_DEVICE bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Calls f<element>() for a type known at run time.
+template <class F>
+XLSTM_DEVICE void with_type(Type type, F f) {
+  switch (type) {
+    case Type::bf16:
+      return f.template operator()<__nv_bfloat16>();
+    case Type::f16:
+      return f.template operator()<__half>();
+    case Type::f32:
+      return f.template operator()<float>();
+    default:
+      return f.template operator()<double>();
+  }
+}
+
+// take(j, token) for the first `count` tokens from `from` on, and with zeros behind.
+template <class T, class Take>
+XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
+  constexpr int kCount = Vector<T>::kCount;
+  if (count == kTokens && stride == 1 && aligned(from)) {
+#pragma unroll
+    for (int n = 0; n < kTokens / kCount; ++n) {
+      const Vector<T> v = device::load_vector(from + n * kCount);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) take(n * kCount + j, v.x[j]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) take(j, j < count ? from[j * stride] : T{});
+  }
+}
+
+template <class T>
+XLSTM_DEVICE void load_tokens(T (&to)[kTokens], const T* from, int count) {
+  take_tokens(from, 1, count, [&](int j, const T& token) { to[j] = token; });
+}
+
+// Tokens from element `offset` of a view on, of any type.
+XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t offset, int count) {
+  with_type(x.type, [&]<class T>() {
+    const auto take = [&](int j, const T& token) { to[j] = device::widen<double>(token); };
+    take_tokens(static_cast<const T*>(x.data) + offset, x.time, count, take);
+  });
+}
+
+// value(j) for the first `count` tokens; never more values at a time than fit a store.
+template <class T, class Value>
+XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
+  constexpr int kCount = Vector<T>::kCount;
+  if (count == kTokens && stride == 1 && aligned(to)) {
+#pragma unroll
+    for (int n = 0; n < kTokens / kCount; ++n) {
+      Vector<T> v;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) v.x[j] = value(n * kCount + j);
+      reinterpret_cast<Vector<T>*>(to)[n] = v;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+      if (j < count) to[j * stride] = value(j);
+    }
+  }
+}
+
+template <class T, class Value>
+XLSTM_DEVICE void store_tokens(T* to, int count, Value value) {
+  give_tokens(to, 1, count, value);
+}
+
+template <class Value>
+XLSTM_DEVICE void store_tokens(const AnyView& x, int64_t offset, int count, Value value) {
+  with_type(x.type, [&]<class T>() {
+    const auto token = [&](int j) { return device::narrow<T>(value(j)); };
+    give_tokens(static_cast<T*>(const_cast<void*>(x.data)) + offset, x.time, count, token);
+  });
+}
+
+}  // namespace xlstm::cuda

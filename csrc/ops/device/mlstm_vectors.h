@@ -1,0 +1,57 @@
+#pragma once
+// Gate vectors in the memory of a session, for ops that run the gate scan and then kernels that use it.
+#include "cuda/mlstm_chunkwise/gates.h"
+#include "ops/device/session.h"
+
+namespace xlstm::ops {
+
+// (B, H, S[, D])
+inline cuda::AnyView any_view(const void* data, const Tensor& x) {
+  return {data, type_of(x), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+template <class T>
+T* allocate(Session& session, int64_t count) {
+  return static_cast<T*>(session.workspace(sizeof(T) * static_cast<size_t>(count)));
+}
+
+template <class A>
+cuda::GateVectors<A> allocate_gate_vectors(Session& session, const MlstmShape& shape, int chunk_size) {
+  const int64_t rows = shape.batch * shape.num_heads, tokens = rows * shape.seqlen;
+  const int64_t slots = rows * cuda::chunk_slots(shape, chunk_size);
+  return {
+      allocate<cuda::Pair<A>>(session, tokens), allocate<cuda::Pair<A>>(session, tokens), allocate<A>(session, tokens),
+      allocate<int32_t>(session, tokens),       allocate<cuda::Pair<A>>(session, slots),  allocate<A>(session, slots)};
+}
+
+// What the gates of a sequence are computed from.
+struct GateInputs {
+  const Tensor &i, &f;
+  OptionalTensor m0, cu_seqlens, reset;  // contiguous: of the compute type, int32, bool
+  bool sigmoid_gate;
+  int chunk_size;
+
+  MlstmShape shape(int64_t head_dim_qk, int64_t head_dim_v) const {
+    const int64_t sequences = cu_seqlens ? cu_seqlens->size(0) - 1 : i.size(0);
+    return {i.size(0), i.size(1), i.size(2), head_dim_qk, head_dim_v, pointer<int32_t>(cu_seqlens), sequences};
+  }
+};
+
+// The gate scan's arguments with all tensors in the session; the final m is not kept.
+template <class A>
+cuda::MlstmGatesArguments<A> gate_arguments(Session& session, const GateInputs& in, MlstmShape shape) {
+  cuda::MlstmGatesArguments<A> p;
+  shape.cu_seqlens = session.in_as<int32_t>(in.cu_seqlens);
+  p.shape = shape;
+  p.sigmoid_gate = in.sigmoid_gate;
+  p.chunk_size = in.chunk_size;
+  p.i = any_view(session.in(in.i), in.i);
+  p.f = any_view(session.in(in.f), in.f);
+  if (in.reset) p.reset = {session.in_as<bool>(in.reset), in.reset->stride(0), in.reset->stride(1)};
+  p.m0 = session.in_as<A>(in.m0);
+  p.out = allocate_gate_vectors<A>(session, shape, in.chunk_size);
+  p.m_final = allocate<A>(session, shape.num_sequences * shape.num_heads);
+  return p;
+}
+
+}  // namespace xlstm::ops
