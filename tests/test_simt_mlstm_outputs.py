@@ -343,6 +343,17 @@ def test_nan_stays_in_its_sequence(product: str) -> None:
 
 
 @products
+def test_nan_states_stay_behind_resets(product: str) -> None:
+    p = draw(Case(S=140, resets=(50, 64), dtype=DTYPES[product]))
+    dirty = replace(p, C_in=p.C_in.clone(), n_in=p.n_in.clone(), dC_out=p.dC_out.clone(), dn_out=p.dn_out.clone())
+    for x, chunk in ((dirty.C_in, 1), (dirty.n_in, 1), (dirty.dC_out, 0), (dirty.dn_out, 0)):
+        x[:, :, chunk] = torch.nan
+    for output in OUTPUTS:
+        tokens = slice(64, None) if output in ("h", "dq") else slice(None, 50)
+        assert torch.equal(call(dirty, output, product)[0][:, :, tokens], call(p, output, product)[0][:, :, tokens])
+
+
+@products
 @pytest.mark.parametrize("cu_seqlens", [None, (0, 20, 100)])
 def test_zero_outer_states_are_not_read(cu_seqlens: tuple[int, ...] | None, product: str) -> None:
     p = draw(Case(S=100, cu_seqlens=cu_seqlens, dtype=DTYPES[product], initial_state=False))

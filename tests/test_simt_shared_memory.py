@@ -52,6 +52,16 @@ def gate_grads(dtype: torch.dtype) -> None:
     )
 
 
+def outputs(product: str, output: str) -> None:
+    dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
+    x, i = torch.zeros(1, 1, 9, 64, dtype=dtype), torch.zeros(1, 1, 9)
+    per_token, n = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 64)
+    ops = torch.ops.xlstm_cuda_simt
+    options = (None, False, True, 1.0, 0.0, 64, True)
+    state = torch.zeros(1, 1, 1, 64, 64, dtype=dtype)
+    ops.mlstm_outputs(output, product, x, x, x, i, i, None, None, None, state, n, per_token, per_token, *options)
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     **{f"mlstm_step {t} {n}": lambda d=d, n=n: step(d, n) for t, d in DTYPES.items() for n in (1, 16)},  # type: ignore[misc]
     **{f"mlstm_step C in bf16 {n}": lambda n=n: step(torch.float32, n, torch.bfloat16) for n in (1, 16)},  # type: ignore[misc]
@@ -60,6 +70,11 @@ CALLS: dict[str, Callable[[], Any]] = {
         for t, d in DTYPES.items()
         for n in (1, 8)
         for columns in (False, True)
+    },
+    **{
+        f"mlstm_outputs {product} {output}": lambda p=product, o=output: outputs(p, o)  # type: ignore[misc]
+        for product in ("bf16", "tf32", "tf32x3", "f64")
+        for output in ("h", "dq", "dk", "dv")
     },
     "mlstm_gates float": lambda: gates(False),
     "mlstm_gates double": lambda: gates(True),

@@ -375,6 +375,12 @@ XLSTM_DEVICE void dot_x(Accumulator<P> (&sums)[2], const TallTile<Element<P>>& x
   }
 }
 
+// A state that a boundary cuts off may hold anything.
+template <class A>
+XLSTM_DEVICE A times_weight(A x, A weight) {
+  return weight == 0 ? 0 : weight * x;
+}
+
 // What a warp has of its 16 rows.
 template <Product P, int kMaxBlocks>
 struct Sums {
@@ -401,7 +407,10 @@ XLSTM_DEVICE void add_state(Sums<P, kMaxBlocks>& sums, OutputsShared<P>& s, cons
       const int row = m + lane_group() + 8 * half;
       const Accumulator<P> weight = s.rows.of_state[row] * (O == Output::dq ? scale * s.rows.iota[row] : 1);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sums.acc[n][j][2 * half] *= weight, sums.acc[n][j][2 * half + 1] *= weight;
+      for (int j = 0; j < 16; ++j) {
+        Accumulator<P>& x = sums.acc[n][j / 2][2 * half + j % 2];
+        x = times_weight(x, weight);
+      }
     }
   }
 }
@@ -494,8 +503,8 @@ XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], cons
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       auto& two = exchange.at(lane_group() + 8 * half, c);
-      const A x = finish[half].scale * acc[j][2 * half] + finish[half].of_n * n_x;
-      const A y = finish[half].scale * acc[j][2 * half + 1] + finish[half].of_n * n_y;
+      const A x = finish[half].scale * acc[j][2 * half] + times_weight(n_x, finish[half].of_n);
+      const A y = finish[half].scale * acc[j][2 * half + 1] + times_weight(n_y, finish[half].of_n);
       if (sum_up) sums[half] += x * two.x + y * two.y;
       two = {x, y};
     }
@@ -510,7 +519,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
   const A* n = s.plan.has_state ? p.normalisers + at.slot * p.shape.head_dim_qk + at.first_column : nullptr;
   const bool sum_up = kUsesRho<O> && p.row_sums;
   const auto finish = [&](int row, int half) {
-    return finish_row<O>(p, at, s.rows, row, sums.of_p[half] + s.rows.of_state[row] * sums.of_n[half]);
+    return finish_row<O>(p, at, s.rows, row, sums.of_p[half] + times_weight(sums.of_n[half], s.rows.of_state[row]));
   };
   const Finish<A> of_rows[2] = {finish(m + lane_group(), 0), finish(m + lane_group() + 8, 1)};
   Exchange<A>& exchange = s.exchange();
