@@ -15,9 +15,15 @@ int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
-OutputsTiling make_tiling(Product product, int64_t columns, int chunk_size) {
+OutputsTiling make_tiling(Product product, int64_t columns, const MlstmShape& shape, int chunk_size) {
   const int64_t blocks = ceil_div(columns, kTile), tiles = mlstm_outputs_column_tiles(product, columns);
-  return {chunk_size / kTile, static_cast<int>(tiles), static_cast<int>(ceil_div(blocks, tiles)), false};
+  OutputsTiling tiling;
+  tiling.slots = static_cast<int>(chunk_slots(shape, chunk_size));
+  tiling.row_tiles = chunk_size / kTile;
+  tiling.column_tiles = static_cast<int>(tiles);
+  tiling.blocks = static_cast<int>(ceil_div(blocks, tiles));
+  tiling.resident = false;  // known where the kernel's shared memory is
+  return tiling;
 }
 
 }  // namespace
@@ -32,7 +38,7 @@ cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
   const bool by_v = p.output == Output::h || p.output == Output::dv;
   const int64_t columns = by_v ? p.shape.head_dim_v : p.shape.head_dim_qk;
-  const OutputsTiling tiling = make_tiling(p.product, columns, p.chunk_size);
+  const OutputsTiling tiling = make_tiling(p.product, columns, p.shape, p.chunk_size);
   if constexpr (sizeof(A) == sizeof(double)) {
     return p.product == Product::f64 ? outputs_f64(p, tiling, stream) : cudaErrorInvalidValue;
   } else {

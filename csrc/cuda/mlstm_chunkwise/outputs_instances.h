@@ -6,6 +6,7 @@ namespace xlstm::cuda {
 
 // How the output is cut into the work of blocks; the same for all of them.
 struct OutputsTiling {
+  int slots;         // of chunks, per batch row and head
   int row_tiles;     // of a chunk
   int column_tiles;  // of the output
   int blocks;        // of 64 columns, in a column tile

@@ -55,9 +55,8 @@ struct Item {
 template <Output O, class A>
 XLSTM_DEVICE Item locate(const MlstmOutputsArguments<A>& p, const OutputsTiling& tiling) {
   const unsigned heads = static_cast<unsigned>(p.shape.num_heads);
-  const unsigned slots = static_cast<unsigned>(chunk_slots(p.shape, p.chunk_size));
-  const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles, row = slot / slots;
-  const Chunk chunk = find_chunk(p.shape, p.chunk_size, row / heads, slot % slots);
+  const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles, row = slot / tiling.slots;
+  const Chunk chunk = find_chunk(p.shape, p.chunk_size, row / heads, slot % tiling.slots);
   Item at;
   at.batch = static_cast<int>(row / heads), at.head = static_cast<int>(row % heads), at.row = static_cast<int>(row);
   at.slot = static_cast<int>(slot);
@@ -563,8 +562,6 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   if (threadIdx.x == 0) loader.prepare(tiling);
   __syncthreads();
   if (s.at.first_row >= s.at.tokens) return;
-  loader.load_rows();
-  if (O == Output::h && s.plan.has_state) loader.load_n();
 
   Step ahead = s.plan.first();
   const auto load_next = [&](int stage) {
@@ -576,6 +573,8 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   };
 #pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) load_next(stage);
+  loader.load_rows();
+  if (O == Output::h && s.plan.has_state) loader.load_n();
 
   const A scale = static_cast<A>(p.options.scale);
   const int warp = threadIdx.x / 32, m = 16 * warp;
@@ -619,7 +618,7 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
 
 template <Product P, Output O, int kMaxBlocks>
 cudaError_t launch_output(const MlstmOutputsArguments<Accumulator<P>>& p, OutputsTiling tiling, cudaStream_t stream) {
-  const int64_t chunks = p.shape.batch * p.shape.num_heads * chunk_slots(p.shape, p.chunk_size);
+  const int64_t chunks = p.shape.batch * p.shape.num_heads * tiling.slots;
   const int64_t blocks = chunks * tiling.row_tiles * tiling.column_tiles;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
   if (blocks == 0) return cudaSuccess;

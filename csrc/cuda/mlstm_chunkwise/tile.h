@@ -96,8 +96,8 @@ XLSTM_DEVICE void load_piece(E* to, const char* from, Type type, int count) {
 
 XLSTM_DEVICE void load_halves(float* to, const char* from) {
   const uint2 bits = *reinterpret_cast<const uint2*>(from);
-  const float2 low = __half22float2(device::bits_as<__half2>(bits.x));
-  const float2 high = __half22float2(device::bits_as<__half2>(bits.y));
+  const float2 low = __half22float2(reinterpret_cast<const __half2&>(bits.x));
+  const float2 high = __half22float2(reinterpret_cast<const __half2&>(bits.y));
   *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
 }
 
