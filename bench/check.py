@@ -82,7 +82,7 @@ class Checker:
         """Relative errors by name ("h", "df"). Raises WrongResult where one exceeds the tolerance of the dtype."""
         actual, dtype = self._results(builder(copies(self.inputs, self.case.mode))), DTYPES[self.case.dtype]
         errors = {name: relative_error(actual[name], x) for name, x in self.expected.items()}
-        allowed = {name: _tolerance(name, dtype, self.case.device) for name in errors}
+        allowed = {name: _tolerance(name, self.case.op, dtype, self.case.device) for name in errors}
         wrong = [
             f"{name} {e:.1e} (allowed {allowed[name]:.0e})" for name, e in errors.items() if not e <= allowed[name]
         ]
@@ -100,8 +100,8 @@ class Checker:
         return results
 
 
-def _tolerance(name: str, dtype: torch.dtype, device: str) -> float:
-    tolerance = tolerance_of(dtype, device)
+def _tolerance(name: str, op: str, dtype: torch.dtype, device: str) -> float:
+    tolerance = tolerance_of(op, dtype, device)
     if name == "df":
         return tolerance.df
     return tolerance.grad if name.startswith("d") else tolerance.h

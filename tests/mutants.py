@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from xlstm_cuda import _ops
 
 ROOT = Path(__file__).resolve().parent.parent
+
+needs_race_build = pytest.mark.skipif(not _ops.available(_ops.RACE_NAMESPACE), reason="make simt builds it")
 
 
 @contextmanager
@@ -27,6 +31,17 @@ def simt_options(namespace: str = _ops.RACE_NAMESPACE, **options: str | int) -> 
 def planted(source: str) -> set[str]:
     """The names of the faults in a CUDA source, given by its path from the root."""
     return set(re.findall(r'XLSTM_MUTANT\(\s*"([^"]+)"', (ROOT / source).read_text()))
+
+
+SEEDS = range(4)
+
+
+def missed(mutant: str, call: Callable[[], object]) -> list[int]:
+    """Seeds with which `call` does not notice the fault. Without it, it must find nothing wrong with any of them."""
+    for seed in SEEDS:
+        with simt_options(seed=seed):
+            call()
+    return [seed for seed in SEEDS if not caught(mutant, seed, call)]
 
 
 def caught(mutant: str, seed: int, call: Callable[[], object]) -> bool:

@@ -312,7 +312,7 @@ def test_nothing_tells_whose_machine_it_was(tmp_path: Path, monkeypatch: pytest.
         ROOT / "csrc" / "a.h",
         "/home/alice/cache",
         "/home/bob/x",
-        "/root/y",
+        Path("/", "root", "y"),
         "/tmp/pytest-of-alice/0",
         "on node17:",
     ]

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
-from xlstm_cuda.testing import assert_close_relative, leaves, lstm_inputs, mlstm_inputs, slstm_inputs, tolerance_of
+from xlstm_cuda.testing import (
+    TOLERANCE,
+    assert_close_relative,
+    leaves,
+    lstm_inputs,
+    mlstm_inputs,
+    slstm_inputs,
+    tolerance_of,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "exp": {},
@@ -215,7 +223,7 @@ def test_steps_are_the_sequence(backend: str, device: str, dtype: torch.dtype, v
         part = {name: x[:, :, tokens] for name, x in inputs.items()}
         h, state = mlstm_step(**part, state=state, backend=backend, **variant)
         outputs.append(h)
-    tolerance = tolerance_of(dtype, backend).h
+    tolerance = tolerance_of("mlstm", dtype, backend).h
     assert_close_relative(torch.cat(outputs, 2), expected, tolerance)
     for a, b in zip(state, expected_state, strict=True):
         assert_close_relative(a, b, min(tolerance, 1e-5) if backend == "cpu" else tolerance)
@@ -263,7 +271,7 @@ def test_recurrent_steps_are_the_sequence(
     for t in range(9):
         h, state = step(inputs["x"][:, t], inputs["R"], inputs["b"], state, backend=backend, **options)
         outputs.append(h)
-    tolerance = tolerance_of(dtype, backend).h
+    tolerance = TOLERANCE[dtype].h
     assert_close_relative(torch.stack(outputs, 1), expected, tolerance)
     for a, b in zip(state, expected_state, strict=True):
         assert_close_relative(a, b, tolerance)

@@ -92,7 +92,7 @@ def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device:
     h64, state64 = function(**wide, **slots, **options, backend="reference")
     expected = _results(h64, state64, wide)
     for name, x in actual.items():
-        allowed = tolerance_of(h.dtype, device)
+        allowed = tolerance_of(function.__name__, h.dtype, device)
         tolerance = allowed.df if name == "df" else allowed.grad
         assert_close_relative(x.cpu(), expected[name], tolerance, f"{function.__name__}: {name}")
 

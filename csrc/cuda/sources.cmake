@@ -17,13 +17,15 @@ set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/../ops/device/errors.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_chunkwise.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_gate_grads.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_states.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_outputs.cpp
     ${xlstm_cuda_folder}/../ops/device/mlstm_step.cpp
     ${xlstm_cuda_folder}/../ops/device/recurrent_step.cpp
     ${xlstm_cuda_folder}/../ops/device/session.cpp)
+# Ops on single kernels of the chunkwise mLSTM, for their tests on the executor.
+set(xlstm_kernel_op_sources
+    ${xlstm_cuda_folder}/../ops/device/mlstm_gate_grads.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_outputs.cpp
+    ${xlstm_cuda_folder}/../ops/device/mlstm_states.cpp)
 # What every library of ops needs: helpers, checks, schemas.
 set(xlstm_op_sources
     ${xlstm_cuda_folder}/../ops/common.cpp

@@ -273,18 +273,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
 
 template <class A>
 cudaError_t mlstm_gate_grads(const MlstmGateGradsArguments<A>& p, cudaStream_t stream) {
-  const int64_t blocks = p.shape.num_sequences * p.shape.num_heads;
-  const bool good = p.chunk_size == kMinChunk || p.chunk_size == 2 * kMinChunk || p.chunk_size == kMaxChunk;
-  if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
-  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
-  if (blocks == 0) return cudaSuccess;
-  Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
-  l.block = dim3(scan_threads(p.shape));
-  l.shared_bytes = sizeof(GateGradsShared);
-  l.name = "mlstm gate_grads";
-  l.stream = stream;
-  return launch(l, gate_grads<A>, p);
+  return launch_scan("mlstm gate_grads", sizeof(GateGradsShared), gate_grads<A>, p, stream);
 }
 
 template cudaError_t mlstm_gate_grads<float>(const MlstmGateGradsArguments<float>&, cudaStream_t);

@@ -261,18 +261,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments
 
 template <class A>
 cudaError_t mlstm_gates(const MlstmGatesArguments<A>& p, cudaStream_t stream) {
-  const int64_t blocks = p.shape.num_sequences * p.shape.num_heads;
-  const bool good = p.chunk_size == kMinChunk || p.chunk_size == 2 * kMinChunk || p.chunk_size == kMaxChunk;
-  if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
-  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
-  if (blocks == 0) return cudaSuccess;
-  Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
-  l.block = dim3(scan_threads(p.shape));
-  l.shared_bytes = sizeof(GatesShared);
-  l.name = "mlstm gates";
-  l.stream = stream;
-  return launch(l, gate_scan<A>, p);
+  return launch_scan("mlstm gates", sizeof(GatesShared), gate_scan<A>, p, stream);
 }
 
 template cudaError_t mlstm_gates<float>(const MlstmGatesArguments<float>&, cudaStream_t);

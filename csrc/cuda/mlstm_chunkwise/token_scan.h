@@ -36,6 +36,23 @@ inline unsigned scan_threads(const MlstmShape& shape) {
   return static_cast<unsigned>(32 * (warps < 1 ? 1 : warps > most ? most : warps));
 }
 
+// Arguments: of type P, with shape and chunk_size.
+template <class P>
+cudaError_t launch_scan(const char* name, size_t shared_bytes, void (*kernel)(P), const P& p, cudaStream_t stream) {
+  const int64_t blocks = p.shape.num_sequences * p.shape.num_heads;
+  const bool good = p.chunk_size == kMinChunk || p.chunk_size == 2 * kMinChunk || p.chunk_size == kMaxChunk;
+  if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks > device::kMaxGridX) return cudaErrorInvalidConfiguration;
+  if (blocks == 0) return cudaSuccess;
+  device::Launch l;
+  l.grid = dim3(static_cast<unsigned>(blocks));
+  l.block = dim3(scan_threads(p.shape));
+  l.shared_bytes = shared_bytes;
+  l.name = name;
+  l.stream = stream;
+  return device::launch(l, kernel, p);
+}
+
 // ---- sets of a thread's tokens: a bit per token ----
 
 XLSTM_DEVICE bool has(unsigned set, int token) {

@@ -2,6 +2,7 @@
 #include "ops/mlstm_chunkwise.h"
 
 #include "cuda/mlstm_chunkwise/chunkwise.h"
+#include "ops/device/mlstm_vectors.h"
 #include "ops/device/session.h"
 #include "ops/library.h"
 
@@ -19,11 +20,6 @@ cuda::Product product_of(const Tensor& q, bool allow_tf32) {
     default:
       return cuda::Product::f64;
   }
-}
-
-// (B, H, S, D) with contiguous rows, or (B, H, S).
-cuda::AnyView any_view(const void* data, const Tensor& x) {
-  return {data, type_of(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
 cuda::AnyView rows_in(Session& session, const Tensor& x) {
