@@ -1,10 +1,11 @@
-"""Command line. Exit status: 0 fine, 1 a wrong result or a regression, 2 a mistake in the request."""
+"""Command line. Exit status: 0 fine, 1 a wrong result of ours or a regression, 2 a mistake in the request."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
-    p.add_argument("--suite", help=f"a list of cases: {', '.join(SUITES)}")
+    p.add_argument("--suite", help=f"lists of cases, separated by commas: {', '.join(SUITES)}")
     p.add_argument("--op", help="one case: mlstm, mlstm_step, slstm, slstm_step, lstm or lstm_step")
     p.add_argument("--impl", help="implementations, separated by commas (default: all that can run it)")
     p.add_argument("--shape", help="B=..,H=..,S=..,Dqk=..,Dv=.. (mlstm) or B=..,S=..,H=..,D=.. (slstm, lstm)")
@@ -72,9 +73,8 @@ def _positive(text: str) -> int:
 
 def run_command(args: argparse.Namespace) -> int:
     options = Options(args.threads, args.repeats, args.check, args.memory, args.max_seconds)
-    results = run(_cases(args), options, strict=args.suite is None)
-    if args.json is not None:
-        files.write(args.json, results)
+    keep = None if args.json is None else partial(files.write, args.json)
+    results = run(_cases(args), options, strict=args.suite is None, keep=keep)
     print(markdown(results), end="")
     for record in results["cases"]:
         for name, reason in record["skipped"].items():
@@ -82,6 +82,8 @@ def run_command(args: argparse.Namespace) -> int:
     mistakes = wrong(results)
     for line in mistakes:
         print(f"wrong: {line}", file=sys.stderr)
+    for line in wrong(results, peers=True):
+        print(f"wrong, of a peer: {line}", file=sys.stderr)
     return 1 if mistakes else 0
 
 
@@ -91,8 +93,10 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         extra = [f"--{name}" for name in alone if getattr(args, name) is not None]
         if extra:
             raise UsageError(f"--suite does not go together with {', '.join(extra)}")
-        known("suite", args.suite, tuple(SUITES))
-        return _on_devices(SUITES[args.suite], f"--suite {args.suite}")
+        names = args.suite.split(",")
+        for name in names:
+            known("suite", name, tuple(SUITES))
+        return _on_devices([case for name in names for case in SUITES[name]], f"--suite {args.suite}")
     if args.op is None or args.shape is None:
         raise UsageError("run needs --suite, or --op and --shape")
     impls = tuple(args.impl.split(",")) if args.impl else None

@@ -35,13 +35,25 @@ def _nothing_to_choose(*_: Any) -> Mapping[str, Builder]:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What an implementation computes where that is not the op, and what it is checked against then."""
+
+    note: str  # for the reader
+    oracle: Callable[[Tensors], Outputs]  # on float64 inputs, with the op's outputs
+    leaves: tuple[str, ...]  # the inputs that it depends on
+    only_gradients: bool = False  # the outputs are the op's
+
+
+@dataclass(frozen=True)
 class Implementation:
     name: str
     builders: Mapping[str, Builder]  # by op
     devices: tuple[str, ...] = ("cpu", "cuda")
     missing: Callable[[], str | None] = _never  # why it cannot be used here, None if it can
     refuses: Callable[[str, Shape], str | None] = _never  # why it has no (op, shape)
-    choices: Callable[[str, Shape], Mapping[str, Builder]] = _nothing_to_choose  # see ways
+    choices: Callable[[str, Shape, str], Mapping[str, Builder]] = _nothing_to_choose  # see ways
+    claims: Mapping[str, Claim] = field(default_factory=dict)  # by op, where it does not compute the op
+    peer: bool = False  # not this library's: a wrong result is told and no mistake of ours
 
     def why_not(self, op: Op, shape: Shape, device: str) -> str | None:
         """Why it cannot run this here, or None."""
@@ -51,6 +63,11 @@ class Implementation:
             return f"does not run on {device}"
         return self.missing() or self.refuses(op.name, shape)
 
-    def ways(self, op: str, shape: Shape) -> Mapping[str, Builder]:
+    def ways(self, op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
         """Builders by a note for the reader; where there are several, the fastest stands for the implementation."""
-        return self.choices(op, shape) or {"": self.builders[op]}
+        return self.choices(op, shape, mode) or {"": self.builders[op]}
+
+    def claim(self, op: str, mode: str) -> Claim | None:
+        """None where it has to compute the op."""
+        claim = self.claims.get(op)
+        return None if claim is None or (claim.only_gradients and mode != "fwdbwd") else claim

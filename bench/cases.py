@@ -96,6 +96,21 @@ _INPLACE, _INPLACE_16 = ("cuda", "cuda-inplace"), ("cuda-inplace-bf16",)
 _GRAPH_16 = (*_INPLACE_16, "cuda-graph-bf16")
 _LSTM_CELL = ("torch.nn.LSTMCell",)  # in bfloat16 it keeps its state in 16 bits, which costs it the check
 
+TOKENS = 65536  # B S of every case of paper-tfla, as in arXiv 2503.14376
+_TFLA_LENGTHS = (512, 2048, 8192, 32768, 65536)
+_TFLA_HEADS = ((64, 64, 64), (32, 128, 128), (16, 128, 256), (8, 256, 512), (8, 512, 512))  # H, Dqk, Dv; H Dv = 4096
+_MLSTM_OURS, _MLSTM_XL = ("cuda", "cuda-norm-grad-off"), "mlstm_kernels-xl_chunk"
+_MLSTM_PEERS = (_MLSTM_XL, "mlstm_kernels-limit_chunk", "fla-simple_gla", "sdpa")
+
+
+def _on_cuda_mlstm(heads: tuple[int, int, int], S: int, mode: str, *peers: str) -> Case:
+    H, Dqk, Dv = heads
+    shape = {"B": TOKENS // S, "H": H, "S": S, "Dqk": Dqk, "Dv": Dv}
+    return Case("mlstm", shape, mode, "bfloat16", "cuda", (*_MLSTM_OURS, *peers))
+
+
+_NARROW, _, _MIDDLE, _WIDE, _ = _TFLA_HEADS
+
 SUITES: dict[str, list[Case]] = {
     "smoke": [
         _listed("mlstm", "B=1,H=2,S=64,Dqk=16,Dv=16", "fwdbwd", *_MLSTM, "reference"),
@@ -132,5 +147,19 @@ SUITES: dict[str, list[Case]] = {
         *_on_cuda("slstm_step", "B=64,H=4,D=256", "cuda", "cuda-graph", "reference"),
         *_on_cuda("lstm_step", "B=1,H=1,D=512", "cuda", "cuda-graph", "reference", float32=_LSTM_CELL),
         *_on_cuda("lstm_step", "B=64,H=1,D=512", "cuda", "cuda-graph", "reference", float32=_LSTM_CELL),
+    ],
+    # For make gpu-check, which has little time: Triton compiles for every head dimension, so its kernels are in the
+    # cases of the goals only.
+    "cuda-mlstm": [
+        _on_cuda_mlstm(_MIDDLE, 8192, "fwd", _MLSTM_XL, "sdpa"),
+        _on_cuda_mlstm(_MIDDLE, 8192, "fwdbwd", _MLSTM_XL, "sdpa"),
+        _on_cuda_mlstm(_WIDE, 8192, "fwdbwd", "sdpa"),
+        _on_cuda_mlstm(_NARROW, 8192, "fwdbwd", "sdpa"),
+    ],
+    "paper-tfla": [
+        _on_cuda_mlstm(heads, S, mode, *_MLSTM_PEERS)
+        for heads in _TFLA_HEADS
+        for S in _TFLA_LENGTHS
+        for mode in ("fwd", "fwdbwd")
     ],
 }

@@ -1,4 +1,4 @@
-"""Whether an implementation computes the op: outputs and gradients against the float64 reference on the same inputs."""
+"""Whether an implementation computes the op, or what it claims to: outputs and gradients against float64."""
 
 from __future__ import annotations
 
@@ -9,27 +9,37 @@ from torch import Tensor
 
 from xlstm_cuda.testing import cast, relative_error, tolerance_of
 
-from .calls import Builder, Call
+from .calls import Builder, Call, Claim
 from .cases import DTYPES, Case
 from .ops import OPS, Op, Outputs, Shape, Tensors
 
 MAX_FLOPS, MAX_BYTES, MAX_SWEEP = 2e11, 2**29, 2**36  # of a float64 reference call
+MANY_TOKENS, FEW_TOKENS = 1024, 128  # several chunks of any implementation; one of most
 
 Runner = Callable[[], tuple[Outputs, tuple[Tensor, ...]]]
 
 
 class WrongResult(Exception):
-    """An implementation does not compute the op."""
+    """An implementation does not compute what it has to. errors: the relative ones by name."""
+
+    def __init__(self, reason: str, errors: dict[str, float]) -> None:
+        super().__init__(reason)
+        self.errors = errors
 
 
 def affordable(op: Op, shape: Shape, mode: str) -> Shape:
-    """The shape, or where the float64 reference would be too large, the same with fewer tokens, then fewer rows."""
+    """The shape, or where the float64 reference would be too large, the same with fewer tokens and rows.
+
+    Rows go before the last tokens: a check has to cross the borders of chunks.
+    """
     shape = dict(shape)
     while _too_large(op, shape, mode):
-        if shape.get("S", 0) > 128:
+        if shape.get("S", 0) > MANY_TOKENS:
             shape["S"] //= 2
         elif shape["B"] > 1:
             shape["B"] //= 2
+        elif shape.get("S", 0) > FEW_TOKENS:
+            shape["S"] //= 2
         else:
             break
     return shape
@@ -59,7 +69,8 @@ def runner(call: Call, mode: str) -> Runner:
         return forward
     h = call.run()[0].detach()  # with gradients, as they are timed: a compiled function is another one without
     generator = torch.Generator(h.device).manual_seed(2)
-    dh = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
+    # in the layout of h: no implementation has to bring it into its own
+    dh = torch.empty_like(h).copy_(torch.randn(h.shape, generator=generator, device=h.device))
 
     def backward() -> tuple[Outputs, tuple[Tensor, ...]]:
         outputs = call.run()
@@ -69,28 +80,39 @@ def runner(call: Call, mode: str) -> Runner:
 
 
 class Checker:
-    """The float64 results of one case, computed once, and the comparison with them."""
+    """The float64 results of one case, each function's computed once, and the comparison with them."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.op = case, OPS[case.op]
         self.shape = affordable(self.op, case.shape, case.mode)
         self.inputs = self.op.draw(self.shape, DTYPES[case.dtype], case.device)
-        wide = copies(cast(self.inputs), case.mode)
-        self.expected = self._results(Call(lambda: self.op.oracle(wide), wide))
+        self._expected: dict[Claim | None, Tensors] = {}
 
-    def errors(self, builder: Builder) -> dict[str, float]:
-        """Relative errors by name ("h", "df"). Raises WrongResult where one exceeds the tolerance of the dtype."""
+    def errors(self, builder: Builder, claim: Claim | None = None) -> dict[str, float]:
+        """Relative errors by name ("h", "df"). Raises WrongResult where one exceeds the tolerance of the dtype.
+
+        claim: what is computed, None for the op.
+        """
+        expected = self._expected_of(claim)
         actual, dtype = self._results(builder(copies(self.inputs, self.case.mode))), DTYPES[self.case.dtype]
-        errors = {name: relative_error(actual[name], x) for name, x in self.expected.items()}
+        errors = {name: relative_error(actual[name], x) for name, x in expected.items()}
         allowed = {name: _tolerance(name, self.case.op, dtype, self.case.device) for name in errors}
         wrong = [
             f"{name} {e:.1e} (allowed {allowed[name]:.0e})" for name, e in errors.items() if not e <= allowed[name]
         ]
         if wrong:
-            raise WrongResult(f"differs from the float64 reference, relative error of {', '.join(wrong)}")
+            raise WrongResult(f"relative error of {', '.join(wrong)} against float64", errors)
         if actual["h"].dtype != dtype:
-            raise WrongResult(f"h has dtype {actual['h'].dtype}, expected {dtype}")
+            raise WrongResult(f"h has dtype {actual['h'].dtype}, expected {dtype}", errors)
         return errors
+
+    def _expected_of(self, claim: Claim | None) -> Tensors:
+        if claim not in self._expected:
+            wide = copies(cast(self.inputs), self.case.mode)
+            oracle = self.op.oracle if claim is None else claim.oracle
+            leaves = wide if claim is None else {name: wide[name] for name in claim.leaves}
+            self._expected[claim] = self._results(Call(lambda: oracle(wide), leaves))
+        return self._expected[claim]
 
     def _results(self, call: Call) -> Tensors:
         outputs, gradients = runner(call, self.case.mode)()

@@ -23,7 +23,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    """At once: a run that is stopped leaves the file of its last finished case."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def title(record: dict[str, Any]) -> str:

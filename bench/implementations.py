@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import xlstm_cuda
 from xlstm_cuda import reference
 
-from . import compiled, peers
-from .calls import Builder, Call, Implementation
+from . import compiled, gpu_peers, peers
+from .calls import Builder, Call, Claim, Implementation
+from .claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
 from .gpu_calls import graphed, inplace_step, inplace_step_in_16_bits, without_cuda, without_kernel
 from .ops import OPS, Outputs, Shape, Tensors, lstm_state, mlstm_state, project, slstm_state
 
@@ -53,6 +54,14 @@ def _library(backend: str) -> dict[str, Builder]:
 def _chunkwise(t: Tensors) -> Call:
     def run() -> Outputs:
         h: Any = reference.mlstm_chunkwise(**t)
+        return (h,)
+
+    return Call(run, t)
+
+
+def _without_norm_grad(t: Tensors) -> Call:
+    def run() -> Outputs:
+        h: Any = xlstm_cuda.mlstm(**t, norm_grad=False, backend=t["q"].device.type)
         return (h,)
 
     return Call(run, t)
@@ -98,15 +107,24 @@ def _one_head(op: str, shape: Shape) -> str | None:
     return None if shape["H"] == 1 else "has one head only"
 
 
-def _without(package: str) -> str | None:
-    return None if find_spec(package) else f"needs the package {package}, which is not installed"
+def _without(*packages: str) -> str | None:
+    missing = next((package for package in packages if not find_spec(package)), None)
+    return f"needs the package {missing}, which is not installed" if missing else None
 
 
-def _on_cuda(name: str, builders: Mapping[str, Builder], graph: bool = False) -> Implementation:
+def _on_cuda(
+    name: str, builders: Mapping[str, Builder], graph: bool = False, claims: Mapping[str, Claim] | None = None
+) -> Implementation:
     """An entry of ours that needs a device and the kernels; graph: each call in a CUDA graph."""
     if graph:
         builders = {op: graphed(builder) for op, builder in builders.items()}
-    return Implementation(name, builders, ("cuda",), without_cuda, without_kernel)
+    return Implementation(name, builders, ("cuda",), without_cuda, without_kernel, claims=claims or {})
+
+
+def _peer_on_cuda(name: str, mlstm: Builder, claim: Claim, *packages: str, **more: Any) -> Implementation:
+    """A peer that has the mLSTM alone, or what is compared with it, and runs on a GPU alone."""
+    missing, claims = partial(_without, *packages), {"mlstm": claim}
+    return Implementation(name, {"mlstm": mlstm}, ("cuda",), missing, claims=claims, peer=True, **more)
 
 
 _CELL_STEPS = {op: builder for op, builder in _library("cuda").items() if op in ("slstm_step", "lstm_step")}
@@ -118,6 +136,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     for impl in (
         Implementation("cpu", _library("cpu"), ("cpu",)),
         _on_cuda("cuda", _library("cuda")),
+        _on_cuda("cuda-norm-grad-off", {"mlstm": _without_norm_grad}, claims={"mlstm": WITHOUT_NORM_GRAD}),
         Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
         _on_cuda("cuda-inplace", {"mlstm_step": inplace_step}),
         _on_cuda("cuda-inplace-bf16", {"mlstm_step": inplace_step_in_16_bits}),
@@ -132,15 +151,28 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             missing=compiled.without_compiler,
             refuses=compiled.too_long,
         ),
-        Implementation("torch.nn.LSTM", {"lstm": _torch_lstm}, refuses=_one_head),
-        Implementation("torch.nn.LSTMCell", {"lstm_step": _torch_lstm_cell}, refuses=_one_head),
-        Implementation("xlstm", {"slstm": peers.xlstm_slstm}, missing=partial(_without, "xlstm")),
+        Implementation("torch.nn.LSTM", {"lstm": _torch_lstm}, refuses=_one_head, peer=True),
+        Implementation("torch.nn.LSTMCell", {"lstm_step": _torch_lstm_cell}, refuses=_one_head, peer=True),
+        Implementation("xlstm", {"slstm": peers.xlstm_slstm}, missing=partial(_without, "xlstm"), peer=True),
         Implementation(
             "mlstm_kernels",
             {"mlstm": peers.mlstm_chunkwise, "mlstm_step": peers.mlstm_step},
             missing=partial(_without, "mlstm_kernels"),
             refuses=peers.without_chunks,
             choices=peers.by_chunk_size,
+            peer=True,
         ),
+        _peer_on_cuda(
+            *("mlstm_kernels-xl_chunk", gpu_peers.xl_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
+            refuses=gpu_peers.without_whole_chunks,
+            choices=gpu_peers.xl_chunk_sizes,
+        ),
+        _peer_on_cuda(
+            *("mlstm_kernels-limit_chunk", gpu_peers.limit_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
+            refuses=gpu_peers.without_whole_chunks,
+            choices=gpu_peers.limit_chunk_sizes,
+        ),
+        _peer_on_cuda("fla-simple_gla", gpu_peers.simple_gla, DECAYED, "fla", "triton"),
+        _peer_on_cuda("sdpa", gpu_peers.attention, ATTENTION, choices=gpu_peers.attention_backends),
     )
 }

@@ -34,13 +34,12 @@ def xlstm_slstm(t: Tensors) -> Call:
     return Call(run, {"x": x, "R": R, "b": b}, canonical)
 
 
-def mlstm_chunkwise(t: Tensors, chunk_size: int = 64) -> Call:
+def mlstm_chunkwise(t: Tensors, chunk_size: int = 64, kernel: str = "native_autograd") -> Call:
     """The chunks have to be whole: where a check or a first call has fewer tokens, they are smaller too."""
     from mlstm_kernels.torch import get_mlstm_kernel
 
-    kernel = get_mlstm_kernel("chunkwise--native_autograd")
-    chunk_size = gcd(chunk_size, t["q"].shape[2])
-    return Call(lambda: (kernel(*_qkvif(t), chunk_size=chunk_size),), t)
+    function, chunk_size = get_mlstm_kernel(f"chunkwise--{kernel}"), gcd(chunk_size, t["q"].shape[2])
+    return Call(lambda: (function(*_qkvif(t), chunk_size=chunk_size),), t)
 
 
 def mlstm_step(t: Tensors) -> Call:
@@ -62,7 +61,7 @@ def _qkvif(t: Tensors) -> tuple[Tensor, ...]:
     return tuple(t[name] for name in ("q", "k", "v", "i", "f"))
 
 
-def by_chunk_size(op: str, shape: Shape) -> Mapping[str, Builder]:
+def by_chunk_size(op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
     if op != "mlstm":
         return {}
     return {f"chunk {size}": partial(mlstm_chunkwise, chunk_size=size) for size in _chunk_sizes(shape["S"])}

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import xlstm_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("xlstm", "mlstm_kernels", "fla-core", "triton")  # what is compared with, and its compiler
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -25,11 +27,19 @@ def provenance(device: str) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv[1:],
         "torch": torch.__version__,
+        "peers": {name: found for name in PEERS if (found := _version(name)) is not None},
         "cpu": cpu_model(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "info": xlstm_cuda.info(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_model() -> str:

@@ -10,7 +10,8 @@ from .files import title
 from .implementations import OURS
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-COLUMNS = ("implementation", "ms", "p10 - p90", "x ours", "GFLOP/s", "% gemm", "GB/s", "% copy", "peak MB")
+COLUMNS = ("implementation", "ms", "p10 - p90", "x ours", "FLOP/s", "% gemm", "GB/s", "% copy", "peak MB")
+TERA = 1e4  # GFLOP/s of torch.mm from which a table counts in TFLOP/s
 
 
 def ratios(record: dict[str, Any]) -> dict[str, float]:
@@ -22,11 +23,13 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 
 def markdown(results: dict[str, Any]) -> str:
     """Where the figures come from, then a table with a block of rows per case."""
-    lines = [_origin(results), "", *_row(("case", *COLUMNS)), *_row(("---",) * (1 + len(COLUMNS)))]
+    unit, giga = flops_unit(results)
+    head = ("case", *(unit if column == "FLOP/s" else column for column in COLUMNS))
+    lines = [_origin(results), "", *_row(head), *_row(("---",) * len(head))]
     for record in results["cases"]:
         relative, case = ratios(record), title(record)
         for entry in record["results"]:
-            lines += _row((case, _name(entry), *_cells(entry, relative)))
+            lines += _row((case, described(entry), *_cells(entry, relative, giga)))
             case = ""
     return "\n".join(lines) + "\n"
 
@@ -35,21 +38,36 @@ def _row(cells: tuple[str, ...]) -> list[str]:
     return [f"| {' | '.join(cells)} |"]
 
 
-def _name(entry: dict[str, Any]) -> str:
-    return f"{entry['impl']} ({entry['note']})" if entry.get("note") else entry["impl"]
+def flops_unit(results: dict[str, Any]) -> tuple[str, float]:
+    """The unit of a table, and how many GFLOP/s it has."""
+    large = any(top["gemm_gflops"] >= TERA for top in results["ceilings"].values())
+    return ("TFLOP/s", 1e3) if large else ("GFLOP/s", 1.0)
 
 
-def _cells(entry: dict[str, Any], relative: dict[str, float]) -> tuple[str, ...]:
+def rounded(x: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
+
+
+def described(entry: dict[str, Any]) -> str:
+    """The implementation, which of its ways, and what is to be known about its results."""
+    wrong = f"wrong: {entry['wrong']}" if "wrong" in entry else None
+    remarks = [remark for remark in (entry.get("note"), entry.get("computes"), wrong) if remark]
+    return f"{entry['impl']} ({'; '.join(remarks)})" if remarks else entry["impl"]
+
+
+def _cells(entry: dict[str, Any], relative: dict[str, float], giga: float) -> tuple[str, ...]:
     if "error" in entry:
-        return ("wrong result, not timed", *[""] * (len(COLUMNS) - 2))
+        found = "failed" if entry["error"].startswith("failed:") else "wrong result"
+        return (f"{found}, not timed", *[""] * (len(COLUMNS) - 2))
     peak = entry.get("peak_bytes")
     return (
         f"{1e3 * entry['median']:.4g}",
         f"{1e3 * entry['p10']:.4g} - {1e3 * entry['p90']:.4g}",
         f"{relative[entry['impl']]:.2f}",
-        f"{entry['gflops']:.3g}",
+        rounded(entry["gflops"] / giga),
         f"{entry['gemm_percent']:.0f}",
-        f"{entry['gbs']:.3g}",
+        rounded(entry["gbs"]),
         f"{entry['copy_percent']:.0f}",
         "" if peak is None else f"{1e-6 * peak:.1f}",
     )
@@ -59,8 +77,9 @@ def _origin(results: dict[str, Any]) -> str:
     p = results["provenance"]
     commit = "no commit" if p["commit"] is None else p["commit"][:10] + (" with changes" if p["dirty"] else "")
     machine = p["gpu"] or f"{p['cpu']}, {p['info']['CPU SIMD level']}"
+    unit, giga = flops_unit(results)
     tops = "; ".join(
-        f"{dtype} gemm {top['gemm_gflops']:.0f} GFLOP/s, copy {top['copy_gbs']:.1f} GB/s"
+        f"{dtype} gemm {top['gemm_gflops'] / giga:.0f} {unit}, copy {top['copy_gbs']:.1f} GB/s"
         for dtype, top in results["ceilings"].items()
     )
     return f"{machine}, threads: {p['threads']}, torch {p['torch']}, {commit}, {p['date'][:10]}. Ceilings: {tops}."

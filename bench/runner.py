@@ -1,10 +1,11 @@
-"""Runs cases: check, then time what is right, then the figures derived from the times."""
+"""Runs cases: check, then time what is right (of peers, all that runs), then the figures derived from the times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -30,32 +31,37 @@ class Options:
     max_seconds: float = 30.0
 
 
-def run(cases: Sequence[Case], options: Options, strict: bool = True) -> dict[str, Any]:
+def run(
+    cases: Sequence[Case], options: Options, strict: bool = True, keep: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Results of all cases, JSON-able; progress on stderr.
 
     strict: an implementation that cannot run its case is a UsageError, otherwise it is noted under "skipped". A wrong
-    result is noted under "error" in the place of the times.
+    result of ours is noted under "error" in the place of the times, one of a peer under "wrong" beside them.
+    keep: called with the results so far after each case.
     """
     chosen = [(case, *_choose(case, strict)) for case in cases]  # mistakes come before any work
     tops: dict[str, dict[str, float]] = {}
-    records = []
+    records: list[dict[str, Any]] = []
     with _threads(options.threads), tqdm(chosen, unit="case") as bar:
-        origin = provenance(cases[0].device)
+        results = {"format": FORMAT, "provenance": provenance(cases[0].device), "ceilings": tops, "cases": records}
         for case, impls, skipped in bar:
             bar.set_description(case.label)
             if case.dtype not in tops:
                 tops[case.dtype] = ceilings(DTYPES[case.dtype], case.device)
             records.append(_run_case(case, impls, options, tops[case.dtype]) | {"skipped": skipped})
-    return {"format": FORMAT, "provenance": origin, "ceilings": tops, "cases": records}
+            if keep is not None:
+                keep(results)
+    return results
 
 
-def wrong(results: dict[str, Any]) -> list[str]:
-    """What was found wrong, a line each."""
+def wrong(results: dict[str, Any], peers: bool = False) -> list[str]:
+    """What was found wrong with ours, or with the peers, a line each."""
     return [
-        f"{title(record)}: {entry['impl']}: {entry['error']}"
+        f"{title(record)}: {entry['impl']}: {entry.get('error') or entry['wrong']}"
         for record in results["cases"]
         for entry in record["results"]
-        if "error" in entry
+        if ("error" in entry or "wrong" in entry) and entry.get("peer", False) == peers
     ]
 
 
@@ -78,16 +84,16 @@ def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top
     op = OPS[case.op]
     checker = Checker(case) if options.check else None
     inputs = op.draw(case.shape, DTYPES[case.dtype], case.device)
-    entries: dict[str, dict[str, Any]] = {impl.name: {"impl": impl.name} for impl in impls}
+    entries: dict[str, dict[str, Any]] = {impl.name: _entry(impl, case) for impl in impls}
     calls: dict[str, Runner] = {}
     sizes: dict[str, int | None] = {}
     for impl in impls:
         entry = entries[impl.name]
         try:
-            ways = impl.ways(case.op, case.shape)
+            ways = impl.ways(case.op, case.shape, case.mode)
             entry["note"] = note = _fastest(ways, inputs, case)
             if checker:
-                entry["check"] = checker.errors(ways[note])
+                entry |= _checked(checker, impl, ways[note])
             call = ways[note](copies(inputs, case.mode))
             calls[impl.name], sizes[impl.name] = runner(call, case.mode), call.nbytes
         except WrongResult as error:
@@ -100,6 +106,24 @@ def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top
             entries[name]["peak_bytes"] = memory.measured(case, name, entries[name]["note"], options.threads)
     identity = {key: value for key, value in asdict(case).items() if key != "impls"}
     return identity | {"checked_shape": checker.shape if checker else None, "results": list(entries.values())}
+
+
+def _entry(impl: Implementation, case: Case) -> dict[str, Any]:
+    """What is known beforehand."""
+    entry: dict[str, Any] = {"impl": impl.name} | ({"peer": True} if impl.peer else {})
+    claim = impl.claim(case.op, case.mode)
+    return entry if claim is None else entry | {"computes": claim.note}
+
+
+def _checked(checker: Checker, impl: Implementation, builder: Builder) -> dict[str, Any]:
+    """For the entry. Raises WrongResult for ours; a peer's time is wanted also where its result is wrong."""
+    try:
+        return {"check": checker.errors(builder, impl.claim(checker.case.op, checker.case.mode))}
+    except WrongResult as error:
+        if not impl.peer:
+            raise
+        finite = {name: e for name, e in error.errors.items() if isfinite(e)}  # JSON has no infinity
+        return {"check": finite, "wrong": str(error)}
 
 
 def _fastest(ways: Mapping[str, Builder], inputs: Tensors, case: Case) -> str:

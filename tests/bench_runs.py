@@ -1,6 +1,11 @@
-"""What the tests of bench/ share: small shapes, and a command line."""
+"""What the tests of bench/ share: small shapes, a command line, and packages that are not there."""
 
 from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from itertools import accumulate
+from types import ModuleType
 
 import pytest
 
@@ -22,3 +27,13 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     repeats = ["--repeats", "2"] if arguments.startswith("run") else []
     status = main([*arguments.split(), *repeats])
     return status, "".join(capsys.readouterr())
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
+    """An importable module of that name, with what holds it."""
+    for package in accumulate(name.split("."), "{}.{}".format):
+        module = ModuleType(package)
+        module.__spec__ = ModuleSpec(package, None, is_package=True)
+        module.__path__ = []
+        vars(module).update(contents if package == name else {})
+        monkeypatch.setitem(sys.modules, package, module)

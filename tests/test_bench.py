@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from bench_runs import SHAPES, run
 
+from bench import __main__ as main
 from bench import check, implementations, measure, memory, runner
 from bench.calls import Call
 from bench.cases import DTYPES, SUITES, Case, UsageError, format_shape, parse_shape
@@ -21,7 +23,7 @@ from bench.check import MAX_BYTES, Checker, affordable, copies
 from bench.compare import compare
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS, Outputs, Shape, Tensors
-from bench.report import BEGIN, END, ratios
+from bench.report import BEGIN, END, markdown, ratios
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -122,6 +124,7 @@ def test_shape_parser_refuses(text: str, message: str) -> None:
         ("run --op slstm --shape B=1,S=2,H=1,D=4 --impl cuda", "cuda does not run on cpu"),
         ("run --op slstm", "needs --suite, or --op and --shape"),
         ("run --suite gpu", "unknown suite 'gpu'"),
+        ("run --suite smoke,gpu", "unknown suite 'gpu'"),
         ("run --suite smoke --dtype float64", "--suite does not go together with --dtype"),
         ("report /nowhere.json", "/nowhere.json: cannot be read"),
     ],
@@ -160,6 +163,19 @@ def test_checks_are_reduced_only_where_they_must_be() -> None:
 
 
 # Measurements
+
+
+def test_the_gradient_of_h_comes_in_its_layout() -> None:
+    strides: list[tuple[int, ...]] = []
+
+    def forward(t: Tensors) -> Outputs:
+        h = (t["x"] * 2).mT
+        h.register_hook(lambda g: strides.append(g.stride()))
+        return (h,)
+
+    t = copies({"x": torch.ones(3, 5)}, "fwdbwd")
+    check.runner(Call(lambda: forward(t), t), "fwdbwd")()
+    assert strides == [(1, 5)]
 
 
 @pytest.mark.parametrize("mode", ["fwd", "step", "fwdbwd"])
@@ -241,13 +257,68 @@ def test_peak_memory_of_a_child_process(capsys: pytest.CaptureFixture[str], tmp_
         assert 0.9 * 4 * numbers < entry["peak_bytes"] < 2 * 4 * numbers
 
 
+def test_peak_of_the_allocator_is_that_of_a_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a call of 7 bytes which it frees, after 100 that the first one keeps."""
+    bytes_now = peak = 50
+
+    def call() -> None:
+        nonlocal bytes_now, peak
+        bytes_now = max(bytes_now, 150)
+        peak = max(peak, bytes_now + 7)
+
+    def reset() -> None:
+        nonlocal peak
+        peak = bytes_now
+
+    fake = {"synchronize": lambda: None, "reset_peak_memory_stats": reset}
+    fake |= {"memory_allocated": lambda: bytes_now, "max_memory_allocated": lambda: peak}
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert memory.allocator_growth(call) == 7
+
+
+def test_memory_of_a_child_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory.sys, "executable", shutil.which("false"))
+    assert memory.measured(Case("slstm", SHAPES["slstm"], "fwd"), "cpu", "", 1) is None
+    assert "memory of cpu: the child process failed" in capsys.readouterr().err
+
+
 # Result files
+
+
+def test_a_stopped_run_leaves_the_cases_it_has_finished(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def one(case: Case, *_: Any) -> dict[str, Any]:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(case.label)
+        return {"results": [], "op": case.op}
+
+    monkeypatch.setattr(runner, "_run_case", one)
+    with pytest.raises(KeyboardInterrupt):
+        run(f"run --suite smoke --json {tmp_path}/a.json", capsys)
+    assert [record["op"] for record in json.loads((tmp_path / "a.json").read_text())["cases"]] == [
+        "mlstm",
+        "mlstm_step",
+    ]
+
+
+def test_several_suites_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_on_devices", lambda cases, request: cases)  # no device is needed to list them
+    args = main.parser().parse_args(["run", "--suite", "smoke,paper-tfla"])
+    assert main._cases(args) == [*SUITES["smoke"], *SUITES["paper-tfla"]]
 
 
 def test_smoke_suite(smoke: Path) -> None:
     results = json.loads(smoke.read_text())
     origin = results["provenance"]
     assert origin["threads"] == 1 and origin["torch"] == torch.__version__ and origin["cpu"]
+    assert ("xlstm" in origin["peers"]) == bool(importlib.util.find_spec("xlstm"))
     assert origin["info"]["CPU SIMD level"] and {"commit", "dirty", "date"} <= set(origin)
     assert [record["op"] for record in results["cases"]] == list(OPS)
     assert not runner.wrong(results)
@@ -373,6 +444,17 @@ def test_ratios_are_relative_to_ours() -> None:
     assert ratios({"results": [peer, ours, bad]}) == {"peer": 1.5, "cpu": 1.0}
     assert ratios({"results": [peer, {"impl": "other", "median": 6.0}]}) == {"peer": 1.0, "other": 2.0}
     assert ratios({"results": [bad]}) == {}
+
+
+@pytest.mark.parametrize("ceiling, unit, cell", [(9999.0, "GFLOP/s", "4321"), (8e5, "TFLOP/s", "4.32")])
+def test_large_figures_have_a_large_unit(ceiling: float, unit: str, cell: str, smoke: Path) -> None:
+    results = json.loads(smoke.read_text())
+    results["ceilings"]["float32"]["gemm_gflops"] = ceiling
+    results["cases"][0]["results"][0] |= {"gflops": 4321.0, "gbs": 3456.7}
+    origin, _, head, _, row, *_ = markdown(results).splitlines()
+    assert f" {unit}, copy" in origin
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert (cells[unit], cells["GB/s"]) == (cell, "3457")
 
 
 def test_report_needs_markers(smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,27 @@ def test_goals_on_a_gpu_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {verdict for _, *columns in rows.values() for verdict in columns} == {"not measured"}
 
 
+def test_goals_of_the_mlstm_on_a_gpu_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape, xl = "B=8,H=16,S=8192,Dqk=128,Dv=256", "mlstm_kernels-xl_chunk"
+    wrong = {"median": 5.2e-3, "wrong": "relative error of df 2.0e-02"}  # its time counts all the same
+    (path,) = goal_files(
+        tmp_path,
+        [
+            ("mlstm", shape, "fwd", {"cuda": {"median": 2.4e-3}, xl: {"median": 4.2e-3}}),
+            ("mlstm", shape, "fwdbwd", {"cuda": {"median": 8.1e-3}, xl: {**wrong, "median": 16.3e-3}}),
+        ],
+    )
+    results = json.loads(on_gpu(path).read_text())
+    for record in results["cases"]:
+        record["dtype"] = "bfloat16"
+    path.write_text(json.dumps(results))
+    rows, case = verdicts([path], capsys, "cuda"), f"mlstm {shape} bfloat16"
+    assert rows[f"{case} fwd cuda: milliseconds, cuda"] == ["at most 2.5", "2.40 met"]
+    assert rows[f"{case} fwdbwd cuda: milliseconds, cuda"] == ["at most 8", "8.10 missed"]
+    assert rows[f"{case} fwd cuda: time, cuda over {xl}"] == ["at least 2", "1.75 missed"]
+    assert rows[f"{case} fwdbwd cuda: time, cuda over {xl}"] == ["at least 2", "2.01 met"]
+
+
 TIMED = {"cpu": {"median": 1.0, "peak_bytes": 1}, "mlstm_kernels": {"median": 9.0, "peak_bytes": 9}}
 
 
@@ -147,7 +168,8 @@ def test_goals_count_only_what_was_measured(
 
 @pytest.mark.parametrize("device", GOALS)
 def test_a_suite_measures_every_goal(device: str) -> None:
-    measured = {(case.label, impl) for case in SUITES[device] for impl in case.impls or IMPLEMENTATIONS}
+    quick = [case for name in (device, f"{device}-mlstm") for case in SUITES.get(name, [])]
+    measured = {(case.label, impl) for case in quick for impl in case.impls or IMPLEMENTATIONS}
     for goal in GOALS[device]:
         assert {(goal.case.label, goal.impl), (goal.case.label, goal.over or goal.impl)} <= measured, goal.label
 

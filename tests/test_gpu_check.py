@@ -26,7 +26,7 @@ from bench.check import Checker, copies
 from bench.goals import GOALS
 from bench.gpu_check import __main__ as command
 from bench.gpu_check import machine as machines
-from bench.gpu_check import parts, redaction, small
+from bench.gpu_check import parts, redaction, small, summary
 from bench.gpu_check.commands import MAX_LOG, Done, Failed, Folder, Shell, Skipped
 from bench.gpu_check.machine import Machine, Missing, look
 from bench.gpu_check.runner import Part
@@ -275,7 +275,7 @@ def test_logs_are_bounded_and_without_progress_bars(tmp_path: Path) -> None:
 
 def test_the_default_folder_has_at_most_eight_files_and_nine_minutes_pass() -> None:
     files = {"summary.json", "summary.md", "bench.json", *(part.log for part in parts.PARTS)}
-    assert len(files) <= 8 and sum(part.seconds for part in parts.PARTS) < 530
+    assert len(files) <= 8 and sum(part.seconds for part in parts.PARTS) <= 530
     table = re.findall(r"^\| `(\w+)` \| .* \| (\d+) s \|$", (ROOT / "docs" / "gpu-check.md").read_text(), re.MULTILINE)
     assert table == [(part.name, f"{part.seconds:g}") for part in parts.PARTS]
     assert [part.name for part in parts.PARTS] == ["build", "calibrate", "tests", "sanitizer", "bench"]
@@ -495,12 +495,52 @@ def test_bench_part_and_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert status == 1 and record["parts"][0]["reason"] == "1 of 3 wrong or failing"
     assert [goal["verdict"] for goal in record["goals"]] == ["met", *["not measured"] * (len(GOALS["cuda"]) - 1)]
     case = GOALS["cuda"][0].case.label
-    assert f"| {case}: microseconds, cuda-graph | at most 8 | 6.0 | met |" in text
+    assert f"| {case}: microseconds, cuda-graph | at most 8 | 6.00 | met |" in text
     assert f"| {case} | cuda-graph | 6.0 | 1400 | 35 | 50.0 |" in text and f"| {case} | cuda | failed: no |" in text
     assert "float32 4000 GB/s" in text and " | reference | " not in text
     writing(results(reference=entry), 0)
     (outcome,) = run(tmp_path / "out", bench)[1]["parts"]
     assert outcome["status"] == "skipped" and outcome["reason"] == "no op has a CUDA kernel in this build"
+
+
+def test_bench_part_keeps_what_a_stopped_run_has_finished(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = results(cuda={"median": 1.0})
+
+    def stopped(command: list[str], extra: dict[str, str]) -> Done:
+        assert command[command.index("--suite") + 1] == "cuda,cuda-mlstm"
+        (canned.root / command[command.index("--json") + 1]).write_text(json.dumps(value))
+        return Done("bench run", None, "")
+
+    monkeypatch.setattr(canned, "root", canned.folder.path)
+    monkeypatch.setattr(canned, "_execute", stopped)
+    with pytest.raises(Failed, match="time limit"):
+        parts.bench(canned, MACHINE)
+    assert json.loads((canned.folder.path / "bench.json").read_text()) == value
+
+
+def test_sequences_are_summarised_with_their_peers() -> None:
+    goal = next(goal.case for goal in GOALS["cuda"] if goal.case.op == "mlstm")
+    figures = {"gflops": 5e5, "gemm_percent": 62.5}
+    entries = [
+        {"impl": "cuda", "median": 2e-3, **figures},
+        {
+            "impl": "peer",
+            "peer": True,
+            "note": "chunk 64",
+            "wrong": "relative error of df 1",
+            "median": 5e-3,
+            **figures,
+        },
+        {"impl": "other", "peer": True, "error": "failed: no"},
+    ]
+    record = {"op": goal.op, "shape": goal.shape, "mode": goal.mode, "dtype": goal.dtype, "device": "cuda"}
+    ceilings = {"bfloat16": {"copy_gbs": 4000.0, "gemm_gflops": 8e5}}
+    measured = {"ceilings": ceilings, "cases": [{**record, "results": entries}]}
+    text = "\n".join(summary._measured(measured))
+    assert "bfloat16 4000 GB/s; gemm bfloat16 800 TFLOP/s." in text and text.count(goal.label) == 3
+    assert f"| {goal.label} | cuda | 2 | 500 | 62 | 1.00 |" in text
+    assert f"| {goal.label} | peer (chunk 64; wrong: relative error of df 1) | 5 | 500 | 62 | 2.50 |" in text
+    assert f"| {goal.label} | other | failed: no | " in text
 
 
 # What bench/ has for a GPU

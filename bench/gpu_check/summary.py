@@ -62,14 +62,7 @@ def markdown(record: dict[str, Any], results: Results) -> str:
         *_table(("goal", "wanted", "measured", "verdict"), map(_goal, record["goals"])),
     ]
     if results is not None:
-        copy = "; ".join(f"{dtype} {top['copy_gbs']:.0f} GB/s" for dtype, top in results["ceilings"].items())
-        columns = ("case", "implementation", "µs", "GB/s", "% copy", "reference / this")
-        lines += [
-            "",
-            f"Copy, measured in the same run, read plus written: {copy}.",
-            "",
-            *_table(columns, _times(results)),
-        ]
+        lines += _measured(results)
     lines += ["", "Commands, from the root of the repository:", "", "```sh"]
     lines += [command for part in record["parts"] for command in part["commands"]]
     lines += ["```"]
@@ -91,15 +84,55 @@ def _part(part: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _goal(goal: dict[str, Any]) -> tuple[str, ...]:
-    measured = "" if goal["measured"] is None else f"{goal['measured']:.1f}"
+    measured = "" if goal["measured"] is None else f"{goal['measured']:.2f}"
     return (goal["goal"], goal["wanted"], measured, goal["verdict"])
 
 
-def _times(results: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+def _measured(results: dict[str, Any]) -> list[str]:
+    """The steps, which move data, then the sequences, which compute."""
+    from bench.report import flops_unit  # imports torch
+
+    unit, giga = flops_unit(results)
+    tops = results["ceilings"].items()
+    copy = "; ".join(f"{dtype} {top['copy_gbs']:.0f} GB/s" for dtype, top in tops)
+    gemm = "; ".join(f"{dtype} {top['gemm_gflops'] / giga:.0f} {unit}" for dtype, top in tops)
+    steps = ("case", "implementation", "µs", "GB/s", "% copy", "reference / this")
+    sequences = ("case", "implementation", "ms", unit, "% gemm", "this / cuda")
+    return [
+        "",
+        f"Measured in the same run: copy, read plus written, {copy}; gemm {gemm}.",
+        "",
+        *_table(steps, _steps(results)),
+        "",
+        *_table(sequences, _sequences(results, giga)),
+    ]
+
+
+def _sequences(results: dict[str, Any], giga: float) -> Iterable[tuple[str, ...]]:
+    """A row per case and implementation, peers as well."""
+    from bench.files import title
+    from bench.report import described, ratios, rounded
+
+    for record in results["cases"]:
+        if record["mode"] == "step":
+            continue
+        relative = ratios(record)
+        for entry in record["results"]:
+            name = (title(record), described(entry))
+            if "median" not in entry:
+                yield (*name, entry["error"], "", "", "")
+                continue
+            figures = f"{1e3 * entry['median']:.4g}", rounded(entry["gflops"] / giga), f"{entry['gemm_percent']:.0f}"
+            yield (*name, *figures, f"{relative[entry['impl']]:.2f}")
+
+
+def _steps(results: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     """A row per case and implementation of ours."""
     from bench.files import title
 
     for record in results["cases"]:
+        if record["mode"] != "step":
+            continue
         entries = {entry["impl"]: entry for entry in record["results"]}
         reference = entries.get("reference", {}).get("median")
         for impl, entry in entries.items():
