@@ -109,6 +109,16 @@ def _on_cuda_mlstm(heads: tuple[int, int, int], S: int, mode: str, *peers: str) 
     return Case("mlstm", shape, mode, "bfloat16", "cuda", (*_MLSTM_OURS, *peers))
 
 
+# Head dimensions and heads of arXiv 2412.07752: 768 hidden units, 16 rows of 1024 tokens.
+_FLASHRNN_HEADS = ((16, 48), (32, 24), (64, 12), (128, 6), (256, 3), (768, 1))
+_FLASHRNN = ("flashrnn", "flashrnn-alternating", "flashrnn-triton")
+
+
+def _on_cuda_cell(op: str, D: int, mode: str, *peers: str, dtype: str = "bfloat16") -> Case:
+    shape = {"B": 16, "S": 1024, "H": dict(_FLASHRNN_HEADS)[D], "D": D}
+    return Case(op, shape, mode, dtype, "cuda", ("cuda", *peers))
+
+
 _NARROW, _, _MIDDLE, _WIDE, _ = _TFLA_HEADS
 
 SUITES: dict[str, list[Case]] = {
@@ -155,6 +165,20 @@ SUITES: dict[str, list[Case]] = {
         _on_cuda_mlstm(_MIDDLE, 8192, "fwdbwd", _MLSTM_XL, "sdpa"),
         _on_cuda_mlstm(_WIDE, 8192, "fwdbwd", "sdpa"),
         _on_cuda_mlstm(_NARROW, 8192, "fwdbwd", "sdpa"),
+    ],
+    # The same for the recurrent cells; flashrnn compiles for every shape.
+    "cuda-recurrent": [
+        *(_on_cuda_cell("slstm", D, "fwd") for D in (64, 128, 256, 768)),
+        *(_on_cuda_cell("slstm", D, "fwdbwd") for D in (64, 256)),
+        *(_on_cuda_cell("lstm", 768, mode, "torch.nn.LSTM") for mode in ("fwd", "fwdbwd")),
+    ],
+    "paper-flashrnn": [
+        *(_on_cuda_cell("slstm", D, mode, *_FLASHRNN) for D, _ in _FLASHRNN_HEADS for mode in ("fwd", "fwdbwd")),
+        *(
+            _on_cuda_cell("lstm", 768, mode, "torch.nn.LSTM", *_FLASHRNN, dtype=dtype)
+            for dtype in ("bfloat16", "float16")
+            for mode in ("fwd", "fwdbwd")
+        ),
     ],
     "paper-tfla": [
         _on_cuda_mlstm(heads, S, mode, *_MLSTM_PEERS)

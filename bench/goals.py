@@ -117,6 +117,19 @@ def _training(fwd: float, fwdbwd: float, over: str, ratio: float) -> list[Goal]:
     ]
 
 
+def _scans() -> list[Goal]:
+    """16 rows of 1024 tokens on a GPU: microseconds a step, against flashrnn's fused kernel, against cuDNN."""
+    steps, goals = 1024, []
+    for D, H, microseconds in ((64, 12, 0.5), (128, 6, 0.8), (256, 3, 1.0), (768, 1, 1.6)):
+        fwd, both = (
+            Case("slstm", {"B": 16, "S": steps, "H": H, "D": D}, mode, "bfloat16", "cuda") for mode in ("fwd", "fwdbwd")
+        )
+        goals.append(Goal(fwd, MILLISECONDS, None, 1e-3 * steps * microseconds, "cuda"))
+        goals += [Goal(case, TIME, "flashrnn", 3, "cuda") for case in ((fwd, both) if D <= 256 else (both,))]
+    cudnn = Case("lstm", {"B": 16, "S": steps, "H": 1, "D": 768}, "fwd", "bfloat16", "cuda")
+    return [*goals, Goal(cudnn, TIME, "torch.nn.LSTM", 1, "cuda")]
+
+
 _CUDA: list[Goal] = [
     *(
         goal
@@ -131,6 +144,7 @@ _CUDA: list[Goal] = [
         for goal in _decoding(f"B={rows},H=8,Dqk=256,Dv=512", 80, COPY, impl)
     ),
     *_training(fwd=2.5, fwdbwd=8, over="mlstm_kernels-xl_chunk", ratio=2),
+    *_scans(),
 ]
 
 GOALS: dict[str, list[Goal]] = {"cpu": _CPU, "cuda": _CUDA}

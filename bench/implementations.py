@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import xlstm_cuda
 from xlstm_cuda import reference
 
-from . import compiled, gpu_peers, peers
+from . import compiled, gpu_peers, peers, recurrent_peers
 from .calls import Builder, Call, Claim, Implementation
 from .claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
 from .gpu_calls import graphed, inplace_step, inplace_step_in_16_bits, without_cuda, without_kernel
@@ -121,6 +121,11 @@ def _on_cuda(
     return Implementation(name, builders, ("cuda",), without_cuda, without_kernel, claims=claims or {})
 
 
+def _flashrnn(name: str, backend: str, *packages: str, **more: Any) -> Implementation:
+    builders, missing = recurrent_peers.builders(backend), partial(_without, "flashrnn", *packages)
+    return Implementation(name, builders, ("cuda",), missing, peer=True, **more)
+
+
 def _peer_on_cuda(name: str, mlstm: Builder, claim: Claim, *packages: str, **more: Any) -> Implementation:
     """A peer that has the mLSTM alone, or what is compared with it, and runs on a GPU alone."""
     missing, claims = partial(_without, *packages), {"mlstm": claim}
@@ -173,6 +178,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             choices=gpu_peers.limit_chunk_sizes,
         ),
         _peer_on_cuda("fla-simple_gla", gpu_peers.simple_gla, DECAYED, "fla", "triton"),
+        _flashrnn("flashrnn", "cuda_fused"),
+        _flashrnn("flashrnn-alternating", "cuda"),
+        _flashrnn("flashrnn-triton", "triton_fused", "triton", refuses=recurrent_peers.without_large_heads),
         _peer_on_cuda("sdpa", gpu_peers.attention, ATTENTION, choices=gpu_peers.attention_backends),
     )
 }

@@ -15,7 +15,7 @@ import torch
 import xlstm_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ("xlstm", "mlstm_kernels", "fla-core", "triton")  # what is compared with, and its compiler
+PEERS = ("xlstm", "mlstm_kernels", "fla-core", "flashrnn", "triton")  # what is compared with, and its compiler
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def test_raw_ops_refuse_empty_dimensions() -> None:
     """The last line of defence, below the checks of the public functions."""
     ops, x, R = torch.ops.xlstm_cuda, torch.zeros(1, 2, 4, 1, 0), torch.zeros(4, 1, 0, 0)
     with pytest.raises(RuntimeError, match="must not be 0"):
-        ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, "lstm", False)
+        ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, "lstm", 0, False, False)
     with pytest.raises(RuntimeError, match="must not be 0"):
         ops.recurrent_step(x[:, 0], R, None, x[:, 0, 0], x[:, 0, 0], None, None, "lstm")
     q, gate = torch.zeros(1, 1, 2, 0), torch.zeros(1, 1, 2)

@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import has_cuda
+from test_recurrent_variants import only
 from torch import Tensor
 
 from bench.gpu_calls import without_kernel
-from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, lstm_step, mlstm_step, slstm_step
+from xlstm_cuda import (
+    LSTMState,
+    MLSTMState,
+    SLSTMState,
+    lstm,
+    lstm_step,
+    mlstm,
+    mlstm_step,
+    slstm,
+    slstm_step,
+)
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative, lstm_inputs, mlstm_inputs, slstm_inputs
 
 pytestmark = [
@@ -33,6 +44,8 @@ class Step:
     state: type[Any]
     function: Callable[..., Any]
     options: dict[str, Any]
+    tolerance: float = FLOAT32
+    variant: str = ""  # of the recurrent scans
 
     def run(self, t: Tensors, **options: Any) -> Tensors:
         """h and the next state, by the public function's choice of backend."""
@@ -44,6 +57,29 @@ class Step:
     def expected(self, t: Tensors) -> Tensors:
         wide = {name: x.detach().cpu().double() for name, x in t.items()}
         return self.run(wide, backend="reference")
+
+
+class Sequence(Step):
+    """Several tokens, forward and backward: the results are h, the final state and every gradient."""
+
+    def run(self, t: Tensors, **options: Any) -> Tensors:
+        leaves = {name: x.detach().requires_grad_() for name, x in t.items()}  # the same memory
+        inputs = {name: x for name, x in leaves.items() if name not in self.state._fields}
+        start = self.state(*(leaves[name] for name in self.state._fields))
+        h, after = self.function(**inputs, initial_state=start, return_state=True, **options)
+        results = [h, *after]
+        grads = torch.autograd.grad(results, list(leaves.values()), [torch.ones_like(x) for x in results])
+        values = {"output": h, **after._asdict(), **{f"d{name}": x for name, x in zip(leaves, grads, strict=True)}}
+        return {name: x.detach() for name, x in values.items()}
+
+
+def draw_sequence(make: Callable[..., dict[str, Any]], *sizes: int) -> Callable[[int], Tensors]:
+    def draw(seed: int) -> Tensors:
+        inputs = make(*sizes, state=True, seed=seed)
+        state = inputs.pop("initial_state")
+        return {**inputs, **state._asdict()}
+
+    return draw
 
 
 def draw_mlstm(seed: int) -> Tensors:
@@ -68,12 +104,25 @@ STEPS = {
 }
 
 
-@pytest.fixture(params=STEPS)
-def step(request: pytest.FixtureRequest) -> Step:
-    reason = without_kernel(request.param, {})
+SCAN = 1e-4  # of float32 gradients through tensor cores in three passes
+SEQUENCES = {
+    "mlstm": Sequence(draw_sequence(mlstm_inputs, 2, 2, 150, 32, 48), MLSTMState, mlstm, {}, SCAN),
+    "lstm block": Sequence(draw_sequence(lstm_inputs, 3, 9, 2, 32), LSTMState, lstm, {}, SCAN, "block"),
+    **{
+        f"slstm {variant}": Sequence(draw_sequence(slstm_inputs, 3, 9, 2, 136), SLSTMState, slstm, {}, SCAN, variant)
+        for variant in ("cluster", "grid", "launch")
+    },
+}
+
+
+@pytest.fixture(params=[*STEPS, *SEQUENCES])
+def step(request: pytest.FixtureRequest) -> Iterator[Step]:
+    found = {**STEPS, **SEQUENCES}[request.param]
+    reason = without_kernel(found.function.__name__, {})
     if reason is not None:
         pytest.skip(f"{request.param} {reason}")
-    return STEPS[request.param]
+    with only("cuda", found.variant):
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +140,9 @@ def overwrite(static: Tensors, values: Tensors) -> None:
         static[name].copy_(x)
 
 
-def assert_close(actual: Tensors, expected: Tensors) -> None:
+def assert_close(actual: Tensors, expected: Tensors, tolerance: float) -> None:
     for name, x in expected.items():
-        assert_close_relative(actual[name], x, FLOAT32, name)
+        assert_close_relative(actual[name], x, tolerance, name)
 
 
 def warmed_up(step: Step, static: Tensors) -> torch.cuda.Stream:
@@ -118,7 +167,7 @@ def test_waits_for_its_own_stream(step: Step) -> None:
         asleep = not stream.query()
     stream.synchronize()
     assert asleep, "the host waited for the device"
-    assert_close(actual, expected)
+    assert_close(actual, expected, step.tolerance)
 
 
 def test_does_not_wait_for_the_default_stream(step: Step) -> None:
@@ -134,11 +183,11 @@ def test_does_not_wait_for_the_default_stream(step: Step) -> None:
     assert not slept.query(), "the op ran on the default stream, or waited for it"
     with torch.cuda.stream(stream):
         actual = {name: x.cpu() for name, x in actual.items()}
-    assert_close(actual, expected)
+    assert_close(actual, expected, step.tolerance)
 
 
 def test_graph_replays_read_new_values(step: Step) -> None:
-    """Three tokens through one captured step, each from the state that the one before has left."""
+    """Three times through one captured call, each from the state that the one before has left."""
     static = on("cuda", step.draw(0))
     warmed_up(step, static)
     graph = torch.cuda.CUDAGraph()
@@ -151,7 +200,7 @@ def test_graph_replays_read_new_values(step: Step) -> None:
         expected = step.expected({**token, **state})
         overwrite(static, token)
         graph.replay()
-        assert_close(outputs, expected)
+        assert_close(outputs, expected, step.tolerance)
         state = {name: outputs[name].clone() for name in state}
         overwrite(static, state)
 
@@ -176,7 +225,7 @@ def test_tensors_on_another_than_the_current_device(step: Step) -> None:
         actual = step.run(on("cuda:1", inputs))
         assert torch.cuda.current_device() == 0
     assert {x.device for x in actual.values()} == {torch.device("cuda", 1)}
-    assert_close(actual, expected)
+    assert_close(actual, expected, step.tolerance)
 
 
 @pytest.mark.parametrize("op", STEPS)
@@ -192,3 +241,17 @@ def test_inputs_on_two_devices_are_refused_in_a_sentence(op: str) -> None:
             message = rf"{op}: {label} must be on cuda:0 like {first}, got cpu"
         with pytest.raises(ValueError, match=rf"^{message}$"):
             step.run({**here, name: inputs[name]})
+
+
+@pytest.mark.parametrize("name", ["mlstm", "lstm block", "slstm cluster"])
+def test_autocast_computes_in_bfloat16(name: str) -> None:
+    call = SEQUENCES[name]
+    inputs = on("cuda", call.draw(0))
+    cast = ("q", "k", "v") if name == "mlstm" else ("x", "R")
+    halved = {key: x.bfloat16() if key in cast else x for key, x in inputs.items()}
+    with only("cuda", call.variant):
+        expected = call.run(halved)
+        with torch.autocast("cuda", torch.bfloat16):
+            actual = call.run(inputs)
+    assert actual["output"].dtype == torch.bfloat16
+    assert all(torch.equal(x, expected[key].to(x.dtype)) for key, x in actual.items())

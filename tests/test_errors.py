@@ -406,6 +406,12 @@ def recurrent_cases(function: Callable[..., Any], cls: Any) -> list[Case]:
                 ValueError,
                 f"{op}: reset must have shape (B=2, S=6), got (2,)",
             ),
+            ({"reversed_heads": 5}, ValueError, f"{op}: reversed_heads must be an integer from 0 to H = 4, got 5"),
+            (
+                {"reversed_heads": None},
+                ValueError,
+                f"{op}: reversed_heads must be an integer from 0 to H = 4, got None",
+            ),
         ]
     return [(function, changed, error, message) for changed, error, message in cases]
 

@@ -378,13 +378,19 @@ def test_build_wants_cuda_kernels(canned: Canned) -> None:
 def test_calibrate_counts_the_cases_that_differ(canned: Canned) -> None:
     lines = "ok   gemm: correct\nFAIL wgmma: correct     the first values differ by 0.5\n"
     right, wrong = '{"compared": 90, "rows": 96, "different": 0}', '{"compared": 90, "rows": 96, "different": 1}'
-    assert parts.calibrate(canned.answer(golden=(0, f"ok   a\n{right}\n")), MACHINE)["compared"] == 90
+    probe = {"L2 round trip": 1400.25, "clusters": []}
+    answers = {"golden": (0, f"ok   a\n{right}\n"), "simt_probe": (0, json.dumps(probe))}
+    figures = parts.calibrate(canned.answer(**answers), MACHINE)
+    assert (figures["compared"], figures["probe, ns"]) == (90, probe)
+    assert figures["found"] == "90 cases compared, 0 differ; L2 round trip 1400 ns"
     assert any("-DCMAKE_CUDA_ARCHITECTURES=90a-real" in line for line in canned.commands)
     with pytest.raises(Failed, match="90 cases compared, 1 differ") as raised:
         parts.calibrate(canned.answer(golden=(1, lines + wrong)), MACHINE)
     assert raised.value.figures["wrong"] == ["wgmma: correct     the first values differ by 0.5"]
     with pytest.raises(Failed, match="printed no result"):
         parts.calibrate(canned.answer(golden=(-11, "ok   a\n")), MACHINE)
+    with pytest.raises(Failed, match="simt_probe.* ended with status 1"):
+        parts.calibrate(canned.answer(**{**answers, "simt_probe": (1, "refused")}), MACHINE)
 
 
 def test_tests_are_counted_by_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +513,7 @@ def test_bench_part_keeps_what_a_stopped_run_has_finished(canned: Canned, monkey
     value = results(cuda={"median": 1.0})
 
     def stopped(command: list[str], extra: dict[str, str]) -> Done:
-        assert command[command.index("--suite") + 1] == "cuda,cuda-mlstm"
+        assert command[command.index("--suite") + 1] == "cuda,cuda-mlstm,cuda-recurrent"
         (canned.root / command[command.index("--json") + 1]).write_text(json.dumps(value))
         return Done("bench run", None, "")
 

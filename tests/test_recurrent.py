@@ -142,6 +142,27 @@ def test_lengths(backend: str, device: str, lengths: list[int], dtype: torch.dty
 
 
 @cells
+@pytest.mark.parametrize("reversed_heads", [1, 2, 3])
+@pytest.mark.parametrize("case", ["plain", "padded", "no state"])
+def test_reversed_heads(backend: str, device: str, case: str, reversed_heads: int, cell: Cell) -> None:
+    inputs = cell.draw(B=3, S=7, H=3, state=case != "no state", device=device)
+    rows: dict[str, Any] = {"reversed_heads": reversed_heads}
+    if case == "padded":
+        rows["lengths"] = torch.tensor([7, 4, 0], device=device)
+        rows["reset"] = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)).lt(0.3).to(device)
+    cell.check(inputs, backend, **rows)
+
+
+@cells
+def test_a_reversed_head_is_a_head_on_reversed_tokens(backend: str, device: str, cell: Cell) -> None:
+    inputs = cell.draw(S=6, requires_grad=False, device=device)
+    there = run(cell.function, inputs, backend=backend, reversed_heads=2, **cell.options)
+    turned = run(cell.function, {**inputs, "x": inputs["x"].flip(1)}, backend=backend, **cell.options)
+    assert torch.equal(there["h"], turned["h"].flip(1))
+    assert torch.equal(there["state.c"], turned["state.c"])
+
+
+@cells
 def test_padding_may_hold_anything(backend: str, device: str, cell: Cell) -> None:
     inputs = cell.draw(device=device)
     x = inputs["x"].detach().clone()
@@ -291,10 +312,18 @@ def test_lstm_is_torch_nn_lstm(backend: str, device: str) -> None:
     bias=st.booleans(),
     padded=st.booleans(),
     density=st.sampled_from([None, 0.1, 0.5]),
+    turned=st.integers(0, 3),
     seed=st.integers(0, 1000),
 )
 def test_any_shape(
-    shape: tuple[int, ...], cell: Cell, state: bool, bias: bool, padded: bool, density: float | None, seed: int
+    shape: tuple[int, ...],
+    cell: Cell,
+    state: bool,
+    bias: bool,
+    padded: bool,
+    density: float | None,
+    turned: int,
+    seed: int,
 ) -> None:
     B, S, H, D = shape
     inputs = cell.draw(B, S, H, D, state=state, seed=seed)
@@ -303,4 +332,4 @@ def test_any_shape(
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, S + 1, (B,), generator=generator) if padded else None
     reset = None if density is None else torch.rand(B, S, generator=generator) < density
-    cell.check(inputs, "cpu", lengths=lengths, reset=reset)
+    cell.check(inputs, "cpu", lengths=lengths, reset=reset, reversed_heads=min(turned, H))

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_recurrent_variants import only
 
-from xlstm_cuda import _ops, lstm_step, mlstm_step
-from xlstm_cuda.testing import lstm_inputs, mlstm_inputs
+from xlstm_cuda import _ops, lstm_step, mlstm_step, slstm
+from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
 
 TABLE = Path(__file__).parent.parent / "csrc" / "cuda" / "shared_memory.json"
 EVERYWHERE = 99 << 10  # bytes that a block may have on every GPU from compute capability 8.0 on
@@ -32,6 +33,26 @@ def cell(dtype: torch.dtype, batch: int, columns: bool) -> None:
     inputs = lstm_inputs(batch, 1, 1, 16, dtype=dtype, state=True)
     R = inputs["R"].mT.contiguous().mT if columns else inputs["R"]
     lstm_step(inputs["x"][:, 0], R, inputs["b"], inputs["initial_state"], backend="simt")
+
+
+def weight_grad(dtype: torch.dtype, D: int, allow_tf32: bool) -> None:
+    dx, h = torch.zeros(1, 3, 4, 1, D, dtype=dtype), torch.zeros(1, 3, 1, D, dtype=dtype)
+    torch.ops.xlstm_cuda_simt.recurrent_weight_grad(dx, h, None, None, None, 0, allow_tf32, 0)
+
+
+# Variant: head dimension by element bytes, for every number of units that a block may have.
+SCANS = {
+    "block": [(2, 64), (2, 128), (4, 64), (8, 64)],
+    "cluster": [(2, 130), (2, 260), (4, 70), (4, 130)],
+    "grid": [(2, 130), (2, 260), (2, 520), (4, 70), (4, 130), (4, 260)],
+    "launch": [(2, 16), (4, 16), (8, 16)],
+}
+
+
+def scan(variant: str, dtype: torch.dtype, D: int) -> None:
+    inputs = slstm_inputs(1, 1, 1, D, dtype=dtype, requires_grad=True)
+    with only("simt", variant):
+        slstm(**inputs, backend="simt").sum().backward()
 
 
 def gates(double: bool) -> None:
@@ -75,6 +96,19 @@ CALLS: dict[str, Callable[[], Any]] = {
         f"mlstm_outputs {product} {output}": lambda p=product, o=output: outputs(p, o)  # type: ignore[misc]
         for product in ("bf16", "tf32", "tf32x3", "f64")
         for output in ("h", "dq", "dk", "dv")
+    },
+    **{
+        f"recurrent_weight_grad {t} {D}{' tf32' if tf32 else ''}": lambda d=d, D=D, tf32=tf32: weight_grad(d, D, tf32)  # type: ignore[misc]
+        for t, d in DTYPES.items()
+        for D in (64, 65)
+        for tf32 in ((False, True) if t == "f32" else (False,))
+    },
+    **{
+        f"{variant} {t} {D}": lambda v=variant, d=dtype, D=D: scan(v, d, D)  # type: ignore[misc]
+        for variant, sizes in SCANS.items()
+        for size, D in sizes
+        for t, dtype in DTYPES.items()
+        if dtype.itemsize == size
     },
     "mlstm_gates float": lambda: gates(False),
     "mlstm_gates double": lambda: gates(True),

@@ -16,6 +16,7 @@ from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import (
     TOLERANCE,
+    Tolerance,
     assert_close_relative,
     leaves,
     lstm_inputs,
@@ -238,7 +239,9 @@ def test_recurrent_step(
     sequence: Any, step: Any, make: Any, options: Any,
 ) -> None:  # fmt: skip
     inputs = draw_token(make, B, H, D, dtype=dtype, requires_grad=requires_grad, device=device)
-    actual, _ = check(step, inputs, backend, **options)
+    # one number, a difference of some that CUDA kernels keep in 16 bits for the backward pass
+    tolerance = Tolerance(4e-3, 1e-2, 1e-2) if D == 1 and requires_grad and dtype == torch.bfloat16 else None
+    actual, _ = check(step, inputs, backend, tolerance=tolerance, **options)
     assert actual["h"].dtype == dtype
     assert torch.equal(actual["state.h"], actual["h"].to(actual["state.h"].dtype))
 

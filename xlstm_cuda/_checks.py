@@ -105,7 +105,7 @@ def mlstm_step(
 
 def recurrent(
     op: str, x: Tensor, R: Tensor, b: Tensor | None, state: SLSTMState | LSTMState | None, state_name: str,
-    lengths: Tensor | None = None, reset: Tensor | None = None, *, one_token: bool = False,
+    lengths: Tensor | None = None, reset: Tensor | None = None, reversed_heads: int = 0, *, one_token: bool = False,
 ) -> None:  # fmt: skip
     """Arguments of `slstm`, `lstm` and their steps after `tensors` and `as_state`."""
     names = ("B", "4", "H", "D") if one_token else ("B", "S", "4", "H", "D")
@@ -128,6 +128,8 @@ def recurrent(
         _range(op, "lengths", lengths, "S", x.shape[1])
     if reset is not None:
         _reset(op, reset, x, "x", batch, x.shape[1])
+    if not (isinstance(reversed_heads, int) and 0 <= reversed_heads <= heads):
+        _wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", repr(reversed_heads))
 
 
 def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ executor of the CUDA sources on the CPU, plain and with its race detector (xlstm
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,7 +69,8 @@ def _simt_file(namespace: str) -> Path:
 
 def register(namespace: str) -> None:
     """Register fake kernels for every op of a namespace, and backward formulas that raise for its backward ops."""
-    for name, fake in _FAKES.items():
+    fakes = _FAKES if namespace == NAMESPACE else _FAKES | _EXECUTOR_FAKES
+    for name, fake in fakes.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
     for name in _FAKES:
         if not name.endswith("_"):  # torch itself refuses to batch an op that writes to its inputs
@@ -132,15 +134,17 @@ def _mlstm_state(q: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-def _recurrent_fwd(x: Tensor, R: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _recurrent_fwd(x: Tensor, R: Tensor, *rest: Any, executor: bool = False) -> tuple[Tensor, ...]:
     batch, seqlen, _, heads, dim = x.shape
-    cell, save = rest[-2:]
-    saved = x.new_empty((batch, seqlen, 5, heads, dim) if save else (0,), dtype=accumulate_dtype(x.dtype))
+    cell, _, _, save = rest[-4:]
+    # CUDA kernels save in the dtype of x, those of the CPU in the wider one
+    saved_dtype = x.dtype if x.is_cuda or executor else accumulate_dtype(x.dtype)
+    saved = x.new_empty((batch, seqlen, 5, heads, dim) if save else (0,), dtype=saved_dtype)
     return (x.new_empty((batch, seqlen, heads, dim)), *_cell_state(x, cell), saved)
 
 
 def _recurrent_bwd(dh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    R, cell = rest[4], rest[-1]
+    R, cell = rest[4], rest[-3]
     batch, seqlen, heads, dim = dh.shape
     dx = dh.new_empty((batch, seqlen, 4, heads, dim))
     db = R.new_empty((4, heads, dim), dtype=accumulate_dtype(R.dtype))
@@ -168,6 +172,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_step,
 }
+_EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {"recurrent_fwd": partial(_recurrent_fwd, executor=True)}
 _BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
 
 try:

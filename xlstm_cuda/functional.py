@@ -209,6 +209,7 @@ def slstm(
     forget_gate: str = "sigmoid",
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reversed_heads: int = 0,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, SLSTMState]:
     """sLSTM over a sequence (arXiv 2405.04517, equations 8-18), one recurrent matrix per head and gate.
@@ -230,20 +231,24 @@ def slstm(
         forget_gate: "sigmoid" (lambda = logsigmoid) or "exp" (lambda(f) = f).
         lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
         reset: bool (B, S): the row's state, h included, is emptied before that token.
+        reversed_heads: the last so many heads go from the end of a row (with lengths: of its tokens) to its beginning:
+            both directions of a bidirectional layer in one call. Their final state is the one after the first token.
         backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, S, H, D) of dtype T. With return_state (h, SLSTMState), the state in A, its h rounded to T (the
         recurrence uses the rounded h).
 
-    Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
+    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
+    bfloat16 data that is 12 and 22 bytes.
 
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm", forget_gate)
     plain = partial(reference.slstm, forget_gate=forget_gate)
-    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, lengths, reset, backend)
+    rows = lengths, reset, reversed_heads
+    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *rows, backend)
     return (h, state) if return_state else h
 
 
@@ -285,6 +290,7 @@ def lstm(
     return_state: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reversed_heads: int = 0,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, LSTMState]:
     """Classical LSTM over a sequence (arXiv 2405.04517, equations 2-7), one recurrent matrix per head and gate.
@@ -301,18 +307,22 @@ def lstm(
         return_state: also return the state after the last token.
         lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
         reset: bool (B, S): the row's state, h included, is emptied before that token.
+        reversed_heads: the last so many heads go from the end of a row (with lengths: of its tokens) to its beginning:
+            both directions of a bidirectional layer in one call. Their final state is the one after the first token.
         backend: see help(xlstm_cuda.functional).
 
     Returns:
         h (B, S, H, D) of dtype T. With return_state (h, LSTMState), the state in A, its h rounded to T (the
         recurrence uses the rounded h).
 
-    Saved for backward, per token and hidden unit: h in dtype T and five values of dtype A, 22 bytes with bfloat16 data.
+    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
+    bfloat16 data that is 12 and 22 bytes.
 
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    h, state = _recurrent("lstm", "lstm", LSTMState, reference.lstm, x, R, b, initial_state, lengths, reset, backend)
+    rows = lengths, reset, reversed_heads
+    h, state = _recurrent("lstm", "lstm", LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
     return (h, state) if return_state else h
 
 
@@ -452,17 +462,19 @@ def _recurrent(
     initial_state: Cell | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    reversed_heads: int,
     backend: str | None,
 ) -> tuple[Tensor, Cell]:
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
     x, R = _autocast(x, R)
     state = _checks.as_state(op, "initial_state", initial_state, cls)
-    _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset)
+    _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset, reversed_heads)
     namespace = resolve(op, backend, x.device, "recurrent_fwd")
     if namespace == "reference":
         with _no_autocast(x.device):
-            return plain(x, R, b, initial_state=state, return_state=True, lengths=lengths, reset=reset)
-    return _scan(namespace, cell, cls, x, R, b, state, lengths, reset)
+            rows = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
+            return plain(x, R, b, initial_state=state, return_state=True, **rows)
+    return _scan(namespace, cell, cls, x, R, b, state, lengths, reset, reversed_heads)
 
 
 def _recurrent_step(
@@ -494,7 +506,7 @@ def _recurrent_step(
         with _no_autocast(x.device):
             return plain(x, R, b, state)
     if needs_grad:
-        h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state, None, None)
+        h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
         return h.squeeze(1), after
     inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
     return _new_state(cls, x, library(namespace).recurrent_step.default(*inputs, cell))
@@ -519,14 +531,16 @@ def _scan(
     R: Tensor,
     b: Tensor | None,
     state: Cell | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reversed_heads: int = 0,
 ) -> tuple[Tensor, Cell]:
     inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(state), lengths, reset))]
+    options = cell, reversed_heads, x.dtype == torch.float32 and _allow_tf32()
     if _checks.needs_grad(*inputs):
-        h, *final = Recurrent.apply(namespace, cell, *inputs)
+        h, *final = Recurrent.apply(namespace, options, *inputs)
     else:
-        h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, cell, False)
+        h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)
     return h, cls(*final[: len(cls._fields)])
 
 

@@ -47,7 +47,7 @@ def build(shell: Shell, machine: Machine) -> Figures:
 
 
 def calibrate(shell: Shell, machine: Machine) -> Figures:
-    """Every PTX wrapper on the device against what its host definition gives."""
+    """Every PTX wrapper on the device against what its host definition gives; what messages between blocks cost."""
     source, folder = Path("tests", "simt"), SCRATCH / "calibrate"
     shell.run(
         *("cmake", "-S", source, "-B", folder, "-G", "Ninja"), f"-DCMAKE_CUDA_ARCHITECTURES={machine.architecture}"
@@ -59,7 +59,8 @@ def calibrate(shell: Shell, machine: Machine) -> Figures:
     figures = {"found": found, **counts, "wrong": wrong}
     if done.status != 0:
         raise Failed(found, figures)
-    return figures
+    probe = result(shell.run(folder / "simt_probe"))
+    return {**figures, "found": f"{found}; L2 round trip {probe['L2 round trip']:.0f} ns", "probe, ns": probe}
 
 
 def tests(shell: Shell, machine: Machine) -> Figures:
@@ -144,9 +145,9 @@ def sanitizer_verdict(done: Done) -> str:
 
 
 def bench(shell: Shell, machine: Machine) -> Figures:
-    """The suites cuda and cuda-mlstm: every result checked, then timed."""
+    """The suites cuda, cuda-mlstm and cuda-recurrent: every result checked, then timed."""
     file = _not_there_yet(shell.root / SCRATCH / "bench.json")
-    options = ("--suite", "cuda,cuda-mlstm", "--repeats", "20", "--max-seconds", "3")
+    options = ("--suite", "cuda,cuda-mlstm,cuda-recurrent", "--repeats", "20", "--max-seconds", "3")
     try:
         done = shell.attempt(PYTHON, "-m", "bench", "run", *options, "--json", SCRATCH / file.name)
     finally:  # also of a run that was stopped: the cases it has finished

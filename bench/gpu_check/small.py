@@ -10,6 +10,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,15 @@ def runs() -> Iterator[Run]:
             yield f"{op}_step", getattr(functional, f"{op}_step"), {**token, "state": inputs["initial_state"]}, {}
 
 
+def runs_by_variant() -> Iterator[tuple[str, Run]]:
+    """The ways of the recurrent scans (csrc/cuda/recurrent/plan.h) that the sizes above do not come to."""
+    clusters = torch.cuda.get_device_capability() >= (9, 0)
+    for variant in (*(("cluster",) if clusters else ()), "grid", "launch"):
+        for op, make in (("slstm", slstm_inputs), ("lstm", lstm_inputs)):
+            inputs = make(3, 5, 1, 136, dtype=torch.bfloat16, state=True, requires_grad=True)
+            yield variant, (op, getattr(functional, op), inputs, {"return_state": True})
+
+
 def _mlstm_step(
     B: int, H: int, Dqk: int, Dv: int, S: int | None, dtype: torch.dtype, state_rows: int | None = None
 ) -> Inputs:
@@ -75,11 +85,26 @@ def main(device: str = "cuda") -> dict[str, list[str]]:
     done: list[str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="xlstm_cuda")  # that the reference computes instead
-        for op, function, inputs, options in runs():
-            if op not in missing:
+        by_variant = runs_by_variant() if device == "cuda" and "slstm" not in missing else ()
+        for variant, (op, function, inputs, options) in itertools.chain((("", run) for run in runs()), by_variant):
+            if op in missing:
+                continue
+            with _only(variant):
                 check(function, inputs, options, device)
-                done.append(op)
+            done.append(op)
     return {"ran": list(dict.fromkeys(done)), "without a CUDA kernel": missing}
+
+
+@contextmanager
+def _only(variant: str) -> Iterator[None]:
+    """Recurrent scans take this way; "": the best one."""
+    if variant:
+        torch.ops.xlstm_cuda.recurrent_variant(variant)
+    try:
+        yield
+    finally:
+        if variant:
+            torch.ops.xlstm_cuda.recurrent_variant("")
 
 
 def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device: str) -> None:

@@ -10,7 +10,14 @@ constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
 
 struct RecurrentShape {
   int64_t batch, seqlen, num_heads, head_dim;
+  int64_t reversed_heads = 0;  // the last ones run from the end of each row to its beginning
+
   XLSTM_HOST_DEVICE int64_t hidden() const { return num_heads * head_dim; }
+  XLSTM_HOST_DEVICE bool is_reversed(int64_t head) const { return head >= num_heads - reversed_heads; }
+  // The token that a head takes as its t-th one; padding keeps its place.
+  XLSTM_HOST_DEVICE int64_t token(int64_t head, int64_t t, int64_t length) const {
+    return is_reversed(head) && t < length ? length - 1 - t : t;
+  }
 };
 
 // (B, H, D) contiguous: h, c, n, m. LSTM: n and m are null. As an input, null: zero (the empty state).

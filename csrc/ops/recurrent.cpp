@@ -13,34 +13,12 @@ Rounding rounding_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::Half ? Rounding::float16 : Rounding::none;
 }
 
-// (B, S, 4, H, D)
-template <class T>
-GateView<const T> gate_view(const Tensor& x) {
-  return {pointer<T>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
-
-OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s) {
-  check_shape("recurrent", "lengths", lengths, {s.batch});
-  OptionalTensor longs = as_contiguous(lengths, ScalarType::Long);
-  for (int64_t b = 0; longs && b < s.batch; ++b) {
-    const int64_t length = pointer<int64_t>(*longs)[b];
-    STD_TORCH_CHECK(length >= 0 && length <= s.seqlen, "recurrent: lengths[", b, "] = ", length, " is not in [0, S]");
-  }
-  return longs;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     const Tensor& x, const Tensor& R, OptionalTensor b, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0,
-    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, std::string cell_name, bool save) {
+    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, std::string cell_name, int64_t reversed_heads,
+    bool /*allow_tf32*/, bool save) {
   NoGrad guard;
-  const Cell cell = cell_named(cell_name);
-  STD_TORCH_CHECK(x.dim() == 5 && x.size(2) == kGates, "recurrent: x must have shape (B, S, 4, H, D), got ",
-                  shape_string(x));
-  const RecurrentShape s = {x.size(0), x.size(1), x.size(3), x.size(4)};
-  check_weights(R, b, s);
-  check_shape("recurrent", "reset", reset, {s.batch, s.seqlen});
-  const ScalarType type = compute_type(x);
-  const bool slstm = has_normaliser(cell);
+  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_name, reversed_heads);
   const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
   const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
@@ -53,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     const RecurrentFwdParams<T> params = {s,
                                           cell,
                                           rounding_of(x),
-                                          gate_view<T>(x_c),
+                                          gate_view(pointer<T>(x_c), x_c),
                                           weight_view(pointer<T>(R_c), R_c),
                                           R.scalar_type() == ScalarType::BFloat16,
                                           pointer<T>(b_c),
@@ -71,17 +49,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd(
     const Tensor& dh, OptionalTensor dhT, OptionalTensor dcT, OptionalTensor dnT, OptionalTensor dmT, const Tensor& R,
     const Tensor& h, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0, OptionalTensor m0, const Tensor& cT,
-    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, std::string cell_name) {
+    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, std::string cell_name,
+    int64_t reversed_heads, bool /*allow_tf32*/) {
   NoGrad guard;
-  const Cell cell = cell_named(cell_name);
-  STD_TORCH_CHECK(h.dim() == 4, "recurrent: h must have shape (B, S, H, D), got ", shape_string(h));
-  const RecurrentShape s = {h.size(0), h.size(1), h.size(2), h.size(3)};
-  check_weights(R, {}, s);
-  check_shape("recurrent", "dh", dh, {s.batch, s.seqlen, s.num_heads, s.head_dim});
-  check_shape("recurrent", "saved", saved, {s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim});
-  check_shape("recurrent", "reset", reset, {s.batch, s.seqlen});
-  const ScalarType type = compute_type(h);
-  const bool slstm = has_normaliser(cell);
+  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_name, reversed_heads);
   const Tensor dh_c = as_contiguous(dh, type), h_c = as_contiguous(h, type), R_c = as_weights(R, type);
   const Tensor saved_c = as_contiguous(saved, type);
   const OptionalTensor longs = checked_lengths(lengths, s), reset_c = as_contiguous(reset, ScalarType::Bool);

@@ -61,6 +61,37 @@ struct NewState {
   }
 };
 
+// (B, S, 4, H, D)
+template <class T>
+GateView<T> gate_view(T* data, const Tensor& x) {
+  return {data, x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// int64, contiguous. Reads the values where they are on the CPU: each must be in [0, S].
+OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s);
+
+// recurrent_fwd.
+struct RecurrentFwdCall {
+  Cell cell;
+  RecurrentShape shape;
+  ScalarType type;  // of the arithmetic and of states
+  bool slstm;
+
+  RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const OptionalTensor& reset,
+                   const std::string& cell_name, int64_t reversed_heads);
+};
+
+// recurrent_bwd.
+struct RecurrentBwdCall {
+  Cell cell;
+  RecurrentShape shape;
+  ScalarType type;
+  bool slstm;
+
+  RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved, const OptionalTensor& reset,
+                   const std::string& cell_name, int64_t reversed_heads);
+};
+
 // recurrent_step.
 struct RecurrentStepCall {
   Cell cell;

@@ -11,6 +11,8 @@ Cell cell_named(const std::string& name) {
 
 void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s) {
   check_dims("recurrent", {s.num_heads, s.head_dim});
+  STD_TORCH_CHECK(s.reversed_heads >= 0 && s.reversed_heads <= s.num_heads, "recurrent: reversed_heads must be 0 to ",
+                  s.num_heads, ", got ", s.reversed_heads);
   check_shape("recurrent", "R", R, {kGates, s.num_heads, s.head_dim, s.head_dim});
   check_shape("recurrent", "b", b, {kGates, s.num_heads, s.head_dim});
 }
@@ -49,6 +51,38 @@ NewState::NewState(const Tensor& like, ScalarType type, const RecurrentShape& s,
   const Shape shape = {s.batch, s.num_heads, s.head_dim}, none = {0};
   h = empty(like, shape, type), c = empty(like, shape, type);
   n = empty(like, slstm ? shape : none, type), m = empty(like, slstm ? shape : none, type);
+}
+
+OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s) {
+  check_shape("recurrent", "lengths", lengths, {s.batch});
+  OptionalTensor longs = as_contiguous(lengths, ScalarType::Long);
+  for (int64_t b = 0; longs && longs->is_cpu() && b < s.batch; ++b) {
+    const int64_t length = pointer<int64_t>(*longs)[b];
+    STD_TORCH_CHECK(length >= 0 && length <= s.seqlen, "recurrent: lengths[", b, "] = ", length, " is not in [0, S]");
+  }
+  return longs;
+}
+
+RecurrentFwdCall::RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b,
+                                   const OptionalTensor& reset, const std::string& cell_name, int64_t reversed_heads)
+    : cell(cell_named(cell_name)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+  STD_TORCH_CHECK(x.dim() == 5 && x.size(2) == kGates, "recurrent: x must have shape (B, S, 4, H, D), got ",
+                  shape_string(x));
+  shape = {x.size(0), x.size(1), x.size(3), x.size(4), reversed_heads};
+  check_weights(R, b, shape);
+  STD_TORCH_CHECK(R.scalar_type() == x.scalar_type(), "recurrent: x and R must share a dtype");
+  check_shape("recurrent", "reset", reset, {shape.batch, shape.seqlen});
+}
+
+RecurrentBwdCall::RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved,
+                                   const OptionalTensor& reset, const std::string& cell_name, int64_t reversed_heads)
+    : cell(cell_named(cell_name)), type(compute_type(h)), slstm(has_normaliser(cell)) {
+  STD_TORCH_CHECK(h.dim() == 4, "recurrent: h must have shape (B, S, H, D), got ", shape_string(h));
+  shape = {h.size(0), h.size(1), h.size(2), h.size(3), reversed_heads};
+  check_weights(R, {}, shape);
+  check_shape("recurrent", "dh", dh, {shape.batch, shape.seqlen, shape.num_heads, shape.head_dim});
+  check_shape("recurrent", "saved", saved, {shape.batch, shape.seqlen, kSaved, shape.num_heads, shape.head_dim});
+  check_shape("recurrent", "reset", reset, {shape.batch, shape.seqlen});
 }
 
 RecurrentStepCall::RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h,

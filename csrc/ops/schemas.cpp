@@ -19,11 +19,15 @@ XLSTM_LIBRARY(m) {
       "Tensor? slots, bool sigmoid_gate, bool normalize, float scale, float eps) -> Tensor");
   m.def(
       "recurrent_fwd(Tensor x, Tensor R, Tensor? b, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, "
-      "Tensor? reset, str cell, bool save) -> (Tensor h, Tensor hT, Tensor cT, Tensor nT, Tensor mT, Tensor saved)");
+      "Tensor? reset, str cell, int reversed_heads, bool allow_tf32, bool save) -> (Tensor h, Tensor hT, Tensor cT, "
+      "Tensor nT, Tensor mT, "
+      "Tensor saved)");
   m.def(
       "recurrent_bwd(Tensor dh, Tensor? dhT, Tensor? dcT, Tensor? dnT, Tensor? dmT, Tensor R, Tensor h, Tensor? h0, "
       "Tensor? c0, Tensor? n0, Tensor? m0, Tensor cT, Tensor nT, Tensor saved, Tensor? lengths, Tensor? reset, "
-      "str cell) -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, Tensor dn0, Tensor dm0)");
+      "str cell, int reversed_heads, bool allow_tf32) -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, "
+      "Tensor dn0, Tensor "
+      "dm0)");
   m.def(
       "recurrent_step(Tensor x, Tensor R, Tensor? b, Tensor h, Tensor c, Tensor? n, Tensor? m, str cell) "
       "-> (Tensor h1, Tensor c1, Tensor n1, Tensor m1)");

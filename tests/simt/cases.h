@@ -33,6 +33,7 @@ using Cases = std::vector<Case>;
 Cases reduce_cases();
 Cases gemm_cases();
 Cases recurrence_cases();
+Cases probe_cases();
 Cases wgmma_cases();
 Cases language_cases();
 Cases memory_cases();

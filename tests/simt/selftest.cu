@@ -38,9 +38,9 @@ bool runs_here(Needs needs) {
 
 Cases all_cases() {
   Cases all;
-  for (Cases (*group)() :
-       {reduce_cases, gemm_cases, recurrence_cases, wgmma_cases, language_cases, memory_cases, barrier_cases,
-        wrapper_warp_cases, wrapper_copy_cases, wrapper_tma_cases, wrapper_wgmma_cases, wrapper_math_cases}) {
+  for (Cases (*group)() : {reduce_cases, gemm_cases, recurrence_cases, probe_cases, wgmma_cases, language_cases,
+                           memory_cases, barrier_cases, wrapper_warp_cases, wrapper_copy_cases, wrapper_tma_cases,
+                           wrapper_wgmma_cases, wrapper_math_cases}) {
     for (Case& c : group()) {
       if (runs_here(c.needs)) all.push_back(std::move(c));
     }

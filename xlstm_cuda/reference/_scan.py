@@ -24,9 +24,50 @@ def step(cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State) -> St
 
 
 def scan(
-    cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State, lengths: Tensor | None, reset: Tensor | None
+    cell: Cell,
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: State,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reversed_heads: int,
 ) -> tuple[Tensor, State]:
     """All tokens of x (B, S, 4, H, D): h (B, S, H, D) in x's dtype, and the final state."""
+    if not reversed_heads:
+        return _forward(cell, x, R, b, state, lengths, reset)
+    cut = x.shape[3] - reversed_heads
+    first = _forward(
+        cell, x[..., :cut, :], R[:, :cut], _heads(b, slice(cut)), _parts(state, slice(cut)), lengths, reset
+    )
+    last = slice(cut, None)
+    turned = None if reset is None else turn(reset, lengths)
+    tail = turn(x[..., last, :], lengths), R[:, last], _heads(b, last), _parts(state, last)
+    h, final = _forward(cell, *tail, lengths, turned)
+    joined = tuple(torch.cat(parts, 1) for parts in zip(first[1], final, strict=True))
+    return torch.cat([first[0], turn(h, lengths)], 2), joined
+
+
+def turn(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, S, ...) backwards in time; with lengths (B,) the tokens of each row, while its padding stays."""
+    if lengths is None:
+        return x.flip(1)
+    t, end = torch.arange(x.shape[1], device=x.device), lengths[:, None]
+    index = torch.where(t < end, end - 1 - t, t)
+    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand_as(x))
+
+
+def _parts(state: State, heads: slice) -> State:
+    return tuple(s[:, heads] for s in state)
+
+
+def _heads(b: Tensor | None, heads: slice) -> Tensor | None:
+    return None if b is None else b[:, heads]
+
+
+def _forward(
+    cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, State]:
     compute = state[0].dtype
     R, b = R.to(compute), None if b is None else b.to(compute)  # here, so that their gradients add up in A
     outputs = []

@@ -18,14 +18,16 @@ def lstm(
     return_state: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reversed_heads: int = 0,
 ) -> Tensor | tuple[Tensor, LSTMState]:
     """LSTM over a sequence: h (B, S, H, D) in x's dtype, and with return_state the final LSTMState.
 
     x (B, S, 4, H, D): input part of the gate pre-activations, order i, f, g, o; R (4, H, D, D); b (4, H, D).
     lengths (B,): h is 0 from there on, the final state is the one before.
     reset (B, S) bool: the state is emptied before that token.
+    reversed_heads: the last so many heads go from a row's last token to its first.
     """
-    h, state = scan(_cell, x, R, b, start(initial_state, x, num_states=2), lengths, reset)
+    h, state = scan(_cell, x, R, b, start(initial_state, x, num_states=2), lengths, reset, reversed_heads)
     return (h, LSTMState(*state)) if return_state else h
 
 

@@ -22,15 +22,17 @@ def slstm(
     forget_gate: str = "sigmoid",
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
+    reversed_heads: int = 0,
 ) -> Tensor | tuple[Tensor, SLSTMState]:
     """sLSTM over a sequence: h (B, S, H, D) in x's dtype, and with return_state the final SLSTMState.
 
     x (B, S, 4, H, D): input part of the gate pre-activations, order i, f, z, o; R (4, H, D, D); b (4, H, D).
     forget_gate: "sigmoid" or "exp". lengths (B,): h is 0 from there on, the final state is the one before.
     reset (B, S) bool: the state is emptied before that token.
+    reversed_heads: the last so many heads go from a row's last token to its first.
     """
     state = start(initial_state, x, num_states=4)
-    h, state = scan(partial(_cell, forget_gate=forget_gate), x, R, b, state, lengths, reset)
+    h, state = scan(partial(_cell, forget_gate=forget_gate), x, R, b, state, lengths, reset, reversed_heads)
     return (h, SLSTMState(*state)) if return_state else h
 
 

@@ -60,6 +60,7 @@ class BackwardTile {
   const int64_t S = p.shape.seqlen, D = p.shape.head_dim, hidden = p.shape.hidden(), token_size = kGates * hidden;
 
   int64_t length(int64_t row) const { return length_of(p.lengths, tile.first_row + row, S); }
+  int64_t place(int64_t row, int64_t t) const { return p.shape.token(tile.head, t, length(row)); }
 
   void load_final(int64_t row) {
     const int64_t offset = tile.state_offset(p.shape, row);
@@ -72,7 +73,8 @@ class BackwardTile {
   }
 
   void step(int64_t row, int64_t t) {
-    const int64_t token = (tile.first_row + row) * S + t;
+    const int64_t token = (tile.first_row + row) * S + place(row, t);
+    const int64_t before = p.shape.is_reversed(tile.head) ? hidden : -hidden;  // from a token to the one before
     T* dx = p.dx + token * token_size + tile.head * D;
     if (t >= length(row)) {
       for (int g = 0; g < kGates; ++g) {
@@ -90,12 +92,12 @@ class BackwardTile {
       XLSTM_UNROLL
       for (int x = 0; x < kSaved; ++x) {
         saved[x] = load_n(saved_in + x * hidden + j, lanes);
-        prefetch(saved_in + (x - kSaved) * hidden + j);  // the token before
+        prefetch(saved_in + x * hidden + kSaved * before + j);  // of the token before
       }
       XLSTM_UNROLL
       for (int x = 0; x < Cell::kGrads; ++x) d[x] = load(buffers.grad_at(x, row) + j);
       Vec<T> dh_total = load(buffers.dh_at(row) + j) + load_n(dh_out + j, lanes);
-      prefetch(dh_out - hidden + j);
+      prefetch(dh_out + before + j);
       if (dh_final) dh_total += load_n(dh_final + j, lanes);
       Cell::backward(saved, dh_total, d, draw);
       XLSTM_UNROLL
@@ -109,7 +111,7 @@ class BackwardTile {
   }
 
   void apply_reset(int64_t row, int64_t t) {
-    if (t >= length(row) || !p.reset.at(tile.first_row + row, t)) return;
+    if (t >= length(row) || !p.reset.at(tile.first_row + row, place(row, t))) return;
     fill_row<T>(buffers.dh_at(row) + tile.first_unit, 0, tile.units);
     for (int x = 0; x < Cell::kGrads; ++x) fill_row<T>(buffers.grad_at(x, row) + tile.first_unit, 0, tile.units);
   }
@@ -176,11 +178,11 @@ class WeightGrad {
   }
 
   void load_token(int64_t token, int64_t k) {
-    const int64_t b = token / S, t = token % S;
-    const T* before = p.reset.at(b, t) ? nullptr
-                      : t > 0          ? p.h + (token - 1) * hidden + head * D
-                      : p.initial.h    ? p.initial.h + (b * p.shape.num_heads + head) * D
-                                       : nullptr;
+    const int64_t b = token / S, t = token % S, step = p.shape.is_reversed(head) ? 1 : -1;
+    const bool first = t == (step > 0 ? length_of(p.lengths, b, S) - 1 : 0);
+    const T* start = p.initial.h ? p.initial.h + (b * p.shape.num_heads + head) * D : nullptr;
+    const bool none = p.reset.at(b, t) || t >= length_of(p.lengths, b, S);
+    const T* before = none ? nullptr : first ? start : p.h + (token + step) * hidden + head * D;
     const T* dx = p.dx + (token * kGates + gate) * hidden + head * D;
     for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
       const Vec<T> d = load_n(dx + j, lanes);

@@ -57,6 +57,7 @@ class ForwardTile {
   const int64_t D = p.shape.head_dim, hidden = p.shape.hidden();
 
   int64_t length(int64_t row) const { return length_of(p.lengths, tile.first_row + row, p.shape.seqlen); }
+  int64_t place(int64_t row, int64_t t) const { return p.shape.token(tile.head, t, length(row)); }
 
   // h and the state before token t.
   void set_state(int64_t row, int64_t t, const RecurrentState<const T>& from) {
@@ -71,7 +72,7 @@ class ForwardTile {
   }
 
   void apply_reset(int64_t row, int64_t t) {
-    if (t < length(row) && p.reset.at(tile.first_row + row, t)) set_state(row, t, {});
+    if (t < length(row) && p.reset.at(tile.first_row + row, place(row, t))) set_state(row, t, {});
   }
 
   void load_initial(int64_t row) {
@@ -80,7 +81,8 @@ class ForwardTile {
   }
 
   void step(int64_t row, int64_t t) {
-    const int64_t token = (tile.first_row + row) * p.shape.seqlen + t;
+    const int64_t at = place(row, t), token = (tile.first_row + row) * p.shape.seqlen + at;
+    const int64_t next = p.shape.is_reversed(tile.head) ? -p.x.time : p.x.time;
     T *out = p.h + token * hidden + tile.head * D, *h_next = buffers.h_at(t + 1, row);
     T* saved_out = p.saved ? p.saved + token * kSaved * hidden + tile.head * D : nullptr;
     if (t >= length(row)) return pass_padding(row, t, out, saved_out);
@@ -88,9 +90,9 @@ class ForwardTile {
       Vec<T> gates[kGates], s[Cell::kStates], saved[kSaved];
       XLSTM_UNROLL
       for (int g = 0; g < kGates; ++g) {
-        const T* x = p.x.at(tile.first_row + row, t, g, tile.head) + j;
+        const T* x = p.x.at(tile.first_row + row, at, g, tile.head) + j;
         gates[g] = load(buffers.raw_at(g, row) + j) + load_n(x, lanes);
-        prefetch(x + p.x.time);  // of the next token: the processor does not guess that stride
+        prefetch(x + next);  // of the next token: the processor does not guess that stride
         if (p.b) gates[g] += load_n(p.b + g * hidden + tile.head * D + j, lanes);
       }
       XLSTM_UNROLL

@@ -10,16 +10,18 @@ template <class T>
 __attribute__((no_sanitize("thread"), noinline)) T simt_load(const T* pointer, Source where) {
   simt::check_live(where);
   simt::touch(pointer, sizeof(T), simt::Access::atomic_load, __builtin_return_address(0));
-  return *const_cast<const volatile T*>(pointer);
+  T value;
+  memcpy(&value, pointer, sizeof value);
+  return value;
 }
 template <class T>
 __attribute__((no_sanitize("thread"), noinline)) void simt_store(T* pointer, T value) {
   simt::touch(pointer, sizeof(T), simt::Access::atomic_store, __builtin_return_address(0));
-  *const_cast<volatile T*>(pointer) = value;
+  memcpy(pointer, &value, sizeof value);
 }
 #endif
 
-// ---- 4 or 8 bytes ----
+// ---- 4 or 8 bytes; relaxed also 16: four words, each on its own ----
 #if !XLSTM_SIMT
 #define XLSTM_LOAD(semantics)                                                                  \
   if constexpr (sizeof(T) == 4) {                                                              \
@@ -62,21 +64,37 @@ XLSTM_DEVICE void store_volatile(T* pointer, T value) {
 
 template <class T>
 XLSTM_DEVICE T load_relaxed(const T* pointer, [[maybe_unused]] Source where = Source::here()) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
 #if XLSTM_SIMT
   return simt_load(pointer, where);
 #else
-  XLSTM_LOAD("relaxed.gpu")
+  if constexpr (sizeof(T) == 16) {
+    uint4 r;
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(pointer)
+                 : "memory");
+    return bits_as<T>(r);
+  } else {
+    XLSTM_LOAD("relaxed.gpu")
+  }
 #endif
 }
 
 template <class T>
 XLSTM_DEVICE void store_relaxed(T* pointer, T value) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
 #if XLSTM_SIMT
   simt_store(pointer, value);
 #else
-  XLSTM_STORE("relaxed.gpu")
+  if constexpr (sizeof(T) == 16) {
+    const uint4 r = bits_as<uint4>(value);
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(r.x), "r"(r.y), "r"(r.z),
+                 "r"(r.w)
+                 : "memory");
+  } else {
+    XLSTM_STORE("relaxed.gpu")
+  }
 #endif
 }
 
@@ -134,6 +152,13 @@ template <class T>
 XLSTM_DEVICE void store_streaming(T* pointer, const T& value) {
   static_assert(sizeof(T) == 16);
   __stcs(reinterpret_cast<uint4*>(pointer), bits_as<uint4>(value));
+}
+
+// Brings a line to L2 ahead of its use.
+XLSTM_DEVICE void prefetch_l2([[maybe_unused]] const void* pointer) {
+#if !XLSTM_SIMT
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
+#endif
 }
 
 // ---- 16 bytes through L2 only: what other blocks wrote while this one runs ----

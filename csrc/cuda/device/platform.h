@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if XLSTM_SIMT
 #include "simt/cuda_builtins.h"
@@ -63,6 +64,24 @@ XLSTM_DEVICE To bits_as(const From& from) {
   To to;
   memcpy(&to, &from, sizeof to);
   return to;
+}
+
+// The same 4 or 8 bytes, but the compiler knows nothing of them: what depends on them is computed behind this place,
+// and what they are made of before it.
+template <class T>
+XLSTM_DEVICE T opaque(T x) {
+#if XLSTM_SIMT
+  return x;
+#else
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  Bits bits = bits_as<Bits>(x);
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("" : "+r"(bits));
+  } else {
+    asm volatile("" : "+l"(bits));
+  }
+  return bits_as<T>(bits);
+#endif
 }
 
 }  // namespace xlstm::device

@@ -1,9 +1,11 @@
 #pragma once
 // The cells of the recurrent family as functors over one hidden unit (docs/kernels/recurrent.md); A: float or double.
 //
-// A cell has kStates carried values and 5 saved ones per hidden unit. The kernel calls
+// A cell has kStates carried values, kGrads carried gradients and 5 saved values per hidden unit. The kernel calls
 //   load_state, store_state   between the public state (h, c, n, m) and the carried values
 //   forward                   raw gates -> new state, h and what a backward pass needs
+//   load_grad, store_grad     between gradients of the public final or initial state and the carried ones
+//   backward                  gradient of h -> gradients of the raw gates and of the state before
 // The same functions, on vectors: csrc/cpu/simd/recurrent_cells.h.
 #include <cmath>
 
@@ -33,6 +35,7 @@ struct UnitState {
 template <class A>
 struct LstmCell {
   static constexpr int kStates = 1;  // c
+  static constexpr int kGrads = 1;   // dc
 
   XLSTM_DEVICE static void load_state(const UnitState<A>& s, A (&state)[kStates]) { state[0] = s.c; }
   XLSTM_DEVICE static UnitState<A> store_state(const A (&state)[kStates]) { return {state[0], 0, 0}; }
@@ -47,12 +50,27 @@ struct LstmCell {
     state[0] = saved[1] * state[0] + saved[0] * saved[2];
     return saved[3] * std::tanh(state[0]);
   }
+
+  XLSTM_DEVICE static void load_grad(const UnitState<A>&, const UnitState<A>& grad, A (&d)[kGrads]) { d[0] = grad.c; }
+  XLSTM_DEVICE static UnitState<A> store_grad(const UnitState<A>&, const A (&d)[kGrads]) { return {d[0], 0, 0}; }
+
+  XLSTM_DEVICE static void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) {
+    const A i = saved[0], f = saved[1], g = saved[2], o = saved[3], c_before = saved[4];
+    const A t = std::tanh(f * c_before + i * g);
+    const A dc = d[0] + dh * o * (1 - t * t);
+    draw[0] = dc * g * i * (1 - i);
+    draw[1] = dc * c_before * f * (1 - f);
+    draw[2] = dc * i * (1 - g * g);
+    draw[3] = dh * t * o * (1 - o);
+    d[0] = dc * f;
+  }
 };
 
 // c_bar = c / n, nu = log n and m; an empty unit has nu = kEmptyLog.
 template <class A, bool kExpForget>
 struct SlstmCell {
   static constexpr int kStates = 3;  // c_bar, nu, m
+  static constexpr int kGrads = 3;   // dc_bar, dl, mu: gradient of l = nu + m, and of m beyond its part in l
   static constexpr A kEmpty = static_cast<A>(kEmptyLog);
 
   // Well above kEmptyLog, far below any log that a unit can reach.
@@ -91,6 +109,38 @@ struct SlstmCell {
     state[1] = now_empty ? kEmpty : (input > decayed ? input : decayed) + std::log1p(e);
     state[2] = now_empty ? A{0} : m;
     return saved[3] * state[0];
+  }
+
+  // At the end c = c_bar n and n = exp(l - m): gradients of c_bar and l, and mu for what m itself is asked for.
+  XLSTM_DEVICE static void load_grad(const UnitState<A>& final, const UnitState<A>& grad, A (&d)[kGrads]) {
+    const bool full = final.n > 0;
+    const A dl = grad.c * final.c + grad.n * final.n;
+    d[0] = grad.c * final.n;
+    d[1] = full ? dl : A{0};
+    d[2] = full ? grad.m - dl : A{0};
+  }
+
+  XLSTM_DEVICE static UnitState<A> store_grad(const UnitState<A>& initial, const A (&d)[kGrads]) {
+    if (!(initial.n > 0)) return {0, 0, 0};
+    const A dc = d[0] / initial.n;
+    return {dc, (d[1] - dc * initial.c) / initial.n, d[1] + d[2]};
+  }
+
+  XLSTM_DEVICE static void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) {
+    const A alpha = std::fabs(saved[0]), f = saved[1], z = saved[2], o = saved[3], before = saved[4];
+    const bool input_wins = std::signbit(saved[0]);  // also of -0
+    const A c_bar = before + alpha * (z - before);
+    const A dc = d[0] + dh * o;
+    const A du = alpha * ((1 - alpha) * dc * (z - before) + d[1]);
+    const A dl = d[1] - du;
+    const A dlog_f = dl + (input_wins ? A{0} : d[2]);
+    draw[0] = du + (input_wins ? d[2] : A{0});
+    draw[1] = kExpForget ? dlog_f : dlog_f * cell_sigmoid(-f);
+    draw[2] = dc * alpha * (1 - z * z);
+    draw[3] = dh * c_bar * o * (1 - o);
+    d[0] = dc * (1 - alpha);
+    d[1] = dl;
+    d[2] = input_wins ? A{0} : d[2];
   }
 };
 

@@ -36,6 +36,10 @@ void simt_set(std::string name, std::string value) {
     options.compute_capability = static_cast<unsigned>(std::stoul(value));
   } else if (name == "max_shared_bytes") {
     options.max_shared_bytes = std::stoull(value);
+  } else if (name == "max_cluster") {
+    options.max_cluster = static_cast<unsigned>(std::stoul(value));
+  } else if (name == "multiprocessors") {
+    options.multiprocessors = static_cast<unsigned>(std::stoul(value));
   } else if (name == "forget") {
     simt::shared_memory_of_kernels().clear();
   } else {

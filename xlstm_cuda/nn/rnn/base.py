@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from .checks import check_heads, check_input, check_options, check_state
-from .sequences import join, repack, reverse, unpack
+from .sequences import repack, unpack
 
 State = TypeVar("State", bound="tuple[Tensor, ...]")  # LSTMState, SLSTMState or MLSTMState
 
@@ -163,10 +163,8 @@ class RNN(nn.Module, Generic[State]):
             if state is not None:
                 first, end = layer * self.num_directions, (layer + 1) * self.num_directions
                 start = self.state_type(*(s[first:end] for s in state))
-            inputs = [x, reverse(x, lengths)] if self.bidirectional else [x]
-            y, final = self._layer(layer, inputs, start, lengths)
-            forward, *backward = y.unbind(2)
-            x = join([forward, *(reverse(h, lengths) for h in backward)], -1)
+            y, final = self._layer(layer, x, start, lengths)
+            x = y.flatten(2)
             finals.append(final)
         return x, self.state_type(*(torch.cat(parts) for parts in zip(*finals, strict=True)))
 
@@ -186,12 +184,10 @@ class RNN(nn.Module, Generic[State]):
         """Shapes of the parts of the state after (num_layers * directions, B)."""
         raise NotImplementedError
 
-    def _layer(
-        self, layer: int, inputs: list[Tensor], state: State | None, lengths: Tensor | None
-    ) -> tuple[Tensor, State]:
-        """All directions of one layer, each in its own order of time.
+    def _layer(self, layer: int, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """All directions of one layer.
 
-        inputs: (B, S, F) per direction; state: parts (directions, B, ...); lengths: (B,) on x's device.
+        x: (B, S, F); state: parts (directions, B, ...); lengths: (B,) on x's device.
         Returns (B, S, directions, output_size), and the final state.
         """
         raise NotImplementedError

@@ -13,7 +13,7 @@ from ... import functional
 from ..._states import MLSTMState
 from ..init import linspace_
 from .base import RNN
-from .sequences import join, merge_directions, split_directions
+from .sequences import join, merge_directions, reverse, split_directions
 
 KEEP = 1e4  # a forget gate whose sigmoid is 1 in every dtype
 
@@ -64,8 +64,9 @@ class mLSTM(RNN[MLSTMState]):
         return (heads, dim, dim), (heads, dim), (heads,)
 
     def _layer(
-        self, layer: int, inputs: list[Tensor], state: MLSTMState | None, lengths: Tensor | None
+        self, layer: int, x: Tensor, state: MLSTMState | None, lengths: Tensor | None
     ) -> tuple[Tensor, MLSTMState]:
+        inputs = [x, reverse(x, lengths)] if self.bidirectional else [x]  # each in its own order of time
         (q, k, v, o), (i, f) = self._projections(layer, inputs)
         if lengths is not None:
             past = torch.arange(i.shape[2], device=i.device) >= lengths[:, None, None]  # (B, 1, S)
@@ -77,6 +78,8 @@ class mLSTM(RNN[MLSTMState]):
         if self.proj_size:
             weights = self._each("weight_hr", layer)
             output = torch.stack([F.linear(y, w) for y, w in zip(output.unbind(2), weights, strict=True)], 2)
+        forward, *backward = output.unbind(2)
+        output = torch.stack([forward, *(reverse(y, lengths) for y in backward)], 2)
         return output, MLSTMState(*(split_directions(s, self.num_directions) for s in final))
 
     def _projections(self, layer: int, inputs: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

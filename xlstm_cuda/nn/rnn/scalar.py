@@ -43,12 +43,11 @@ class ScalarRNN(RNN[State]):
     def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.output_size,), *((self.hidden_size,) for _ in self.state_type._fields[1:])
 
-    def _layer(
-        self, layer: int, inputs: list[Tensor], state: State | None, lengths: Tensor | None
-    ) -> tuple[Tensor, State]:
+    def _layer(self, layer: int, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Both directions are one call: the heads of the second one are reversed."""
         gates = (4, self.num_heads, self.head_dim)
-        weights = self._each("weight_ih", layer)
-        x = join([F.linear(x, w).unflatten(-1, gates) for x, w in zip(inputs, weights, strict=True)], -2)
+        W = join([w.unflatten(0, gates) for w in self._each("weight_ih", layer)], 1)
+        x = F.linear(x, W.flatten(0, 2)).unflatten(-1, W.shape[:3])
         R = join([w.unflatten(0, gates) for w in self._each("weight_hh", layer)], 1)
         b = None
         if self.bias:
@@ -61,11 +60,18 @@ class ScalarRNN(RNN[State]):
             P = join([w.unflatten(0, (self.num_heads, -1)) for w in self._each("weight_hr", layer)], 0)
             h, final = self._projected_scan(x, R, b, P, start, lengths)
         else:
-            h, final = type(self).scan(x, R, b, initial_state=start, lengths=lengths, return_state=True)
+            h, final = self._scan(x, R, b, start, lengths)
             final = final._replace(h=final.h.to(h.dtype))  # exact: the kernel rounded it
         directions = self.num_directions
         output = h.unflatten(2, (directions, self.num_heads)).flatten(3)
         return output, self.state_type(*(split_directions(s, directions).flatten(2) for s in final))
+
+    def _scan(
+        self, x: Tensor, R: Tensor, b: Tensor | None, start: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        options = {"lengths": lengths, "reversed_heads": self.num_heads * (self.num_directions - 1)}
+        h, final = type(self).scan(x, R, b, initial_state=start, return_state=True, **options)
+        return h, final
 
     def _projected_scan(
         self, x: Tensor, R: Tensor, b: Tensor | None, P: Tensor, start: State | None, lengths: Tensor | None
@@ -78,12 +84,25 @@ class ScalarRNN(RNN[State]):
         """
         if start is not None:
             p = start.h.to(R.dtype)
-            x[:, :1] += torch.einsum("ghdp,bhp->bghd", R, p)[:, None]
+            if x.shape[1]:
+                _add_to_first_tokens(x, torch.einsum("ghdp,bhp->bghd", R, p), self.num_heads, lengths)
             start = start._replace(h=torch.zeros_like(start.c))
-        h, final = type(self).scan(x, R @ P, b, initial_state=start, lengths=lengths, return_state=True)
+        h, final = self._scan(x, R @ P, b, start, lengths)
         if start is None or x.shape[1]:
             p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
         return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
+
+
+def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
+    """Adds first (B, 4, H, D) in place to the token of x (B, S, 4, H, D) that each head takes first.
+
+    The heads behind the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
+    """
+    x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
+    if x.shape[3] > forward_heads:
+        rows = torch.arange(x.shape[0], device=x.device)
+        last = torch.full_like(rows, x.shape[1] - 1) if lengths is None else (lengths - 1).clamp(min=0)
+        x[rows, last, :, forward_heads:] += first[:, :, forward_heads:]
 
 
 class LSTM(ScalarRNN[LSTMState]):

@@ -1,0 +1,81 @@
+#include "cuda/recurrent/plan.h"
+
+#include <algorithm>
+
+namespace xlstm::cuda {
+namespace {
+
+int64_t ceil_div(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
+}
+
+constexpr int64_t kClusterRoom = 16;
+
+// Along a row of R, of one product: Fragments<T>::kDepth.
+int depth_of(Type type) {
+  return type == Type::f64 ? 4 : type == Type::f32 ? 8 : 16;
+}
+
+// A cluster lies in one cluster of multiprocessors of the chip (16 or 18 of them on an H200): what is left of it is
+// nobody's.
+int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& device) {
+  if (variant != Variant::cluster) return device.multiprocessors / blocks;
+  return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);
+}
+
+// As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
+// tiles. Blocks of a grid wait for each other, so that all must be there at once: zero teams where there is no room.
+RecurrentPlan with_teams(Variant variant, int units, const RecurrentShape& shape, const RecurrentDevice& device) {
+  const int64_t blocks = ceil_div(shape.head_dim, units), tiles = ceil_div(shape.batch, kBatchTile);
+  const int64_t at_once = teams_at_once(variant, blocks, device) / shape.num_heads;
+  int64_t teams = std::min(tiles, std::max<int64_t>(at_once, 1));
+  if (ceil_div(tiles, teams) > max_tiles(variant)) teams = ceil_div(tiles, max_tiles(variant));
+  if (variant == Variant::grid && teams > at_once) teams = 0;
+  const int64_t each = teams > 0 ? ceil_div(tiles, teams) : 0;
+  return {variant, units, static_cast<int>(blocks), static_cast<int>(teams), static_cast<int>(each)};
+}
+
+}  // namespace
+
+std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device) {
+  std::vector<RecurrentPlan> plans;
+  const auto add = [&](Variant variant, int units) {
+    const RecurrentPlan plan = with_teams(variant, units, shape, device);
+    if (plan.teams > 0) plans.push_back(plan);
+  };
+  if (shape.batch == 0) return plans;
+  const int64_t D = shape.head_dim;
+  if (D <= kResidentUnits) {
+    add(Variant::block, kResidentUnits);
+  } else if (D <= kWideUnits && depth_of(type) == 16) {
+    add(Variant::block, kWideUnits);
+  }
+  // Fewest blocks: fewest messages.
+  for (Variant variant : {Variant::cluster, Variant::grid}) {
+    const int most = variant == Variant::cluster ? device.max_cluster : device.multiprocessors;
+    for (int units : {64, 32, 16}) {
+      const bool fits = D <= resident_head_dim(depth_of(type), units) && ceil_div(D, units) <= most;
+      // 16 units in a cluster would be 64 blocks
+      if (type == Type::f64 || D <= kResidentUnits || !fits || (variant == Variant::cluster && units == 16)) continue;
+      add(variant, units);
+      break;
+    }
+  }
+  plans.push_back({Variant::launch, 0, 0, 0, 0});
+  return plans;
+}
+
+const char* name_of(Variant variant) {
+  switch (variant) {
+    case Variant::block:
+      return "block";
+    case Variant::cluster:
+      return "cluster";
+    case Variant::grid:
+      return "grid";
+    default:
+      return "launch";
+  }
+}
+
+}  // namespace xlstm::cuda

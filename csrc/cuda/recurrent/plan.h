@@ -1,0 +1,53 @@
+#pragma once
+// How a scan over time is cut into blocks, and how these tell each other about a step: a pure function of the shape and
+// of the device (docs/kernels/recurrent.md).
+#include <vector>
+
+#include "core/recurrent.h"
+#include "cuda/types.h"
+
+namespace xlstm::cuda {
+
+// Where the R of a head stays, and how h (backward: partial sums of dh) gets from block to block.
+enum class Variant {
+  block,    // R in one block, h in its shared memory
+  cluster,  // R in the blocks of a cluster, which write into each other's shared memory
+  grid,     // R in blocks of a cooperative grid, which talk through L2
+  launch    // R read anew by a launch per step: fits everything
+};
+
+struct RecurrentDevice {
+  int compute_capability;  // 90 for 9.0
+  int multiprocessors;
+  int max_cluster;  // 1 where there are none
+};
+
+constexpr int kBatchTile = 8;       // rows that are multiplied together
+constexpr int kWeightSteps = 16;    // steps of Fragments<T>::kDepth that a warp keeps: 128 registers
+constexpr int kResidentUnits = 64;  // of a block of 8 warps, where each takes 8 units and the whole of a row of R
+constexpr int kWideUnits = 128;     // of a block of 16 warps with half as many registers each
+
+// The longest row of R that blocks of so many units keep; fewer units: more warps share a row.
+constexpr int64_t resident_head_dim(int depth, int units) {
+  return int64_t{kWeightSteps} * depth * (kResidentUnits / units);
+}
+
+// Batch tiles that a team can carry.
+constexpr int max_tiles(Variant variant) {
+  return variant == Variant::grid ? 8 : 2;
+}
+
+struct RecurrentPlan {
+  Variant variant;
+  int units;   // hidden units of a block
+  int blocks;  // of a team: they share a head and have all of its units
+  int teams;   // per head: team k takes the batch tiles k, k + teams, .. together, step by step
+  int tiles;   // of a team at most
+};
+
+// The plans that fit, best first. The last one is a launch per step. A device may still refuse one at its launch.
+std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device);
+
+const char* name_of(Variant variant);
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,17 @@
+#pragma once
+// The time loop in one kernel: the weights stay on the chip, in one block or in a team of blocks (plan.h, all variants
+// but Variant::launch). cudaErrorLaunchOutOfResources: the device has no room for this plan.
+#include "cuda/recurrent/plan.h"
+#include "cuda/recurrent/scan.h"
+
+namespace xlstm::cuda {
+
+size_t resident_fwd_workspace(const RecurrentFwdArguments& arguments, const RecurrentPlan& plan);  // bytes
+cudaError_t resident_fwd(const RecurrentFwdArguments& arguments, const RecurrentPlan& plan, void* workspace,
+                         cudaStream_t stream);
+
+size_t resident_bwd_workspace(const RecurrentBwdArguments& arguments, const RecurrentPlan& plan);
+cudaError_t resident_bwd(const RecurrentBwdArguments& arguments, const RecurrentPlan& plan, void* workspace,
+                         cudaStream_t stream);
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,14 @@
+#pragma once
+// The kernels of resident_bwd_kernel.h: each product is a source of its own.
+#include "cuda/recurrent/plan.h"
+#include "cuda/recurrent/scan.h"
+
+namespace xlstm::cuda {
+
+cudaError_t resident_bwd_bf16(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_f16(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_tf32(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_tf32x3(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_f64(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,11 @@
+#include "cuda/recurrent/resident_bwd_instances.h"
+#include "cuda/recurrent/resident_bwd_kernel.h"
+
+namespace xlstm::cuda {
+
+cudaError_t resident_bwd_tf32x3(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* workspace,
+                                cudaStream_t stream) {
+  return launch_resident_bwd<Fragments<float, Passes::three>>(p, plan, workspace, stream);
+}
+
+}  // namespace xlstm::cuda

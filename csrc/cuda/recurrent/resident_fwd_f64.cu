@@ -1,0 +1,11 @@
+#include "cuda/recurrent/resident_fwd_instances.h"
+#include "cuda/recurrent/resident_fwd_kernel.h"
+
+namespace xlstm::cuda {
+
+cudaError_t resident_fwd_f64(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* slots, int64_t width,
+                             cudaStream_t stream) {
+  return launch_fwd<Fragments<double>>(p, plan, slots, width, stream);
+}
+
+}  // namespace xlstm::cuda

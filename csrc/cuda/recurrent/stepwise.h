@@ -1,0 +1,13 @@
+#pragma once
+// A launch per step, which reads R anew: for every head dimension, batch and type. Variant::launch of plan.h.
+#include "cuda/recurrent/scan.h"
+
+namespace xlstm::cuda {
+
+size_t stepwise_fwd_workspace(const RecurrentFwdArguments& arguments);  // bytes
+cudaError_t stepwise_fwd(const RecurrentFwdArguments& arguments, void* workspace, cudaStream_t stream);
+
+size_t stepwise_bwd_workspace(const RecurrentBwdArguments& arguments);
+cudaError_t stepwise_bwd(const RecurrentBwdArguments& arguments, void* workspace, cudaStream_t stream);
+
+}  // namespace xlstm::cuda

@@ -1,0 +1,164 @@
+#pragma once
+// What the resident kernels of both directions share: who a block is, which rows of the batch it carries, and the
+// state in public form.
+#include "cuda/device/device.h"
+#include "cuda/recurrent/cells.h"
+#include "cuda/recurrent/plan.h"
+
+namespace xlstm::cuda {
+
+// plan.blocks blocks with consecutive numbers are a team (a cluster where the plan says so). Team `index` of a head
+// takes the batch tiles index, index + teams, ..: `tiles` of them.
+struct Team {
+  int rank, blocks;  // this block, and how many share the head's units
+  int index, teams, tiles;
+  int head;
+
+  // First batch row of its tile number k.
+  XLSTM_DEVICE int64_t first_row(int k) const { return (index + int64_t{k} * teams) * kBatchTile; }
+};
+
+XLSTM_DEVICE Team team_of(int block, const RecurrentShape& shape, const RecurrentPlan& plan) {
+  const int of_head = block / plan.blocks, heads = static_cast<int>(shape.num_heads);
+  const int index = of_head / heads;
+  const int all = static_cast<int>((shape.batch + kBatchTile - 1) / kBatchTile);
+  return {block % plan.blocks, plan.blocks, index, plan.teams, (all - index + plan.teams - 1) / plan.teams,
+          of_head % heads};
+}
+
+inline int64_t blocks_of(const RecurrentShape& shape, const RecurrentPlan& plan) {
+  return int64_t{plan.blocks} * plan.teams * shape.num_heads;
+}
+
+// Tokens of a batch row; 0 behind the batch. On a device nobody has looked whether lengths are in [0, seqlen].
+XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, int64_t row) {
+  if (row >= shape.batch) return 0;
+  return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
+}
+
+// The batch rows of a block: how many tokens each has, and where its token number t lies.
+template <int kTiles>
+struct BatchRows {
+  const int (&tokens)[kTiles][kBatchTile];  // in shared memory
+  const bool reversed;                      // RecurrentShape::token, without a look at the tokens where it is not
+
+  XLSTM_DEVICE int64_t place(int tile, int row, int t) const {
+    if (!reversed) return t;
+    const int count = tokens[tile][row];
+    return t < count ? count - 1 - t : t;
+  }
+};
+
+// Of a (B, H, D) state; null: the empty state.
+template <class A>
+XLSTM_DEVICE UnitState<A> load_unit_state(const RecurrentState<const void>& from, int64_t at) {
+  const A *c = static_cast<const A*>(from.c), *n = static_cast<const A*>(from.n), *m = static_cast<const A*>(from.m);
+  return {c ? c[at] : A{0}, n ? n[at] : A{0}, m ? m[at] : A{0}};
+}
+
+template <class A>
+XLSTM_DEVICE void store_unit_state(const RecurrentState<void>& to, int64_t at, const UnitState<A>& state) {
+  static_cast<A*>(to.c)[at] = state.c;
+  if (to.n) static_cast<A*>(to.n)[at] = state.n;
+  if (to.m) static_cast<A*>(to.m)[at] = state.m;
+}
+
+// A row of shared memory, padded so that the lanes of a fragment meet no bank twice.
+template <class T>
+constexpr int padded_pitch(int elements) {
+  return elements + (sizeof(T) == 8 ? 32 : 16) / static_cast<int>(sizeof(T));
+}
+
+// Weights on their way to the registers of a warp: steps of kTiles tiles of 16 rows, of kAllSteps as many as fit beside
+// those of the other warps. Each turn is code of its own.
+template <class F, int kTiles, int kAllSteps, int kWarps>
+struct WeightStage {
+  static constexpr int kMost = 128 / kWarps / kTiles, kSteps = kAllSteps < kMost ? kAllSteps : kMost,
+                       kRows = kTiles * 16, kColumns = kSteps * F::kDepth;
+  typename F::Element x[kRows][padded_pitch<typename F::Element>(kColumns)];
+};
+
+// Weights of a warp, through shared memory of its own. at(tile, row, k): an element, zero behind the edges; side by
+// side in memory along k, or else along rows.
+template <class F, int kTiles, int kSteps, int kWarps, class At>
+XLSTM_DEVICE void load_weights(typename F::Weights (&weights)[kTiles][kSteps],
+                               WeightStage<F, kTiles, kSteps, kWarps>& stage, bool along_k, At at) {
+  using T = typename F::Element;
+  using Stage = WeightStage<F, kTiles, kSteps, kWarps>;
+  static_assert(kSteps % Stage::kSteps == 0);
+  // Blocks of twice as many threads have half as many weights a thread, and half of the registers.
+  constexpr int kMost = sizeof weights > 256 ? 16 : 8;
+  constexpr int kElements = Stage::kRows * Stage::kColumns / 32, kAtOnce = kElements < kMost ? kElements : kMost;
+  const auto row_of = [&](int x) { return along_k ? x / Stage::kColumns : x % Stage::kRows; };
+  const auto column_of = [&](int x) { return along_k ? x % Stage::kColumns : x / Stage::kRows; };
+#pragma unroll
+  for (int step = 0; step < kSteps; step += Stage::kSteps) {
+#pragma unroll 1
+    for (int x = threadIdx.x % 32; x < kElements * 32; x += kAtOnce * 32) {
+      T elements[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int row = row_of(x + i * 32);
+        elements[i] = at(row / 16, row % 16, step * F::kDepth + column_of(x + i * 32));
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) stage.x[row_of(x + i * 32)][column_of(x + i * 32)] = elements[i];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kTiles * Stage::kSteps; ++i) {
+      const int tile = i / Stage::kSteps, k = i % Stage::kSteps;
+      weights[tile][step + k] = F::load_shared(&stage.x[tile * 16][k * F::kDepth], sizeof stage.x[0] / sizeof(T));
+    }
+    __syncwarp();
+  }
+}
+
+// ---- values that are their own flags: a word in global memory is there once it is not kAbsent ----
+
+constexpr uint32_t kAbsent = 0xfff1fff1;  // a NaN as bf16, f16 and f32; results that are NaN have other bits
+
+XLSTM_DEVICE bool complete(const uint4& words) {
+  return words.x != kAbsent && words.y != kAbsent && words.z != kAbsent && words.w != kAbsent;
+}
+
+// x to the precision of T; one NaN for all.
+template <class T, class A>
+XLSTM_DEVICE T narrow_one_nan(A x) {
+  return device::narrow<T>(x == x ? x : static_cast<A>(NAN));
+}
+
+// The values of 16 / sizeof(T) lanes that differ in the bits kStride, 2 kStride, .. of their numbers, in that order,
+// for each of them.
+template <int kStride, class T>
+XLSTM_DEVICE uint4 gather_packet(T value) {
+  const int lane = threadIdx.x % 32;
+  uint32_t word;
+  int stride = kStride;
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t own = device::bits_as<uint16_t>(value), other = __shfl_xor_sync(~0u, own, stride);
+    word = lane & stride ? other | own << 16 : own | other << 16;
+    stride *= 2;
+  } else {
+    word = device::bits_as<uint32_t>(value);
+  }
+  const uint32_t next = __shfl_xor_sync(~0u, word, stride);
+  const uint32_t a = lane & stride ? next : word, b = lane & stride ? word : next;
+  const uint32_t c = __shfl_xor_sync(~0u, a, 2 * stride), d = __shfl_xor_sync(~0u, b, 2 * stride);
+  return lane & 2 * stride ? uint4{c, d, a, b} : uint4{a, b, c, d};
+}
+
+// ---- launches ----
+
+template <class... P, class... A>
+cudaError_t launch_teams(const RecurrentShape& shape, const RecurrentPlan& plan, device::Launch l, void (*kernel)(P...),
+                         A&&... arguments) {
+  const int64_t blocks = blocks_of(shape, plan);
+  if (blocks > device::kMaxGridX || shape.seqlen >= INT32_MAX) return cudaErrorLaunchOutOfResources;
+  l.grid = dim3(static_cast<unsigned>(blocks));
+  if (plan.variant == Variant::cluster) l.cluster = static_cast<unsigned>(plan.blocks);
+  l.cooperative = plan.variant == Variant::grid;
+  return device::launch(l, kernel, std::forward<A>(arguments)...);
+}
+
+}  // namespace xlstm::cuda

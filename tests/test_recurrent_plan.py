@@ -1,0 +1,135 @@
+"""How the recurrent scans on CUDA devices are cut into blocks (csrc/cuda/recurrent/plan.h)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlstm_cuda import _ops
+
+pytestmark = pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it")
+
+ROWS = 8  # of a batch tile
+STEPS = 16  # fragments of weights that a warp keeps
+DEPTH = {"bf16": 16, "f16": 16, "f32": 8, "f64": 4}  # columns of R in one of them
+MOST_TILES = {"block": 2, "cluster": 2, "grid": 8}
+
+
+class Device(NamedTuple):
+    compute_capability: int
+    multiprocessors: int
+    max_cluster: int
+
+
+H200, A100, SMALL = Device(90, 132, 16), Device(80, 108, 1), Device(90, 7, 8)
+
+
+class Plan(NamedTuple):
+    variant: str
+    units: int
+    blocks: int
+    teams: int
+    tiles: int
+
+
+LAUNCH = Plan("launch", 0, 0, 0, 0)
+
+
+def plans(B: int, H: int, D: int, dtype: str = "bf16", device: Device = H200) -> list[Plan]:
+    lines = _ops.library(_ops.SIMT_NAMESPACE).recurrent_plans(B, H, D, dtype, *device).splitlines()
+    return [Plan(variant, *map(int, numbers)) for variant, *numbers in map(str.split, lines)]
+
+
+def cuts(H: int, D: int, dtype: str = "bf16", device: Device = H200) -> list[tuple[str, int, int]]:
+    return [plan[:3] for plan in plans(1, H, D, dtype, device)[:-1]]
+
+
+@pytest.mark.parametrize("H", [1, 4])
+@pytest.mark.parametrize(
+    ("D", "dtype", "expected"),
+    [
+        (1, "bf16", [("block", 64, 1)]),
+        (64, "f16", [("block", 64, 1)]),
+        (64, "f64", [("block", 64, 1)]),
+        (65, "f64", []),
+        (128, "bf16", [("block", 128, 1), ("cluster", 64, 2), ("grid", 64, 2)]),
+        (128, "f32", [("cluster", 64, 2), ("grid", 64, 2)]),
+        (129, "f32", [("cluster", 32, 5), ("grid", 32, 5)]),
+        (256, "f32", [("cluster", 32, 8), ("grid", 32, 8)]),
+        (256, "bf16", [("cluster", 64, 4), ("grid", 64, 4)]),
+        (257, "bf16", [("cluster", 32, 9), ("grid", 32, 9)]),
+        (512, "bf16", [("cluster", 32, 16), ("grid", 32, 16)]),
+        (512, "f32", [("grid", 16, 32)]),
+        (513, "f32", []),
+        (1025, "bf16", []),
+    ],
+)
+def test_cuts(D: int, dtype: str, expected: list[tuple[str, int, int]], H: int) -> None:
+    assert cuts(H, D, dtype) == expected
+
+
+def test_a_grid_must_be_there_at_once() -> None:
+    assert cuts(1, 1024) == [("grid", 16, 64)]
+    assert cuts(2, 1024) == [("grid", 16, 64)]
+    assert cuts(3, 1024) == []
+    assert cuts(2, 768) == [("grid", 16, 48)]
+
+
+def test_devices() -> None:
+    assert cuts(1, 256, device=A100) == [("grid", 64, 4)]  # no clusters before 9.0
+    assert cuts(1, 512, device=H200._replace(max_cluster=8)) == [("grid", 32, 16)]  # only the portable size
+    assert cuts(1, 512, device=SMALL) == []
+    assert cuts(1, 256, device=SMALL) == [("cluster", 64, 4), ("grid", 64, 4)]
+
+
+@pytest.mark.parametrize(
+    ("B", "H", "D", "expected"),
+    [
+        # Small batches: a team per tile, so that all tiles advance at once.
+        (1, 1, 64, ("block", 1, 1)),
+        (64, 4, 64, ("block", 8, 1)),
+        (64, 4, 256, ("cluster", 8, 1)),
+        # More tiles than the device has room for: two in a team, then teams one after the other.
+        (256, 1, 512, ("cluster", 16, 2)),
+        (256, 8, 512, ("cluster", 16, 2)),
+        (8 * 132 * 2, 1, 64, ("block", 132, 2)),
+        (8 * 132 * 5, 1, 64, ("block", 330, 2)),
+        # A grid cannot wait for its turn.
+        (64, 1, 1024, ("grid", 2, 4)),
+        (128, 1, 1024, ("grid", 2, 8)),
+        (129, 1, 1024, ("launch", 0, 0)),
+    ],
+)
+def test_teams(B: int, H: int, D: int, expected: tuple[str, int, int]) -> None:
+    first = plans(B, H, D)[0]
+    assert (first.variant, first.teams, first.tiles) == expected
+
+
+def test_empty_batch() -> None:
+    assert plans(0, 1, 64) == []
+
+
+sizes = st.one_of(st.integers(1, 40), st.integers(1, 3000), st.just(2**33))
+
+
+@given(sizes, sizes, sizes, st.sampled_from(sorted(DEPTH)), st.sampled_from([H200, A100, SMALL]))
+def test_every_plan_fits(B: int, H: int, D: int, dtype: str, device: Device) -> None:
+    found = plans(B, H, D, dtype, device)
+    assert found[-1] == LAUNCH and LAUNCH not in found[:-1]
+    batch_tiles = -(-B // ROWS)
+    for variant, units, blocks, teams, tiles in found[:-1]:
+        assert (blocks - 1) * units < D <= blocks * units
+        assert 1 <= teams <= batch_tiles and 1 <= tiles <= MOST_TILES[variant]
+        assert teams * tiles >= batch_tiles > teams * (tiles - 1)
+        # Registers: 8 units times a whole row are a warp's 16 fragments; a wide block has half as many for each warp.
+        most = 128 if (variant, units) == ("block", 128) else STEPS * DEPTH[dtype] * 64 // units
+        assert most >= D
+        if variant == "block":
+            assert blocks == 1
+        elif variant == "cluster":
+            assert blocks <= device.max_cluster
+        else:
+            assert H * teams * blocks <= device.multiprocessors
