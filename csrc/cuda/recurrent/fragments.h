@@ -20,8 +20,7 @@ constexpr int kFewRows = 0;
 template <>
 inline constexpr int kFewRows<Fragments<float, Passes::three>> = 2;
 
-// The 16 x kDepth weights of a lane. at(row, k): an element, zero behind the edges. From shared memory: rows `pitch`
-// elements apart, aligned to 4 bytes.
+// The 16 x kDepth weights of a lane, from shared memory: rows `pitch` elements apart, aligned to 4 bytes.
 // multiply: d += weights times the kDepth values of batch row g, in shared memory from `from` on (of the lane's g).
 // weights_of, values_of: from 8 bytes of the rows g and g + 8, and of batch row g: kDepth / 4 elements along k, which
 // the four lanes of a row may share out as they like.
@@ -36,19 +35,6 @@ struct HalfFragments {
   struct Values {
     uint32_t x[2];
   };
-
-  template <class At>
-  XLSTM_DEVICE static Weights load(At at) {
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2;
-    Weights w;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = g + j % 2 * 8, k = c + j / 2 * 8;
-      const T pair[2] = {at(row, k), at(row, k + 1)};
-      w.x[j] = device::bits_as<uint32_t>(pair);
-    }
-    return w;
-  }
 
   XLSTM_DEVICE static Weights load_shared(const T* from, int pitch) {
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2;

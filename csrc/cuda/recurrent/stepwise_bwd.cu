@@ -71,7 +71,7 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
     if (token.last) {
-      Functor::load_grad(load_public<A>(p.final, at), load_public<A>(p.final_grad, at), d);
+      Functor::load_grad(load_unit_state<A>(p.final, at), load_unit_state<A>(p.final_grad, at), d);
       if (p.final_grad.h) dh += static_cast<const A*>(p.final_grad.h)[at];
     }
 #pragma unroll
@@ -93,7 +93,7 @@ XLSTM_DEVICE void finish(const RecurrentBwdArguments& p, const Item<P>& item, co
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
     static_cast<A*>(p.initial_grad.h)[at] = sum;
-    store_public(p.initial_grad, at, Functor::store_grad(load_public<A>(p.initial, at), d));
+    store_unit_state(p.initial_grad, at, Functor::store_grad(load_unit_state<A>(p.initial, at), d));
   });
 }
 

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kStartThreads) stepwise_start_kernel(Recurrent
   with_cell<A>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A state[Functor::kStates];
-    Functor::load_state(load_public<A>(p.initial, at), state);
+    Functor::load_state(load_unit_state<A>(p.initial, at), state);
     store_carried(carried, state, at, size);
   });
 }
@@ -101,7 +101,7 @@ XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const Step<typename P:
     for (int x = 0; saved_to && x < kSaved; ++x) saved_to[x * item.hidden] = narrow<T>(saved[x]);
     if (token.last) {
       static_cast<A*>(p.final.h)[at] = widen<A>(new_h);
-      store_public(p.final, at, Functor::store_state(state));
+      store_unit_state(p.final, at, Functor::store_state(state));
     }
   });
 }

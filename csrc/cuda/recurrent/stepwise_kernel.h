@@ -8,6 +8,7 @@
 #include "cuda/recurrent/cells.h"
 #include "cuda/recurrent/fragments.h"
 #include "cuda/recurrent/plan.h"
+#include "cuda/recurrent/unit_state.h"
 
 namespace xlstm::cuda::stepwise {
 
@@ -98,24 +99,11 @@ XLSTM_DEVICE int64_t token_of(const RecurrentShape& shape, const int64_t* length
 
 constexpr int kMaxCarried = 3;  // kStates and kGrads of every cell
 
-template <class A>
-XLSTM_DEVICE UnitState<A> load_public(const RecurrentState<const void>& s, int64_t at) {
-  return {s.c ? static_cast<const A*>(s.c)[at] : A{0}, s.n ? static_cast<const A*>(s.n)[at] : A{0},
-          s.m ? static_cast<const A*>(s.m)[at] : A{0}};
-}
-
-template <class A>
-XLSTM_DEVICE void store_public(const RecurrentState<void>& s, int64_t at, const UnitState<A>& x) {
-  static_cast<A*>(s.c)[at] = x.c;
-  if (s.n) static_cast<A*>(s.n)[at] = x.n;
-  if (s.m) static_cast<A*>(s.m)[at] = x.m;
-}
-
 // What a row without tokens hands through, to the bit.
 template <class A>
 XLSTM_DEVICE void pass_through(const RecurrentState<void>& to, const RecurrentState<const void>& from, int64_t at) {
   static_cast<A*>(to.h)[at] = from.h ? static_cast<const A*>(from.h)[at] : A{0};
-  store_public(to, at, load_public<A>(from, at));
+  store_unit_state(to, at, load_unit_state<A>(from, at));
 }
 
 // Values between launches: (kCount of the cell, B, H, D) of A.

@@ -1,9 +1,9 @@
 #pragma once
-// What the resident kernels of both directions share: who a block is, which rows of the batch it carries, and the
-// state in public form.
+// What the resident kernels of both directions share: who a block is, and which rows of the batch it carries.
 #include "cuda/device/device.h"
 #include "cuda/recurrent/cells.h"
 #include "cuda/recurrent/plan.h"
+#include "cuda/recurrent/unit_state.h"
 
 namespace xlstm::cuda {
 
@@ -48,20 +48,6 @@ struct BatchRows {
     return t < count ? count - 1 - t : t;
   }
 };
-
-// Of a (B, H, D) state; null: the empty state.
-template <class A>
-XLSTM_DEVICE UnitState<A> load_unit_state(const RecurrentState<const void>& from, int64_t at) {
-  const A *c = static_cast<const A*>(from.c), *n = static_cast<const A*>(from.n), *m = static_cast<const A*>(from.m);
-  return {c ? c[at] : A{0}, n ? n[at] : A{0}, m ? m[at] : A{0}};
-}
-
-template <class A>
-XLSTM_DEVICE void store_unit_state(const RecurrentState<void>& to, int64_t at, const UnitState<A>& state) {
-  static_cast<A*>(to.c)[at] = state.c;
-  if (to.n) static_cast<A*>(to.n)[at] = state.n;
-  if (to.m) static_cast<A*>(to.m)[at] = state.m;
-}
 
 // A row of shared memory, padded so that the lanes of a fragment meet no bank twice.
 template <class T>
