@@ -1,4 +1,4 @@
-# make demo | test | test-all | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
+# make demo | test | test-all | test-peers | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER".
 TORCH ?= torch==2.13.0
@@ -18,7 +18,7 @@ SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: demo test test-all simt gates gpu-check gpu-machine bench lint clean
+.PHONY: demo test test-all peers test-peers test-transformers simt gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -27,6 +27,29 @@ test: $(STAMP) build/.simt
 
 test-all: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
+
+# The packages that ours replaces (extra [peers]), for the tests in tests/peers, which make test runs too where they are
+# found. test-transformers: its previous major version, and either one as if xlstm were not installed.
+peers: build/.peers$(subst /,_,$(PY))
+
+PEERS     := 'xlstm' 'mlstm_kernels' 'transformers>=5' 'tirex-ts' requests
+PREVIOUS  := build/peers/transformers-4.57
+THIS_TORCH := import torch; print('torch==' + torch.__version__.partition('+')[0])
+build/.peers$(subst /,_,$(PY)): $(STAMP)
+	@$(PY) -c "$(THIS_TORCH)" >build/torch.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt $(PEERS)
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(PREVIOUS) 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23'
+	@touch $@
+
+test-peers: peers
+	$(PY) -m pytest -n 2 tests/peers $(ARGS)
+	$(MAKE) test-transformers
+
+HF_TESTS := $(PY) -m pytest -n 2 tests/peers/test_transformers.py
+test-transformers: peers
+	PEERS_WITHOUT=xlstm $(HF_TESTS)
+	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
+	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
 simt: build/.simt
 
@@ -77,7 +100,7 @@ $(STAMP): $(SOURCES) $(filter .venv/%,$(PY))
 	@if python3 -c "$(HAS_TORCH)" 2>/dev/null; then python3 -m venv --system-site-packages .venv; else python3 -m venv .venv; fi
 	@echo 'Setting up .venv (once) ...'
 	@.venv/bin/python -c "$(HAS_TORCH)" 2>/dev/null || .venv/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)' || { rm -rf .venv; exit 1; }
-	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.12' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
+	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.12' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf build .venv xlstm_cuda/*.so

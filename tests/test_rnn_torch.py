@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -136,22 +136,17 @@ def test_autocast_does_not_round_gate_biases() -> None:
 
 def rank_gradients(rank: int, folder: str) -> None:
     """One of two processes: its rows of the batch, gradients as DistributedDataParallel averages them."""
-    torch.set_num_threads(1)
-    rendezvous = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=60)}
-    dist.init_process_group("gloo", rank=rank, world_size=2, **rendezvous)
     for name in ("LSTM", "sLSTM", "mLSTM"):
         ours = make(getattr(xnn, name), seed=rank)  # rank 0's weights are sent to rank 1
         x = draw(7, 4, 5)[:, 2 * rank : 2 * rank + 2]
         parallel = nn.parallel.DistributedDataParallel(ours)
         parallel(x)[0].square().mean().backward()
         torch.save([p.grad for p in ours.parameters()], f"{folder}/{name}{rank}")
-    dist.barrier()  # nobody leaves while the other one still waits for its answer
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(rank_gradients, (str(tmp_path),), nprocs=2)
+    run_ranks(rank_gradients, str(tmp_path))
     for module in (xnn.LSTM, xnn.sLSTM, xnn.mLSTM):
         ours = make(module)
         expected = torch.autograd.grad(ours(draw(7, 4, 5))[0].square().mean(), list(ours.parameters()))

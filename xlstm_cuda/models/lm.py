@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 from ..nn.config import require
 from ..nn.init import small_init_
 from ..nn.inputs import check_token
+from ..nn.loading import CheckedLoading
 from .generation import generate
 from .parameter_groups import weight_decay_names
 
@@ -27,7 +29,7 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     add_embedding_dropout: bool = False
 
 
-class xLSTMLMModel(nn.Module):
+class xLSTMLMModel(CheckedLoading):
     """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
 
     def __init__(self, config: xLSTMLMModelConfig) -> None:
@@ -97,6 +99,9 @@ class xLSTMLMModel(nn.Module):
             raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
         x: Tensor = self.emb_dropout(self.token_embedding(ids))
         return x
+
+    def own_layout(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        return self.xlstm_block_stack.own_layout(state_dict, "xlstm_block_stack.")
 
     def reset_parameters(self) -> None:
         self.xlstm_block_stack.reset_parameters()

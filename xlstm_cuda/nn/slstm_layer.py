@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -149,14 +149,19 @@ class sLSTMCell(nn.Module):
                 powerlaw_(forget, self.config._block_idx, self.config._num_blocks)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        kernel, bias = prefix + "_recurrent_kernel_", prefix + "_bias_"
-        vanilla = (self.num_heads, 4 * self.head_dim, self.head_dim)
-        if kernel in state_dict and state_dict[kernel].shape == vanilla:
-            state_dict[kernel] = state_dict[kernel].transpose(1, 2).contiguous()
-            if bias in state_dict and state_dict[bias].numel() == self._bias_.numel():
-                by_gate = state_dict[bias].view(4, self.num_heads, self.head_dim)
-                state_dict[bias] = by_gate.transpose(0, 1).flatten()
+        state_dict.update(self.own_layout(state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def own_layout(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """What has to be replaced in a state dict of the "vanilla" layout: nothing if it has the other one."""
+        kernel, bias = (state_dict.get(prefix + name) for name in ("_recurrent_kernel_", "_bias_"))
+        if kernel is None or kernel.shape != (self.num_heads, 4 * self.head_dim, self.head_dim):
+            return {}
+        changes = {prefix + "_recurrent_kernel_": kernel.transpose(1, 2).contiguous()}
+        if bias is not None and bias.numel() == self._bias_.numel():
+            by_gate = bias.view(4, self.num_heads, self.head_dim)
+            changes[prefix + "_bias_"] = by_gate.transpose(0, 1).flatten()
+        return changes
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
 from .config import Config, require
 from .inputs import check_input, check_token
+from .loading import CheckedLoading
 from .norms import LayerNorm
+from .slstm_layer import sLSTMCell
 from .states import StackState
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def _parse_ratio(ratio: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-class xLSTMBlockStack(nn.Module):
+class xLSTMBlockStack(CheckedLoading):
     """x (B, S, D), any S >= 0 -> (B, S, D). The state is the tuple of the blocks' states; None is the empty one."""
 
     blocks: Any  # ModuleList of xLSTMBlock
@@ -162,6 +164,14 @@ class xLSTMBlockStack(nn.Module):
             return (None,) * len(self.blocks)
         require(len(state) == len(self.blocks), f"state must hold {len(self.blocks)} block states, got {len(state)}")
         return state
+
+    def own_layout(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """The state dict with the recurrent kernels of all sLSTM layers as they are kept here."""
+        found = dict(state_dict)
+        for name, module in self.named_modules():
+            if isinstance(module, sLSTMCell):
+                found.update(module.own_layout(state_dict, f"{prefix}{name}."))
+        return found
 
     def reset_parameters(self) -> None:
         for block in self.blocks:
