@@ -1,0 +1,183 @@
+"""Layers and block of xLSTM 7B (arXiv 2503.13427): mLSTM at the width of the residual stream, SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ... import functional
+from ..._states import MLSTMState
+from ...nn.init import linspace_, small_init_, wang_init_
+from .config import xLSTMLargeConfig
+from .norms import MultiHeadLayerNorm, RMSNorm
+
+_Cell: TypeAlias = Callable[..., tuple[Tensor, MLSTMState]]
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap); x for None."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+class GateLinear(nn.Linear):
+    """A linear map in float32 at least, whatever the dtype of x and weights, and under autocast.
+
+    Its results are exponents: in bfloat16 a pre-activation of 10 would be off by up to 3 %.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with _no_autocast(x.device.type):
+            return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+def _no_autocast(device: str) -> torch.autocast | nullcontext[None]:
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
+
+
+class LargeMLSTMLayer(nn.Module):
+    """x (B, S, D) and an mLSTM state or None -> (B, S, D) and the state after the last token."""
+
+    def __init__(self, config: xLSTMLargeConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, qk, v, heads, bias = config.embedding_dim, config.qk_dim, config.v_dim, config.num_heads, config.use_bias
+        self.fused = config.weight_mode == "fused"
+        if self.fused:
+            self.qkv_opreact = nn.Linear(dim, 2 * qk + 2 * v, bias=bias)
+            self.ifgate_preact = GateLinear(dim, 2 * heads)
+        else:
+            self.q = nn.Linear(dim, qk, bias=bias)
+            self.k = nn.Linear(dim, qk, bias=bias)
+            self.v = nn.Linear(dim, v, bias=bias)
+            self.ogate_preact = nn.Linear(dim, v, bias=bias)
+            self.igate_preact = GateLinear(dim, heads)
+            self.fgate_preact = GateLinear(dim, heads)
+        self.multihead_norm = MultiHeadLayerNorm(v, config.norm_eps, bias)
+        self.out_proj = nn.Linear(v, dim, bias=bias)
+
+    def forward(
+        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMState]:
+        cell = partial(functional.mlstm, initial_state=state, return_state=True, reset=reset)
+        return self._run(cast(_Cell, cell), x)
+
+    def step(self, x: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+        """x (B, S, D), 1 <= S <= 16."""
+        return self._run(partial(functional.mlstm_step, state=state), x)
+
+    def _run(self, cell: _Cell, x: Tensor) -> tuple[Tensor, MLSTMState]:
+        q, k, v, o = self._project(x)
+        q, k, v = (self._heads(u) for u in (q, k, v))
+        i, f = (soft_cap(gate, self.config.gate_soft_cap).mT for gate in self._gates(x))  # (B, H, S)
+        h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
+        y: Tensor = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h.transpose(1, 2)))
+        return y, state
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, S, width of all heads) -> (B, H, S, D)."""
+        return torch.unflatten(x, -1, (self.config.num_heads, -1)).transpose(1, 2)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v and the output gate's pre-activation, each (B, S, width of all heads)."""
+        if self.fused:
+            qk, v = self.config.qk_dim, self.config.v_dim
+            return cast(Tensor, self.qkv_opreact(x)).split((qk, qk, v, v), dim=-1)
+        return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Pre-activations of input and forget gate (B, S, H)."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # once for both, and once in what is saved for backward
+        if self.fused:
+            return cast(Tensor, self.ifgate_preact(x)).chunk(2, dim=-1)
+        return self.igate_preact(x), self.fgate_preact(x)
+
+    def reset_parameters(self) -> None:
+        dim = self.config.embedding_dim
+        for linear in (self.qkv_opreact,) if self.fused else (self.q, self.k, self.v, self.ogate_preact):
+            small_init_(linear.weight, dim)
+            _zero_bias(linear)
+        gates = (self.ifgate_preact,) if self.fused else (self.igate_preact, self.fgate_preact)
+        for gate in gates:
+            nn.init.zeros_(gate.weight)
+        i, f = gates[0].bias.detach().chunk(2) if self.fused else (gate.bias.detach() for gate in gates)
+        nn.init.constant_(i, -10.0)
+        linspace_(f, 3.0, 6.0)
+        self.multihead_norm.reset_parameters()
+        wang_init_(self.out_proj.weight, dim, self.config.num_blocks)
+        _zero_bias(self.out_proj)
+
+
+class LargeFeedForward(nn.Module):
+    """(..., D) -> (..., D): proj_down(silu(gate) * up)."""
+
+    def __init__(self, config: xLSTMLargeConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, inner, bias = config.embedding_dim, config.ffn_dim, config.use_bias
+        self.fused = config.weight_mode == "fused"
+        if self.fused:
+            self.proj_up_gate_z = nn.Linear(dim, 2 * inner, bias=bias)
+        else:
+            self.proj_up_gate = nn.Linear(dim, inner, bias=bias)
+            self.proj_up = nn.Linear(dim, inner, bias=bias)
+        self.proj_down = nn.Linear(inner, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.proj_up_gate_z(x).chunk(2, dim=-1) if self.fused else (self.proj_up_gate(x), self.proj_up(x))
+        y: Tensor = self.proj_down(F.silu(gate) * up)
+        return y
+
+    def reset_parameters(self) -> None:
+        dim = self.config.embedding_dim
+        for linear in (self.proj_up_gate_z,) if self.fused else (self.proj_up_gate, self.proj_up):
+            small_init_(linear.weight, dim)
+            _zero_bias(linear)
+        wang_init_(self.proj_down.weight, dim, self.config.num_blocks)
+        _zero_bias(self.proj_down)
+
+
+class LargeBlock(nn.Module):
+    """x + mlstm_layer(norm(x)), then x + ffn(norm(x)). The state is the mLSTM's."""
+
+    def __init__(self, config: xLSTMLargeConfig) -> None:
+        super().__init__()
+        self.norm_mlstm = RMSNorm(config.embedding_dim, config.norm_eps, config.use_bias)
+        self.mlstm_layer = LargeMLSTMLayer(config)
+        self.norm_ffn = RMSNorm(config.embedding_dim, config.norm_eps, config.use_bias)
+        self.ffn = LargeFeedForward(config)
+
+    def forward(
+        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMState]:
+        """x (B, S, D), any S >= 0 -> (B, S, D) and the state after the last token.
+
+        reset (B, S) bool: the state is emptied before that token.
+        """
+        y, state = self.mlstm_layer(self.norm_mlstm(x), state, reset)
+        return self._feedforward(x + y), state
+
+    def step(self, x: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+        """x (B, S, D), 1 <= S <= 16 -> (B, S, D) and the next state."""
+        y, state = self.mlstm_layer.step(self.norm_mlstm(x), state)
+        return self._feedforward(x + y), state
+
+    def _feedforward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.ffn(self.norm_ffn(x))
+        return x + y
+
+    def reset_parameters(self) -> None:
+        for module in (self.norm_mlstm, self.mlstm_layer, self.norm_ffn, self.ffn):
+            module.reset_parameters()
+
+
+def _zero_bias(linear: nn.Linear) -> None:
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
