@@ -57,13 +57,17 @@ class RNN(nn.Module, Generic[State]):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.num_heads = num_heads
+        self._all_weights: list[list[str]] = []  # torch.nn.LSTM's name for it
         for layer in range(num_layers):
             inputs = self.num_directions * self.output_size if layer else input_size
+            shapes = {
+                name: shape for name, shape in self._shapes(inputs).items() if bias or not name.startswith("bias")
+            }
             for suffix in self._suffixes:
-                for name, shape in self._shapes(inputs).items():
-                    if bias or not name.startswith("bias"):
-                        parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                        self.register_parameter(f"{name}_l{layer}{suffix}", parameter)
+                for name, shape in shapes.items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(f"{name}_l{layer}{suffix}", parameter)
+                self._all_weights.append([f"{name}_l{layer}{suffix}" for name in shapes])
         self.reset_parameters()
 
     @property
@@ -80,10 +84,9 @@ class RNN(nn.Module, Generic[State]):
         return self.proj_size or self.hidden_size
 
     @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction."""
-        ends = [f"_l{layer}{suffix}" for layer in range(self.num_layers) for suffix in self._suffixes]
-        return [[p for name, p in self.named_parameters() if name.endswith(end)] for end in ends]
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction, as they are used: also where a parametrization computes them."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def reset_parameters(self) -> None:
         """Uniform between -1 / sqrt(hidden_size) and 1 / sqrt(hidden_size), as torch.nn.LSTM."""
