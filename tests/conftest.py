@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machine import has_cuda
 
 from bench import measure, runner
 from bench.cases import SUITES
@@ -17,15 +18,6 @@ from xlstm_cuda import _ops
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
-
-
-def has_cuda() -> bool:
-    """Whether the extension holds CUDA kernels and there is a device to run them."""
-    if not (torch.cuda.is_available() and _ops.available(_ops.NAMESPACE)):
-        return False
-    from xlstm_cuda import _C
-
-    return _C.build_info()["cuda"] is not None
 
 
 BACKENDS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import has_cuda
+from machine import has_cuda
 from test_recurrent_variants import only
 from torch import Tensor
 

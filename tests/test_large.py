@@ -433,7 +433,7 @@ def test_input_errors() -> None:
     with pytest.raises(ValueError, match=r"S >= 1, got \(1, 0\)"):
         model.prefill(ids(1, 0))
     for length in (0, 17):
-        with pytest.raises(ValueError, match=rf"step takes 1 to 16 tokens, ids \(B, S\), got \(1, {length}\)"):
+        with pytest.raises(ValueError, match=rf"step takes 1 to 16 tokens, .*got \(1, {length}\)"):
             model.step(ids(1, length))
     with pytest.raises(ValueError, match=r"state must hold 2 block states, got those of blocks \[0\]"):
         model(ids(2, 3), state[:1])

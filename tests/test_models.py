@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from xlstm_cuda import functional
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.models import generate, xLSTMLMModel, xLSTMLMModelConfig
-from xlstm_cuda.models.generation import _choose
+from xlstm_cuda.models.sampling import Sampling
 
 VOCAB = 19
 
@@ -184,8 +184,8 @@ def test_input_errors() -> None:
         model(ids(1, 3)[0])
     with pytest.raises(TypeError, match="ids must be int64 or int32"):
         model(ids(1, 3).double())
-    with pytest.raises(ValueError, match="step takes one token"):
-        model.step(ids(1, 3))
+    with pytest.raises(ValueError, match=r"step takes 1 to 16 tokens, \(B, S, ...\), got \(1, 17\)"):
+        model.step(ids(1, 17))
     with pytest.raises(ValueError, match="S >= 1"):
         model.prefill(ids(1, 0))
     with pytest.raises(ValueError, match="state must hold 2 block states"):
@@ -276,7 +276,7 @@ def test_seeded_sampling(options: dict[str, Any]) -> None:
 def test_sampling_frequencies(options: tuple[float, int | None, float | None], kept: list[float]) -> None:
     draws = 20_000
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(draws, 4)
-    chosen = _choose(logits, *options, torch.Generator(logits.device).manual_seed(0))
+    chosen = Sampling(*options, torch.Generator(logits.device).manual_seed(0)).choose(logits)
     expected = torch.tensor(kept) / sum(kept)
     frequencies = torch.bincount(chosen, minlength=4) / draws
     assert (frequencies - expected).abs().max() < 5 * (0.25 / draws) ** 0.5

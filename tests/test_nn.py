@@ -487,8 +487,9 @@ def test_input_errors(name: str) -> None:
     for wrong in (inputs(3)[0], inputs(3)[..., :-1]):
         with pytest.raises(ValueError, match="x must have shape"):
             module(wrong)
-    with pytest.raises(ValueError, match="step takes one token"):
-        module.step(inputs(3))
+    for seqlen in (0, 17):
+        with pytest.raises(ValueError, match="step takes 1 to 16 tokens"):
+            module.step(inputs(seqlen))
     if "no conv" not in name and "kernel 1" not in name:
         with pytest.raises(ValueError, match="conv state must have shape"):
             module(inputs(3), module(inputs(3, batch=3), return_state=True)[1])

@@ -1,23 +1,19 @@
-"""Text generation: the prompt at once, then token by token with the recurrent state, which does not grow."""
+"""Text generation: the prompt in chunks, then token by token with the recurrent state, which does not grow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..nn.config import require
-
-
-class Generator(Protocol):
-    """What `generate` needs of a model, which must be an nn.Module."""
-
-    def prefill(self, ids: Tensor) -> tuple[Tensor, Any]: ...
-
-    def step(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+from .beams import beam_search
+from .cuda_graph import make_step
+from .decoding import LOOK_EVERY, PREFILL_CHUNK_SIZE, Generator, Prompt, Step, evaluation, padded_prompt
+from .sampling import Sampling, seeded
 
 
 @torch.no_grad()
@@ -32,7 +28,14 @@ def generate(
     seed: int | None = None,
     eos_id: int | None = None,
     callback: Callable[[Tensor], object] | None = None,
-) -> Tensor:
+    attention_mask: Tensor | None = None,
+    state: Any = None,
+    return_state: bool = False,
+    prefill_chunk_size: int | None = PREFILL_CHUNK_SIZE,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    cuda_graph: bool | str = "auto",
+) -> Tensor | tuple[Tensor, Any]:
     """Continues prompt_ids (B, S), S >= 1, by up to max_new_tokens: the ids (B, S + N), prompt included.
 
     temperature: divides the logits; 0 takes the most likely token (greedy).
@@ -41,65 +44,127 @@ def generate(
     seed: of a generator of its own; None: torch's global one.
     eos_id: a row that produced it is filled up with it; generation ends when all rows have.
     callback: called with the new ids (B,) of every step.
+    attention_mask: (B, S) of 0 and 1, zeros for padding at the left. Padding leaves no trace: every row goes on as it
+        would alone and without padding.
+    state: of what comes before the prompt, None for nothing; excludes padding.
+    return_state: also return the state that has consumed all ids but the last, which is not fed to the model any more:
+        generate(model, ids[:, -1:], more, state=state) goes on, and its first column repeats the last one of `ids`.
+    prefill_chunk_size: tokens of a row that go through the model at once, None: all of the prompt. Bounds the memory
+        of a long prompt, and changes only rounding.
+    num_beams: more than 1: beam search, the best sequence of each row. Needs temperature=0; excludes callback and
+        return_state.
+    length_penalty: beams are compared by log-probability / n**length_penalty, n new tokens, eos_id included.
+    cuda_graph: record the step as a CUDA graph, see GraphedStep. "auto": on a GPU, if there are at least 32 new tokens,
+        with a warning where that fails. True raises instead.
+
+    Without a callback and return_state, it is only looked every eighth step on a GPU whether all rows have ended; what
+    was too much is dropped.
 
     The model is in evaluation mode meanwhile, all its modules get their own mode back, also after an error.
-    Raises ValueError for a prompt without tokens and for options out of range.
+    Raises ValueError for a prompt without tokens, for options out of range and for those that exclude each other.
     """
-    _check(prompt_ids, max_new_tokens, temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
+    prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
+    _check(max_new_tokens, sampling)
+    watched = callback is not None or return_state
+    _check_beams(num_beams, temperature, watched)
+    require(max_new_tokens > 0 or not return_state, "generate: return_state needs max_new_tokens >= 1")
+    step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
     if max_new_tokens == 0:
         return prompt_ids
-    rng = None if seed is None else torch.Generator(prompt_ids.device).manual_seed(seed)
-    ids = [prompt_ids]
-    ended = torch.zeros(prompt_ids.shape[0], dtype=torch.bool, device=prompt_ids.device)
-    with _evaluation(model):
-        logits, state = model.prefill(prompt_ids)
-        for remaining in reversed(range(max_new_tokens)):
-            new = _choose(logits[:, -1], temperature, top_k, top_p, rng).to(prompt_ids.dtype)
-            if eos_id is not None:
-                new = new.masked_fill(ended, eos_id)
-                ended |= new == eos_id
-            ids.append(new[:, None])
+    look_every = 1 if watched else LOOK_EVERY.get(prompt_ids.device.type, 1)
+    with evaluation(model):
+        if num_beams > 1:
+            search = partial(beam_search, step, max_new_tokens, num_beams, length_penalty, eos_id, look_every)
+            best = search(*prompt.prefill(model))
+            return torch.cat([prompt_ids, best.to(prompt_ids.dtype)], 1)
+        columns = []
+        decode = partial(_decode, step, max_new_tokens, sampling, eos_id, prompt_ids.dtype, look_every)
+        for new, state_before in decode(*prompt.prefill(model)):  # noqa: B007
+            columns.append(new)
             if callback is not None:
                 callback(new)
-            if remaining == 0 or (eos_id is not None and bool(ended.all())):
-                break
-            logits, state = model.step(new[:, None], state)
-    return torch.cat(ids, dim=1)
+    ids = torch.cat([prompt_ids, _without_surplus(torch.stack(columns, 1), eos_id)], 1)
+    return (ids, state_before) if return_state else ids
 
 
-def _choose(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, rng: torch.Generator | None
-) -> Tensor:
-    """logits (B, V) -> ids (B,)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if top_k is None and top_p is None:
-        return torch.multinomial(logits.softmax(-1), 1, generator=rng).squeeze(-1)
-    vocab_size = logits.shape[-1]
-    logits, order = logits.topk(min(top_k or vocab_size, vocab_size))  # most likely first
-    probabilities = logits.softmax(-1)
-    if top_p is not None:
-        before = probabilities.cumsum(-1) - probabilities  # of all that are more likely
-        probabilities = probabilities.masked_fill(before >= top_p, 0)
-    return order.gather(-1, torch.multinomial(probabilities, 1, generator=rng)).squeeze(-1)
+def stream(
+    model: Generator,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    eos_id: int | None = None,
+    attention_mask: Tensor | None = None,
+    state: Any = None,
+    prefill_chunk_size: int | None = PREFILL_CHUNK_SIZE,
+    cuda_graph: bool | str = "auto",
+) -> Iterator[Tensor]:
+    """Yields the new ids (B,) of every step, the columns that `generate` appends to the prompt. Options: see there.
+
+    From the first token on the model is in evaluation mode, until the last one, an error, or until the iterator is
+    closed, as it is where a for loop over it is left. Raises at once what `generate` raises for its options.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
+    prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
+    _check(max_new_tokens, sampling)
+    step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
+    return _stream(model, prompt, step, max_new_tokens, sampling, eos_id)
 
 
-@contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+@torch.no_grad()
+def _stream(
+    model: Generator, prompt: Prompt, step: Step, max_new_tokens: int, sampling: Sampling, eos_id: int | None
+) -> Iterator[Tensor]:
+    if max_new_tokens == 0:
+        return
+    with evaluation(model):
+        decode = partial(_decode, step, max_new_tokens, sampling, eos_id, prompt.ids.dtype, 1)
+        for new, _ in decode(*prompt.prefill(model)):
+            yield new
 
 
-def _check(prompt_ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    shape = tuple(prompt_ids.shape)
-    require(len(shape) == 2 and shape[1] > 0, f"generate: prompt_ids must have shape (B, S), S >= 1, got {shape}")
+def _decode(
+    step: Step,
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos_id: int | None,
+    dtype: torch.dtype,
+    look_every: int,
+    logits: Tensor,
+    state: Any,
+) -> Iterator[tuple[Tensor, Any]]:
+    """From a prompt's logits (B, 1, V) and state: the new ids (B,) of every step, and the state before them."""
+    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    for count in range(1, max_new_tokens + 1):
+        new = sampling.choose(logits[:, -1]).to(dtype)
+        if eos_id is not None:
+            new = new.masked_fill(ended, eos_id)
+            ended |= new == eos_id
+        yield new, state
+        if count == max_new_tokens or (eos_id is not None and count % look_every == 0 and bool(ended.all())):
+            return
+        logits, state = step(new[:, None], state)
+
+
+def _without_surplus(new: Tensor, eos_id: int | None) -> Tensor:
+    """new (B, N) without the columns behind the one in which the last row ended."""
+    if eos_id is None:
+        return new
+    running = (new != eos_id).cumprod(1).any(0)  # by column: a row has not ended yet
+    return new[:, : int(running.sum()) + 1]
+
+
+def _check(max_new_tokens: int, sampling: Sampling) -> None:
     require(max_new_tokens >= 0, f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
-    require(temperature >= 0, f"generate: temperature must be >= 0, got {temperature}")
-    require(top_k is None or top_k >= 1, f"generate: top_k must be None or >= 1, got {top_k}")
-    require(top_p is None or 0 < top_p <= 1, f"generate: top_p must be None or in (0, 1], got {top_p}")
+    sampling.check("generate")
+
+
+def _check_beams(num_beams: int, temperature: float, watched: bool) -> None:
+    require(num_beams >= 1, f"generate: num_beams must be >= 1, got {num_beams}")
+    if num_beams > 1:
+        require(temperature == 0, "generate: num_beams > 1 needs temperature=0: beam search does not sample")
+        require(not watched, "generate: num_beams > 1 excludes callback and return_state: the best beam is known last")

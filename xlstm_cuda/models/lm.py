@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 from ..nn.config import require
 from ..nn.init import small_init_
-from ..nn.inputs import check_token
+from ..nn.inputs import check_tokens
 from ..nn.loading import CheckedLoading
-from .generation import generate
+from .generation import generate, stream
 from .parameter_groups import weight_decay_names
 
 
@@ -45,53 +45,44 @@ class xLSTMLMModel(CheckedLoading):
         self._init_embedding()
 
     def forward(
-        self, ids: Tensor, state: StackState | None = None, return_state: bool = False
+        self,
+        ids: Tensor,
+        state: StackState | None = None,
+        return_state: bool = False,
+        *,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, StackState]:
         """Integer ids (B, S), any S >= 0 -> logits (B, S, V), and with return_state the state after the last token.
 
-        Raises ValueError for ids or a state of the wrong shape, TypeError for ids that are not integers.
+        reset: bool (B, S): the state is emptied before that token: documents packed in one row, each as if alone.
+        Raises ValueError for ids, a state or reset of the wrong shape, TypeError for ids that are not integers.
         """
-        x = self.xlstm_block_stack(self._embed(ids), state, return_state)
+        x = self.xlstm_block_stack(self._embed(ids), state, return_state, reset=reset)
         x, state = x if return_state else (x, None)
         logits: Tensor = self.lm_head(x)
         return logits if state is None else (logits, state)
 
-    def prefill(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+    def prefill(
+        self, ids: Tensor, state: StackState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, StackState]:
         """A prompt at once: ids (B, S), S >= 1 -> logits (B, 1, V) of the last token only, and the state after it."""
         require(ids.ndim == 2 and ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
-        x, state = self.xlstm_block_stack(self._embed(ids), state, True)
+        x, state = self.xlstm_block_stack(self._embed(ids), state, True, reset=reset)
         return self.lm_head(x[:, -1:]), state
 
     def step(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
-        """One token: ids (B, 1) -> logits (B, 1, V) and the next state."""
-        check_token(ids)
+        """1 to 16 tokens: ids (B, S) -> logits (B, S, V) and the state after them. `state` stays as it is."""
+        check_tokens(ids)
         x, state = self.xlstm_block_stack.step(self._embed(ids), state)
         return self.lm_head(x), state
 
-    def generate(
-        self,
-        prompt_ids: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        eos_id: int | None = None,
-        callback: Callable[[Tensor], object] | None = None,
-    ) -> Tensor:
-        """`xlstm_cuda.models.generate` with this model."""
-        return generate(
-            self,
-            prompt_ids,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos_id=eos_id,
-            callback=callback,
-        )
+    def generate(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor | tuple[Tensor, StackState]:
+        """`xlstm_cuda.models.generate` with this model and options."""
+        return generate(self, prompt_ids, max_new_tokens, **options)
+
+    def stream(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
+        """`xlstm_cuda.models.stream` with this model and options."""
+        return stream(self, prompt_ids, max_new_tokens, **options)
 
     def _embed(self, ids: Tensor) -> Tensor:
         require(ids.ndim == 2, f"ids must have shape (B, S), got {tuple(ids.shape)}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .feedforward import FeedForwardConfig, GatedFeedForward
-from .inputs import check_input, check_token
+from .inputs import check_input, check_tokens
 from .mlstm_layer import mLSTMLayer, mLSTMLayerConfig
 from .norms import LayerNorm
 from .slstm_layer import sLSTMLayer, sLSTMLayerConfig
@@ -69,22 +69,28 @@ class xLSTMBlock(nn.Module):
         self.ffn = None if feedforward is None else GatedFeedForward(feedforward)
 
     def forward(
-        self, x: Tensor, state: LayerState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        return_state: bool = False,
+        *,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, LayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
-        Raises ValueError for an x or state of the wrong shape.
+        reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        Raises ValueError for an x, state or reset of the wrong shape.
         """
         check_input(x, self.xlstm_norm.dim)
-        y = self.xlstm(self.xlstm_norm(x), state, return_state)
+        y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset)
         if not return_state:
             return self._feedforward(x + y)
         y, following = y
         return self._feedforward(x + y), following
 
     def step(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
-        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
-        check_token(x)
+        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
+        check_tokens(x)
         check_input(x, self.xlstm_norm.dim)
         y, state = self.xlstm.step(self.xlstm_norm(x), state)
         return self._feedforward(x + y), state

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .config import require
 
@@ -21,21 +22,40 @@ class CausalConv1d(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(features, features, kernel_size, groups=features)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, S, F), state (B, K - 1, F), the inputs before x, None: zeros -> (y (B, S, F), the next state)."""
+    def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, S, F), state (B, K - 1, F), the inputs before x, None: zeros -> (y (B, S, F), the next state).
+
+        reset: bool (B, S): inputs before that token, the state's included, count as zeros from there on.
+        """
         batch, seqlen, features = x.shape
         shape = (batch, self.conv.kernel_size[0] - 1, features)
         if state is None:
             state = x.new_zeros(shape)
         require(state.shape == shape, f"conv state must have shape {shape}, got {tuple(state.shape)}")
         window = torch.cat([state.to(x.dtype), x], dim=1)  # (B, K - 1 + S, F)
+        documents = None if reset is None else _documents(reset, shape[1])
         following = window[:, seqlen:].clone()  # a view would keep the whole window alive
+        if documents is not None:
+            following = _visible(following, documents[:, seqlen:], documents[:, -1:])
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.conv.weight.to(dtype), cast(Tensor, self.conv.bias).to(dtype)
         y = bias.expand(x.shape)
         for j, tap in enumerate(weight[:, 0].unbind(1)):
-            y = torch.addcmul(y, window[:, j : j + seqlen], tap)
+            past = window[:, j : j + seqlen]
+            if documents is not None:
+                past = _visible(past, documents[:, j : j + seqlen], documents[:, shape[1] :])
+            y = torch.addcmul(y, past, tap)
         return y.to(x.dtype), following
 
     def reset_parameters(self) -> None:
         self.conv.reset_parameters()
+
+
+def _documents(reset: Tensor, before: int) -> Tensor:
+    """reset (B, S) -> numbers (B, before + S), equal where no reset lies between: 0 for the inputs of the state."""
+    return F.pad(reset.cumsum(1), (before, 0))
+
+
+def _visible(past: Tensor, documents: Tensor, current: Tensor) -> Tensor:
+    """past (B, S, F), zero where its document (B, S) is not the current one; by selection, which also stops NaN."""
+    return past.masked_fill((documents != current).unsqueeze(-1), 0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from .._states import MLSTMState
 from .config import UpProjectionConfig, require
 from .conv import CausalConv1d
 from .init import linspace_, small_init_, wang_init_
-from .inputs import check_input, check_token
+from .inputs import check_input, check_reset, check_tokens
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
-
-_Cell: TypeAlias = Callable[[Tensor, Tensor, Tensor, MLSTMState | None], tuple[Tensor, MLSTMState]]
 
 
 @dataclass
@@ -74,19 +71,22 @@ class mLSTMCell(nn.Module):
         self.outnorm = MultiHeadLayerNorm(dim)
         self.reset_parameters()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMState]:
         i, f = self._gates(q, k, v)
         q, k, v = (self._heads(u).transpose(1, 2) for u in (q, k, v))  # (B, H, S, D)
-        result = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True)
+        result = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True, reset=reset)
         h, state = cast(tuple[Tensor, MLSTMState], result)
         return self.outnorm(h.transpose(1, 2)), state
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
-        """One token: q, k, v (B, 1, I)."""
-        i, f = (gate.squeeze(-1) for gate in self._gates(q, k, v))
-        q, k, v = (self._heads(u).squeeze(1) for u in (q, k, v))  # (B, H, D)
+        """1 to 16 tokens: q, k, v (B, S, I). One token goes without a sequence dimension, the cheaper call."""
+        i, f = (gate.squeeze(2) for gate in self._gates(q, k, v))
+        q, k, v = (self._heads(u).transpose(1, 2).squeeze(2) for u in (q, k, v))  # (B, H, D) or (B, H, S, D)
         h, state = functional.mlstm_step(q, k, v, i, f, state)
-        return self.outnorm(h.unsqueeze(1)), state
+        h = h.unsqueeze(1) if h.ndim == 3 else h.transpose(1, 2)  # (B, S, H, D)
+        return self.outnorm(h), state
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, I) -> (B, S, H, D)."""
@@ -138,27 +138,40 @@ class mLSTMLayer(nn.Module):
         self.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: MLSTMLayerState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: MLSTMLayerState | None = None,
+        return_state: bool = False,
+        *,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
-        Raises ValueError for an x or state of the wrong shape.
+        reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        Raises ValueError for an x, state or reset of the wrong shape.
         """
-        y, state = self._run(self.mlstm_cell, x, state)
+        y, state = self._run(x, state, reset)
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: MLSTMLayerState | None = None) -> tuple[Tensor, MLSTMLayerState]:
-        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
-        check_token(x)
-        return self._run(self.mlstm_cell.step, x, state)
+        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
+        check_tokens(x)
+        return self._run(x, state, is_step=True)
 
-    def _run(self, cell: _Cell, x: Tensor, state: MLSTMLayerState | None) -> tuple[Tensor, MLSTMLayerState]:
+    def _run(
+        self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None = None, is_step: bool = False
+    ) -> tuple[Tensor, MLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
+        check_reset(reset, x)
         conv_state, cell_state = (None, None) if state is None else state
         u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
-        conv, conv_state = self.conv1d(u, conv_state)
+        conv, conv_state = self.conv1d(u, conv_state, reset=reset)
         conv = F.silu(conv)
-        h, cell_state = cell(self.q_proj(conv), self.k_proj(conv), self.v_proj(u), cell_state)
+        q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(u)
+        if is_step:
+            h, cell_state = self.mlstm_cell.step(q, k, v, cell_state)
+        else:
+            h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset)
         y = self.proj_down((h + self.learnable_skip * conv) * F.silu(z))
         return self.dropout(y), MLSTMLayerState(conv_state, cell_state)
 

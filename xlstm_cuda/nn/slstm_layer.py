@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,10 @@ from .._states import SLSTMState
 from .config import Config, ignored, require
 from .conv import CausalConv1d
 from .init import linspace_, powerlaw_, small_init_
-from .inputs import check_input, check_token
+from .inputs import check_input, check_reset, check_tokens
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import SLSTMLayerState
-
-_Cell: TypeAlias = Callable[[Tensor, SLSTMState | None], tuple[Tensor, SLSTMState]]
 
 _BIAS_INITS = ("powerlaw_blockdependent", "small_init", "zeros", "standard")
 _KERNEL_INITS = ("zeros", "standard")
@@ -114,13 +112,15 @@ class sLSTMCell(nn.Module):
         self._bias_ = nn.Parameter(torch.empty(4 * config.embedding_dim))
         self.reset_parameters()
 
-    def forward(self, x: Tensor, state: SLSTMState | None) -> tuple[Tensor, SLSTMState]:
+    def forward(self, x: Tensor, state: SLSTMState | None, *, reset: Tensor | None = None) -> tuple[Tensor, SLSTMState]:
         """x (B, S, 4, H, D) -> (B, S, H, D)."""
-        result = functional.slstm(x, *self._weights(), initial_state=state, return_state=True)
+        result = functional.slstm(x, *self._weights(), initial_state=state, return_state=True, reset=reset)
         return cast(tuple[Tensor, SLSTMState], result)
 
     def step(self, x: Tensor, state: SLSTMState | None) -> tuple[Tensor, SLSTMState]:
-        """One token: x (B, 1, 4, H, D) -> (B, 1, H, D)."""
+        """As forward, for few tokens: one goes through functional.slstm_step, the cheaper call."""
+        if x.shape[1] != 1:
+            return self(x, state)
         h, state = functional.slstm_step(x.squeeze(1), *self._weights(), state)
         return h.unsqueeze(1), state
 
@@ -191,31 +191,44 @@ class sLSTMLayer(nn.Module):
         self.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: SLSTMLayerState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: SLSTMLayerState | None = None,
+        return_state: bool = False,
+        *,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, SLSTMLayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
-        Raises ValueError for an x or state of the wrong shape.
+        reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        Raises ValueError for an x, state or reset of the wrong shape.
         """
-        y, state = self._run(self.slstm_cell, x, state)
+        y, state = self._run(x, state, reset)
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: SLSTMLayerState | None = None) -> tuple[Tensor, SLSTMLayerState]:
-        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
-        check_token(x)
-        return self._run(self.slstm_cell.step, x, state)
+        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
+        check_tokens(x)
+        return self._run(x, state, is_step=True)
 
-    def _run(self, cell: _Cell, x: Tensor, state: SLSTMLayerState | None) -> tuple[Tensor, SLSTMLayerState]:
+    def _run(
+        self, x: Tensor, state: SLSTMLayerState | None, reset: Tensor | None = None, is_step: bool = False
+    ) -> tuple[Tensor, SLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
+        check_reset(reset, x)
         conv_state, cell_state = (None, None) if state is None else state
         if self.conv1d is None:
-            conv, conv_state = x, x[:, :0]
+            conv, conv_state = x, x.new_empty(x.shape[0], 0, x.shape[2])  # a view would keep x alive
         else:
-            conv, conv_state = self.conv1d(x, conv_state)
+            conv, conv_state = self.conv1d(x, conv_state, reset=reset)
             conv = F.silu(conv)
         i_f = self._headwise(conv, self.fgate, self.igate)
         z_o = self._headwise(x, self.zgate, self.ogate)
-        h, cell_state = cell(torch.cat([i_f, z_o], dim=2), cell_state)
+        gates = torch.cat([i_f, z_o], dim=2)
+        if is_step:
+            h, cell_state = self.slstm_cell.step(gates, cell_state)
+        else:
+            h, cell_state = self.slstm_cell(gates, cell_state, reset=reset)
         return self.group_norm(self.dropout(h)), SLSTMLayerState(conv_state, cell_state)
 
     def _headwise(self, x: Tensor, *gates: LinearHeadwise) -> Tensor:

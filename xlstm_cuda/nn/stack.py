@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
 from .config import Config, require
-from .inputs import check_input, check_token
+from .inputs import check_input, check_tokens
 from .loading import CheckedLoading
 from .norms import LayerNorm
 from .slstm_layer import sLSTMCell
@@ -133,16 +133,23 @@ class xLSTMBlockStack(CheckedLoading):
         self.post_blocks_norm = LayerNorm(config.embedding_dim) if config.add_post_blocks_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, state: StackState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: StackState | None = None,
+        return_state: bool = False,
+        *,
+        reset: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, StackState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
-        Raises ValueError for an x or state of the wrong shape.
+        reset: bool (B, S): the state of all blocks, the convolutions' windows included, is emptied before that token:
+        documents packed in one row, each as if it were alone.
+        Raises ValueError for an x, state or reset of the wrong shape.
         """
         check_input(x, self.config.embedding_dim)
         following = []
         for block, block_state in zip(self.blocks, self._states(state), strict=True):
-            x = block(x, block_state, return_state)
+            x = block(x, block_state, return_state, reset=reset)
             if return_state:
                 x, block_state = x
                 following.append(block_state)
@@ -150,8 +157,8 @@ class xLSTMBlockStack(CheckedLoading):
         return (x, tuple(following)) if return_state else x
 
     def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
-        """One token: x (B, 1, D) -> (B, 1, D) and the next state."""
-        check_token(x)
+        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
+        check_tokens(x)
         check_input(x, self.config.embedding_dim)
         following = []
         for block, block_state in zip(self.blocks, self._states(state), strict=True):

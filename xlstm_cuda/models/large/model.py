@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from ...nn.config import require
 from ...nn.init import small_init_
+from ...nn.inputs import check_tokens
 from ...nn.loading import CheckedLoading
-from ..generation import generate
+from ..generation import generate, stream
 from ..parameter_groups import weight_decay_names
 from ..weights import fuse_weights, split_weights
 from .config import xLSTMLargeConfig
 from .layers import LargeBlock, soft_cap
 from .norms import RMSNorm
 from .states import GivenState, LargeState, block_states, stored
-
-_MOST_STEP_TOKENS = 16  # of functional.mlstm_step
 
 
 class LargeBackbone(nn.Module):
@@ -103,17 +102,18 @@ class xLSTMLarge(CheckedLoading):
 
     def step(self, ids: Tensor, state: GivenState = None) -> tuple[Tensor, LargeState]:
         """One token, or a few: ids (B, S), 1 <= S <= 16 -> logits (B, S, V) and the next state."""
-        require(
-            ids.ndim == 2 and 1 <= ids.shape[1] <= _MOST_STEP_TOKENS,
-            f"step takes 1 to {_MOST_STEP_TOKENS} tokens, ids (B, S), got {tuple(ids.shape)}",
-        )
+        check_tokens(ids)
         with self._gradients():
             x, after = self.backbone.step(self._embed(ids), state)
             return self._logits(x), after
 
-    def generate(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    def generate(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor | tuple[Tensor, Any]:
         """`xlstm_cuda.models.generate` with this model: its options and errors."""
         return generate(self, prompt_ids, max_new_tokens, **options)
+
+    def stream(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
+        """`xlstm_cuda.models.stream` with this model: its options and errors."""
+        return stream(self, prompt_ids, max_new_tokens, **options)
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "inference")
