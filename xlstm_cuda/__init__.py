@@ -1,6 +1,7 @@
 """xLSTM for PyTorch: sLSTM, LSTM and chunkwise mLSTM kernels with exact gradients, compiled ahead of time.
 
 functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step. nn: layers and blocks. models: language models.
+patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
 
 from . import functional, models, nn
@@ -17,10 +18,12 @@ from .functional import (
     slstm_step,
 )
 from .info import __version__, info
+from .integrations.nxai import PatchReport, patch, unpatch
 
 __all__ = [
     "LSTMState",
     "MLSTMState",
+    "PatchReport",
     "SLSTMState",
     "__version__",
     "backend",
@@ -32,6 +35,8 @@ __all__ = [
     "mlstm_step",
     "models",
     "nn",
+    "patch",
     "slstm",
     "slstm_step",
+    "unpatch",
 ]

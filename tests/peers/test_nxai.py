@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from nxai_models import CONFIGS, build, copy_weights, ids, randomise, without_compilation
+from torch import nn
 
 from xlstm_cuda import functional, models
 from xlstm_cuda import nn as xnn
@@ -23,48 +23,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "mlstm": {"num_blocks": 2, "slstm": False},
-    "slstm": {"num_blocks": 3, "mlstm": False},
-    "mixed": {"num_blocks": 3, "slstm_at": [1]},
-    "bias": {"num_blocks": 2, "slstm_at": [1], "bias": True, "proj_factor": 1.5, "act_fn": "relu^2"},
-    "tied": {"num_blocks": 2, "slstm_at": [0], "tie_weights": True, "weight_decay_on_embedding": True},
-    "no conv": {"num_blocks": 1, "slstm_at": "all", "slstm_conv": 0, "group_norm_weight": False},
-}
-
-
-def build(library: Any, model: Any, *, num_blocks: int, mlstm: bool = True, slstm: bool = True, **options: Any) -> Any:
-    """The same config, written once, in the classes of either library."""
-    mlstm_layer = library.mLSTMLayerConfig(
-        conv1d_kernel_size=4, qkv_proj_blocksize=4, num_heads=2, proj_factor=options.pop("proj_factor", 2.0)
-    )
-    slstm_layer = library.sLSTMLayerConfig(
-        backend="vanilla",
-        num_heads=2,
-        conv1d_kernel_size=options.pop("slstm_conv", 4),
-        group_norm_weight=options.pop("group_norm_weight", True),
-        bias_init="powerlaw_blockdependent",
-    )
-    feedforward = library.FeedForwardConfig(proj_factor=1.3, act_fn=options.pop("act_fn", "gelu"))
-    return model.xLSTMLMModelConfig(
-        mlstm_block=library.mLSTMBlockConfig(mlstm=mlstm_layer) if mlstm else None,
-        slstm_block=library.sLSTMBlockConfig(slstm=slstm_layer, feedforward=feedforward) if slstm else None,
-        context_length=32,
-        num_blocks=num_blocks,
-        embedding_dim=48,
-        vocab_size=29,
-        **options,
-    )
-
-
-def randomise(module: nn.Module) -> None:
-    """Move every parameter, so that none is at a value that hides a mistake."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-
-
 def pair(name: str) -> tuple[nn.Module, nn.Module]:
     """Peer and ours with the peer's parameters, loaded through its state_dict."""
     torch.manual_seed(0)
@@ -74,10 +32,6 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
     ours = models.xLSTMLMModel(build(xnn, models, **CONFIGS[name]))
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
-
-
-def ids() -> Tensor:
-    return torch.randint(29, (2, 21), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -166,3 +120,43 @@ def test_config_from_their_dict() -> None:
         models.xLSTMLMModelConfig.from_dict(asdict(theirs)).to_dict()
         == build(xnn, models, **CONFIGS["mixed"]).to_dict()
     )
+
+
+@pytest.mark.parametrize("layout", ["vanilla", "cuda"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_checkpoints_of_both_layouts(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their block stack and language model, told apart by shapes; in the cuda layout it is saved as it came."""
+    source, ours = pair(name)
+    without_compilation(monkeypatch)
+    theirs = xlstm.xLSTMLMModel(build(xlstm, xlstm, backend=layout, **CONFIGS[name]))
+    copy_weights(source, theirs)
+    expected = ours.state_dict()
+    ours.reset_parameters()
+    ours.load_state_dict(theirs.state_dict())
+    assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
+    if layout == "cuda":
+        theirs.load_state_dict(ours.state_dict())
+
+    stack = xnn.xLSTMBlockStack(build(xnn, models, **CONFIGS[name]))
+    stack.load_state_dict(theirs.xlstm_block_stack.state_dict())
+    x = torch.randn(2, 9, 48)
+    with torch.no_grad():
+        assert_close_relative(stack(x), source.xlstm_block_stack(x), 1e-5)
+
+
+def test_wrong_checkpoints_are_refused_whole() -> None:
+    theirs, ours = pair("mixed")
+    stack = ours.xlstm_block_stack
+    longer = xlstm.xLSTMLMModel(build(xlstm, xlstm, num_blocks=4, slstm_at=[1]))
+    more_slstm = xlstm.xLSTMLMModel(build(xlstm, xlstm, num_blocks=3, slstm_at=[1, 2]))
+    wrong = [
+        (stack, theirs, "looks like xLSTMLMModel"),
+        (ours, theirs.xlstm_block_stack, "looks like xLSTMBlockStack"),
+        (ours, longer, r"extra: xlstm_block_stack.blocks.3.xlstm.learnable_skip \(128,\)"),
+        (ours, more_slstm, r"missing: xlstm_block_stack.blocks.2.xlstm.learnable_skip \(128,\)"),
+    ]
+    for model, source, message in wrong:
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict(source.state_dict())
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,75 @@
+"""The modules around mLSTMBackend in xLSTMLarge of the public `xlstm` package."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from xlstm.xlstm_large.components import soft_cap
+from xlstm.xlstm_large.model import mLSTMLayer, xLSTMLargeBlockStack
+
+from .gates import preactivation
+
+LayerState: TypeAlias = tuple[Tensor, Tensor, Tensor]
+StackState: TypeAlias = dict[int, Any]  # LayerState, or None before the first token
+
+
+class PatchedLargeMLSTMLayer(mLSTMLayer):
+    """The state comes back whatever the mode and return_last_states of the backend."""
+
+    def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
+        """x (B, S, D) -> (B, S, D) and the state C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H, 1)."""
+        *qkv, o = self._projections(x)
+        q, k, v = (torch.unflatten(y, -1, (self.config.num_heads, -1)).transpose(1, 2) for y in qkv)
+        i, f = (soft_cap(gate, cap_value=self.config.gate_soft_cap).mT for gate in self._gates(x))
+        C, n, m = (None, None, None) if state is None else state
+        if state is not None and torch.is_grad_enabled():  # Hugging Face's loop overwrites the state; backward needs it
+            C, n, m = (part.clone() for part in state)
+        h, state = self.mlstm_backend(
+            q=q, k=k, v=v, i=i, f=f, c_initial=C, n_initial=n, m_initial=m, return_last_states=True
+        )
+        h = self.multihead_norm(h.transpose(1, 2)).flatten(2)
+        return self.out_proj(self.ogate_act_fn(o) * h), state
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v and the pre-activation of the output gate."""
+        if self.config.weight_mode == "single":
+            return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
+        parts: tuple[Tensor, ...] = self.qkv_opreact(x).split([self.qk_dim] * 2 + [self.v_dim] * 2, dim=-1)
+        return parts
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Input and forget gate pre-activations (B, S, H), not capped."""
+        if self.config.weight_mode == "single":
+            return preactivation(self.igate_preact, x), preactivation(self.fgate_preact, x)
+        return preactivation(self.ifgate_preact, x).chunk(2, dim=-1)
+
+
+class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):
+    def forward(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """x (B, S, D) -> (B, S, D) and the state, a dict of the layers'.
+
+        Without gradients a given state is overwritten and returned, as theirs is. Where the new one has a graph the
+        given one stays: backward needs it.
+        """
+        given: StackState = dict.fromkeys(range(len(self.blocks))) if state is None else state
+        after: StackState = {}
+        for index, block in enumerate(self.blocks):
+            x, after[index] = block(x, given[index])
+        x = self.out_norm(x)
+        if state is None or any(part.requires_grad for new in after.values() for part in new):
+            return x, after
+        for index, new in after.items():
+            if given[index] is None:
+                given[index] = new
+            else:
+                for old, part in zip(given[index], new, strict=True):
+                    old.copy_(part)
+        return x, given
+
+
+PATCHED: dict[type, type] = {
+    mLSTMLayer: PatchedLargeMLSTMLayer,
+    xLSTMLargeBlockStack: PatchedXLSTMLargeBlockStack,
+}

@@ -1,0 +1,134 @@
+"""The modules around the cells of the public `xlstm` package: `forward` takes and returns the states that `step` does.
+
+The state of a stack, and of a model, is a dict "block_0", "block_1", ... of the layers' states, each a dict of
+conv_state and mlstm_state or slstm_state (cells.py); None is the empty state. `forward` and `step` may follow each
+other in any order. A `forward` without states is theirs, on patched cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from xlstm.blocks.mlstm.block import mLSTMBlock
+from xlstm.blocks.mlstm.layer import mLSTMLayer
+from xlstm.blocks.slstm.block import sLSTMBlock
+from xlstm.blocks.xlstm_block import xLSTMBlock
+from xlstm.components.feedforward import GatedFeedForward, get_act_fn
+from xlstm.xlstm_block_stack import xLSTMBlockStack
+from xlstm.xlstm_lm_model import xLSTMLMModel
+
+LayerState: TypeAlias = dict[str, Any]
+StackState: TypeAlias = dict[str, LayerState]
+
+
+class PatchedMLSTMLayer(mLSTMLayer):
+    def forward(
+        self,
+        x: Tensor,
+        mlstm_state: tuple[Tensor, Tensor, Tensor] | None = None,
+        conv_state: tuple[Tensor] | None = None,
+        return_last_state: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, LayerState]:
+        """x (B, S, D) -> (B, S, D), with return_last_state also the state after the last token."""
+        if mlstm_state is None and conv_state is None and not return_last_state:
+            y: Tensor = super().forward(x, **kwargs)
+            return y
+        inner, z = self.proj_up(x).chunk(2, dim=-1)
+        conv, conv_state = self.conv1d(inner, conv_state, return_last_state=True)
+        conv = self.conv_act_fn(conv)
+        q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(inner)
+        h, mlstm_state = self.mlstm_cell(q=q, k=k, v=v, mlstm_state=mlstm_state, return_last_state=True)
+        y = self.dropout(self.proj_down((h + self.learnable_skip * conv) * self.ogate_act_fn(z)))
+        return (y, {"mlstm_state": mlstm_state, "conv_state": conv_state}) if return_last_state else y
+
+
+class _Block(nn.Module):
+    xlstm_norm: nn.Module
+    xlstm: nn.Module  # its sLSTMLayer knows states already
+    ffn_norm: nn.Module | None
+    ffn: nn.Module | None
+
+    def forward(self, x: Tensor, return_last_state: bool = False, **kwargs: Any) -> Tensor | tuple[Tensor, LayerState]:
+        """x (B, S, D) -> (B, S, D), with return_last_state also the layer's state after the last token.
+
+        kwargs: the layer's state, conv_state and mlstm_state or slstm_state.
+        """
+        if not return_last_state:
+            y: Tensor = super().forward(x, **kwargs)
+            return y
+        y, after = self.xlstm(self.xlstm_norm(x), return_last_state=True, **kwargs)
+        x = x + y
+        if self.ffn is not None and self.ffn_norm is not None:
+            x = x + self.ffn(self.ffn_norm(x))
+        return x, after
+
+
+class PatchedXLSTMBlock(_Block, xLSTMBlock):
+    pass
+
+
+class PatchedMLSTMBlock(_Block, mLSTMBlock):
+    pass
+
+
+class PatchedSLSTMBlock(_Block, sLSTMBlock):
+    pass
+
+
+class PatchedGatedFeedForward(GatedFeedForward):
+    """Can be pickled, also with an activation that is a lambda in their table."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "act_fn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.act_fn = get_act_fn(self.config.act_fn)
+
+
+class PatchedXLSTMBlockStack(xLSTMBlockStack):
+    def forward(
+        self, x: Tensor, state: StackState | None = None, return_last_state: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, StackState]:
+        """x (B, S, D) -> (B, S, D), with return_last_state also the state after the last token."""
+        if state is None and not return_last_state:
+            y: Tensor = super().forward(x, **kwargs)
+            return y
+        after: StackState = {}
+        for index, block in enumerate(self.blocks):
+            name = f"block_{index}"
+            x, after[name] = block(x, return_last_state=True, **(state or {}).get(name, {}))
+        x = self.post_blocks_norm(x)
+        return (x, after) if return_last_state else x
+
+    def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
+        """One token: x (B, 1, D). Theirs overwrites the given state, this one leaves it alone."""
+        y: tuple[Tensor, StackState] = super().step(x, dict(state or {}))
+        return y
+
+
+class PatchedXLSTMLMModel(xLSTMLMModel):
+    def forward(
+        self, idx: Tensor, state: StackState | None = None, return_last_state: bool = False
+    ) -> Tensor | tuple[Tensor, StackState]:
+        """ids (B, S) -> logits (B, S, V), with return_last_state also the state after the last token, for `step`."""
+        if state is None and not return_last_state:
+            logits: Tensor = super().forward(idx)
+            return logits
+        x = self.emb_dropout(self.token_embedding(idx))
+        x, after = self.xlstm_block_stack(x, state=state, return_last_state=True)
+        logits = self.lm_head(x)
+        return (logits, after) if return_last_state else logits
+
+
+PATCHED: dict[type, type] = {
+    mLSTMLayer: PatchedMLSTMLayer,
+    GatedFeedForward: PatchedGatedFeedForward,
+    xLSTMBlock: PatchedXLSTMBlock,
+    mLSTMBlock: PatchedMLSTMBlock,
+    sLSTMBlock: PatchedSLSTMBlock,
+    xLSTMBlockStack: PatchedXLSTMBlockStack,
+    xLSTMLMModel: PatchedXLSTMLMModel,
+}
