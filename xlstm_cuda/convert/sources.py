@@ -1,0 +1,120 @@
+"""Tensors of a checkpoint by name, read one at a time: safetensors files, or those of torch.save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_PATTERNS = (
+    "model.safetensors",
+    "model_*.safetensors",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+)
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    "BOOL": torch.bool,
+}
+
+
+class Source(Protocol):
+    """shapes, dtypes: of all tensors, by name."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """The tensor's rows from start to stop."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """The checkpoint in a folder, or one file.
+
+    Raises FileNotFoundError, ValueError where files cannot be read, ImportError where safetensors is missing.
+    """
+    files = _files(path)
+    with ExitStack() as stack:
+        yield _Safetensors(files, stack) if files[0].suffix == ".safetensors" else _Pickled(files)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"convert: there is no folder or file {path}")
+    for name in _INDICES:
+        if (path / name).exists():
+            names = sorted(set(json.loads((path / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [file for file in names if not (path / file).exists()]
+            if missing:
+                raise FileNotFoundError(f"convert: {path / name} names files that are missing: {', '.join(missing)}")
+            return [path / file for file in names]
+    for pattern in _PATTERNS:
+        if found := sorted(path.glob(pattern)):
+            return found
+    raise FileNotFoundError(f"convert: {path} holds no weights ({', '.join(_PATTERNS)})")
+
+
+class _Safetensors:
+    def __init__(self, files: Sequence[Path], stack: ExitStack) -> None:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise ImportError(
+                "convert: safetensors files need the package safetensors: pip install 'xlstm-cuda[convert]'"
+            ) from error
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._files: dict[str, Any] = {}
+        for path in files:
+            try:
+                file = stack.enter_context(safe_open(path, "pt"))
+            except SafetensorError as error:
+                raise ValueError(f"convert: {path} is not a safetensors file: {error}") from error
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                view = file.get_slice(name)
+                self.shapes[name] = tuple(view.get_shape())
+                if (dtype := view.get_dtype()) not in DTYPES:
+                    raise ValueError(f"convert: {path}: {name} has dtype {dtype}, which is not converted")
+                self.dtypes[name] = DTYPES[dtype]
+                self._files[name] = file
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        rows: Tensor = self._files[name].get_slice(name)[start:stop]
+        return rows
+
+
+class _Pickled:
+    """Mapped into memory, so that only what is used is read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        for path in files:
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # many kinds, by what the file holds
+                raise ValueError(f"convert: {path} cannot be loaded: {error}") from error
+            for wrapper in _WRAPPERS:
+                if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+                    loaded = loaded[wrapper]
+            if not isinstance(loaded, dict):
+                raise ValueError(f"convert: {path} holds no state dict but {type(loaded).__name__}")
+            self._tensors.update({name: x for name, x in loaded.items() if isinstance(x, Tensor)})
+        self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}
+        self.dtypes = {name: x.dtype for name, x in self._tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._tensors[name][start:stop]
