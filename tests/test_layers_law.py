@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"_states"},
     "nn": {"nn", "functional", "_states"},
     "models": {"models", "nn", "functional", "_states"},
+    "convert": {"convert", "models", "nn"},
+    "integrations": {"integrations", "functional", "_states"},
 }
 TORCH_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2|aoti|pybind11|Python\.h)', re.MULTILINE)
 
