@@ -286,5 +286,4 @@ def test_the_peers_extra_names_the_packages_that_are_looked_for() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     extra = {re.split(r"[\s;]", requirement)[0] for requirement in project["optional-dependencies"]["peers"]}
-    assert extra == {"xlstm", "mlstm_kernels"}
-    assert extra <= set(IMPLEMENTATIONS)
+    assert {"xlstm", "mlstm_kernels"} <= extra & set(IMPLEMENTATIONS)
