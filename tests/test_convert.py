@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 import weakref
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import __main__
-from xlstm_cuda.convert import convert, flat_yaml, sources
+from xlstm_cuda.convert import convert, flat_yaml, load_large, sources, targets
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -264,6 +266,22 @@ def test_dtypes(tmp_path: Path) -> None:
     assert_equal(load(tmp_path / "half"), {name: value.half() for name, value in tensors.items()})
 
 
+def test_values_too_large_for_the_dtype(tmp_path: Path) -> None:
+    tensors = draw()
+    tensors["lm_head.weight"][3, 2] = float("inf")
+    source = nxai_folder(tmp_path / "infinite", tensors)
+    convert(source, tmp_path / "half", "nxai", dtype="float16")
+    assert load_large(source, dtype="float16").lm_head.weight.isinf().sum() == 1  # as it was
+    tensors["backbone.blocks.1.ffn.proj_up.weight"][0, 0] = -1e5
+    source = nxai_folder(tmp_path / "large", tensors)
+    message = "blocks.1.ffn.proj_up.weight has values that are too large for float16"
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "out", "nxai", weights="fused", dtype="float16")
+    with pytest.raises(ValueError, match=message):
+        load_large(source, dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("weights", ["single", "fused"])
 def test_one_tensor_at_a_time(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = hf_folder(tmp_path / "hf")
@@ -350,11 +368,119 @@ def test_other_models_are_refused(names: list[str], message: str, tmp_path: Path
         ({"num_blocks": 0}, "num_blocks must be a positive integer, got 0"),
         ({"qk_dim_factor": -1}, "qk_dim_factor must be a positive number"),
         ({"model_type": "mamba"}, "model_type must be 'xlstm', got 'mamba'"),
+        ({"use_bias": "false"}, "use_bias must be true or false, got 'false'"),
+        ({"norm_eps": "1e-6"}, "norm_eps must be a number >= 0, got '1e-6'"),
+        ({"eps": None}, "eps must be a number >= 0, got None"),
+        ({"gate_soft_cap": "15"}, "gate_soft_cap must be None or a positive number, got '15'"),
+        ({"v_dim_factor": float("inf")}, "v_dim_factor must be a positive number, got inf"),
+        ({"chunkwise_kernel": None}, "chunkwise_kernel must be text, got None"),
+        ({"v_dim_factor": 10**400}, "config.json: int too large"),
+        ({"hidden_size": 10**400}, "embedding_dim is no size of a tensor"),
+        ({"num_blocks": 10**12}, "the config has 1000000000000 blocks, the checkpoint 33 tensors"),
     ],
 )
 def test_wrong_configs(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         convert(hf_folder(tmp_path / "hf", **config), tmp_path / "out", "nxai")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[1]", r"config.json: must hold the fields of a config, got \[1\]"),
+        (b"null", "config.json: must hold the fields of a config, got None"),
+        (b"\xff", "config.json: 'utf-8' codec"),
+        (b"", "config.json: Expecting value"),
+        pytest.param(b"[" * 100_000, "config.json: .*recursion", id="deep"),
+    ],
+)
+def test_damaged_configs(text: bytes, message: str, tmp_path: Path) -> None:
+    source = hf_folder(tmp_path / "hf")
+    (source / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "out", "nxai")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("", "it has no weight_map"),
+        ("{}", "it has no weight_map"),
+        ("[]", "it has no weight_map"),
+        ('{"weight_map": {}}', "its weight_map names no files"),
+        ('{"weight_map": {"a": 3}}', "its weight_map names no files"),
+        ('{"weight_map": ["model.safetensors"]}', "it has no weight_map"),
+    ],
+)
+def test_damaged_indices(index: str, message: str, tmp_path: Path) -> None:
+    source = nxai_folder(tmp_path / "nxai")
+    (source / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"index.json is damaged: {message}"):
+        convert(source, tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_tensor_in_two_files_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Two checkpoints in a folder: neither is taken by chance."""
+    source = nxai_folder(tmp_path / "nxai")
+    (source / "model.safetensors").unlink()
+    for name in ("best", "last"):
+        path = source / f"{name}.{suffix}"
+        save_file(draw(), path) if suffix == "safetensors" else torch.save(draw(), path)
+    with pytest.raises(ValueError, match=rf"weight is in .*best.{suffix} and in .*last.{suffix}; give one file"):
+        convert(source, tmp_path / "out", "hf")
+    convert(source / f"last.{suffix}", tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.long(), "has dtype torch.int64, which is not converted"),
+        (lambda x: x.cfloat(), "has dtype torch.complex64, which is not converted"),
+        (lambda x: x.to_sparse(), "is a torch.sparse_coo tensor"),
+        (lambda x: x.to("meta"), "is a meta tensor"),
+    ],
+)
+def test_tensors_that_are_no_weights(change: Any, message: str, tmp_path: Path) -> None:
+    source, tensors = nxai_folder(tmp_path / "nxai"), draw()
+    tensors["embedding.weight"] = change(tensors["embedding.weight"])
+    torch.save(tensors, source / "other.pt")
+    with pytest.raises(ValueError, match=f"other.pt: embedding.weight {message}"):
+        convert(source / "other.pt", tmp_path / "out", "hf")
+    assert not (tmp_path / "out").exists()
+
+
+class Command:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_pickle_is_executed(tmp_path: Path) -> None:
+    source = nxai_folder(tmp_path / "nxai")
+    torch.save({**draw(), "extra": Command(tmp_path / "executed")}, source / "evil.pt")
+    with pytest.raises(ValueError, match="holds objects other than tensors") as raised:
+        convert(source / "evil.pt", tmp_path / "out", "hf")
+    assert "weights_only" not in str(raised.value)  # torch's own text advises to switch that off
+    assert not (tmp_path / "executed").exists()
+
+
+def test_files_of_old_versions_of_torch(tmp_path: Path) -> None:
+    source = nxai_folder(tmp_path / "nxai")
+    torch.save(draw(), source / "old.pt", _use_new_zipfile_serialization=False)
+    convert(source / "old.pt", tmp_path / "out", "nxai")
+    assert_equal(load(tmp_path / "out"), draw())
+    torch.save({1: torch.zeros(2)}, source / "numbers.pt")
+    with pytest.raises(ValueError, match="no xLSTMLarge"):
+        convert(source / "numbers.pt", tmp_path / "no", "nxai")
+
+
+def test_only_an_embedding(tmp_path: Path) -> None:
+    source = nxai_folder(tmp_path / "nxai", {"embedding.weight": torch.zeros(VOCAB, DIM)}, num_blocks=1)
+    with pytest.raises(ValueError, match=r"does not fit its config:\n  missing: backbone.blocks.0.norm_mlstm.weight"):
+        convert(source, tmp_path / "out", "hf")
 
 
 def test_wrong_sources(tmp_path: Path) -> None:
@@ -406,6 +532,10 @@ def test_existing_targets(tmp_path: Path) -> None:
     (tmp_path / "home/precious").touch()
     with pytest.raises(FileExistsError, match="is not the folder of a checkpoint"):
         convert(source, tmp_path / "home", "hf", overwrite=True)
+    (tmp_path / "home/config.json").touch()  # as many other programs have
+    with pytest.raises(FileExistsError, match="is not the folder of a checkpoint"):
+        convert(source, tmp_path / "home", "hf", overwrite=True)
+    assert (tmp_path / "home/precious").exists()
     for folder in (source, tmp_path):
         with pytest.raises(ValueError, match="holds the source"):
             convert(source, folder, "hf", overwrite=True)
@@ -434,6 +564,46 @@ def test_nothing_half_written_stays(overwrite: bool, tmp_path: Path, monkeypatch
         assert_equal(load(tmp_path / "out"), load(source))
 
 
+def test_targets_that_are_links_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = nxai_folder(tmp_path / "nxai")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="link exists"):
+        convert(source, tmp_path / "link", "hf")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(source, ".", "nxai", overwrite=True)
+    assert_equal(load(tmp_path / "here"), load(source))
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "link", "nxai"}
+
+
+def test_interrupted_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two renames: the old folder comes back."""
+    source = nxai_folder(tmp_path / "nxai")
+    shutil.copytree(source, tmp_path / "out")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", "hf", overwrite=True)
+    assert_equal(load(tmp_path / "out"), load(source))
+    assert {path.name for path in tmp_path.iterdir()} == {"nxai", "out"}
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(targets, "_write_data", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*model.safetensors"):
+        convert(nxai_folder(tmp_path / "nxai"), tmp_path / "out", "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["nxai"]
+
+
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = nxai_folder(tmp_path / "nxai")
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -457,6 +627,14 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert str(raised.value) == f"convert: {target} exists; --overwrite replaces it"
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
     __main__.main()
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(targets, "_write_data", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        __main__.main()
+    assert raised.value.code == 130 and len(load(target)) == 21
 
 
 def test_yaml() -> None:

@@ -68,6 +68,16 @@ def test_how_it_is_run_is_the_callers_choice(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_mixed_dtypes_become_one(tmp_path: Path) -> None:
+    """Layers compute in one dtype: a model of two does not run."""
+    source = save(build(), tmp_path / "source")
+    values = build().state_dict()
+    save_file({n: x if "gate" in n else x.bfloat16() for n, x in values.items()}, source / "model.safetensors")
+    model = load_large(source)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert logits(model).isfinite().all()
+
+
 def test_refused(tmp_path: Path) -> None:
     model = build()
     source = save(model, tmp_path / "source")

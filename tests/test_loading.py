@@ -56,6 +56,38 @@ def test_all_problems_in_one_error() -> None:
     assert message.count("\n") == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x: x.to("meta"), "meta torch.float32 torch.strided"),
+        (lambda x: x.to_sparse(), "torch.float32 torch.sparse_coo"),
+        (lambda x: x.cfloat(), "torch.complex64 torch.strided"),
+        (lambda x: x.char(), "torch.int8 torch.strided"),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_tensors_that_cannot_be_copied(change: Any, kind: str, strict: bool) -> None:
+    """torch notices after it has copied the others, or not at all."""
+    model, checkpoint = build(), dict(build().state_dict())
+    checkpoint["lm_head.weight"] = change(checkpoint["lm_head.weight"])
+    message = refused(model, checkpoint, strict)
+    assert f"wrong kind: lm_head.weight is {kind}, expected torch.float32 torch.strided" in message
+    build().load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    with torch.device("meta"):
+        build().load_state_dict(model.state_dict(), assign=True)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "given"),
+    [({1: 2}, "dict with other keys than text"), (None, "NoneType"), ([1], "list"), ("model.pt", "str")],
+)
+def test_no_state_dict(checkpoint: Any, given: str) -> None:
+    config = models.xLSTMLargeConfig(embedding_dim=16, num_heads=2, num_blocks=1, vocab_size=5)
+    for model in (build(), models.xLSTMLarge(config)):
+        with pytest.raises(TypeError, match=f"{type(model).__name__}: state_dict must be a dict .*, got a {given}$"):
+            model.load_state_dict(checkpoint)
+
+
 def test_not_strict_tolerates_names_but_no_shapes() -> None:
     model, checkpoint = build(), dict(build().state_dict())
     checkpoint["head"] = checkpoint.pop("lm_head.weight")

@@ -18,6 +18,8 @@ def main() -> None:
         arguments.run(arguments)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells say it
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xlstm_cuda.integrations import transformers as integration
 from xlstm_cuda.integrations.transformers import MLSTMBackend, disable, enable
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
@@ -220,6 +221,39 @@ def test_generation_from_a_padded_batch() -> None:
         assert (row[len(alone) :] == 1).all()
 
 
+def test_masks_in_generation_outlive_disable() -> None:
+    """Of models that stay ours, and not of those that come."""
+    _, ids, mask = padded()
+    stock, ours = pair(eos_token_id=2)
+    options = {"attention_mask": mask, "max_new_tokens": 9, "pad_token_id": 1}
+    expected = ours.generate(ids, **options)
+    disable()
+    assert torch.equal(ours.generate(ids, **options), expected)
+    assert not torch.equal(stock.generate(ids, **options), expected)
+
+
+def test_masks_in_generation_of_an_unpickled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process where nobody has called enable()."""
+    _, ids, mask = padded()
+    _, ours = pair(eos_token_id=2)
+    options = {"attention_mask": mask, "max_new_tokens": 9, "pad_token_id": 1}
+    expected = ours.generate(ids, **options)
+    pickled = pickle.dumps(ours)
+    causal = modeling.xLSTMForCausalLM
+    if causal in integration._handing_on:
+        original = causal.prepare_inputs_for_generation.__wrapped__
+        monkeypatch.setattr(causal, "prepare_inputs_for_generation", original)
+    monkeypatch.setattr(integration, "_handing_on", set())
+    assert torch.equal(pickle.loads(pickled).generate(ids, **options), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 9), (3, 9)])
+def test_masks_that_do_not_fit(shape: tuple[int, int]) -> None:
+    _, ours = pair()
+    with pytest.raises(ValueError, match=r"attention_mask must be \(B, S\) .* at least \(2, 9\), got \("):
+        ours(tokens(2, 9), attention_mask=torch.ones(shape))
+
+
 def test_padding_with_biases_is_said_to_be_ignored() -> None:
     _, ids, mask = padded()
     stock, ours = pair(use_bias=True)
@@ -276,14 +310,14 @@ def test_copies(copied: Any) -> None:
 def test_enabled_and_disabled() -> None:
     _, ids, mask = padded()
     before = build()
-    methods = [vars(modeling.xLSTMModel)["__init__"], modeling.xLSTMForCausalLM.prepare_inputs_for_generation]
+    init = vars(modeling.xLSTMModel)["__init__"]
     enable()
     enable()
     during, twice = build(), build()
     enable(twice)
     disable()
     assert [is_ours(model) for model in (before, during, twice, build())] == [False, True, True, False]
-    assert methods == [vars(modeling.xLSTMModel)["__init__"], modeling.xLSTMForCausalLM.prepare_inputs_for_generation]
+    assert vars(modeling.xLSTMModel)["__init__"] is init
     disable(during)
     disable(twice)
     disable(before)
@@ -309,11 +343,17 @@ def test_refused() -> None:
         enable(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         pair()[1](attention_mask=torch.ones(2, 3))
-    model = build()
-    config = model.backbone.blocks[0].mlstm_layer.mlstm_backend.config
-    vars(config)["chunkwise_kernel"] = "chunkwise--triton_xl_chunk_siging"
+    for switch in (enable, disable):
+        with pytest.raises(TypeError, match="a model .* or nothing is expected, got the class xLSTMForCausalLM"):
+            switch(transformers.xLSTMForCausalLM)
+        with pytest.raises(TypeError, match="a model .* or nothing is expected, got str"):
+            switch("NX-AI/xLSTM-7b")  # type: ignore[arg-type]
+    model, other = build(), build()
+    for block in model.backbone.blocks:
+        vars(block.mlstm_layer.mlstm_backend.config)["chunkwise_kernel"] = "chunkwise--triton_xl_chunk_siging"
     with pytest.raises(ValueError, match="sigmoid input gates"):
-        enable(model)
+        enable(nn.ModuleList([other, model]))
+    assert not is_ours(other) and not is_ours(model)
 
 
 @pytest.mark.parametrize(

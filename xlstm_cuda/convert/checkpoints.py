@@ -37,11 +37,16 @@ class Checkpoint:
     _tensors: sources.Source
     _rows: dict[str, _Rows]
 
-    def read(self, part: str) -> Tensor:
+    def read(self, part: str, dtype: torch.dtype) -> Tensor:
+        """Raises ValueError where a finite value would become infinite."""
         rows = self._rows[part]
         if rows.name is None:
-            return torch.zeros(self.shapes[part])
-        return self._tensors.read(rows.name, rows.start, rows.stop)
+            return torch.zeros(self.shapes[part], dtype=dtype)
+        stored = self._tensors.read(rows.name, rows.start, rows.stop)
+        result = stored.to(dtype)
+        if torch.finfo(dtype).max < torch.finfo(stored.dtype).max and not result.isinf().equal(stored.isinf()):
+            raise ValueError(f"convert: {part} has values that are too large for {str(dtype).removeprefix('torch.')}")
+        return result
 
     def dtype(self, parts: list[str]) -> torch.dtype:
         """The one that holds all of these parts."""
@@ -58,6 +63,10 @@ def opened(source: Path) -> Iterator[Checkpoint]:
     with sources.opened(source) as tensors:
         hf, weights = layouts.recognise(tensors.shapes)
         fields, config = configs.read(source.parent if source.is_file() else source, hf)
+        if fields["num_blocks"] > len(tensors.shapes):  # a typing error in the config must not fill the memory
+            raise ValueError(
+                f"convert: the config has {fields['num_blocks']} blocks, the checkpoint {len(tensors.shapes)} tensors"
+            )
         shapes = layouts.parts(fields)
         names = layouts.stored(shapes, "hf" if hf else "nxai", weights)
         tied = hf and config.get("tie_word_embeddings") and HEAD not in tensors.shapes

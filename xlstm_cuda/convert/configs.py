@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ def read(folder: Path, hf: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"convert: {folder} has no {'config.json' if hf else 'config.yaml or config.json'}")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         raw = flat_yaml.loads(text) if path.suffix == ".yaml" else json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError(f"must hold the fields of a config, got {raw!r}")
         fields = _from_hf(raw) if hf else {**_MODEL, **raw}
         _check(fields)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"convert: {path}: {error}") from error
     return fields, raw
 
@@ -131,9 +134,26 @@ def _check(fields: Mapping[str, Any]) -> None:
         value = fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if value >= 2**63:
+            raise ValueError(f"{name} is no size of a tensor: {value!r}")
     for name in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
-        if not isinstance(fields[name], (int, float)) or fields[name] <= 0:
+        if not _is_number(fields[name]) or fields[name] <= 0:
             raise ValueError(f"{name} must be a positive number, got {fields[name]!r}")
+    for name in ("gate_soft_cap", "output_logit_soft_cap"):
+        if fields[name] is not None and (not _is_number(fields[name]) or fields[name] <= 0):
+            raise ValueError(f"{name} must be None or a positive number, got {fields[name]!r}")
+    for name in ("eps", "norm_eps"):
+        if not _is_number(fields[name]) or fields[name] < 0:
+            raise ValueError(f"{name} must be a number >= 0, got {fields[name]!r}")
+    for name, default in _MODEL.items():
+        if isinstance(default, bool) and not isinstance(fields[name], bool):
+            raise ValueError(f"{name} must be true or false, got {fields[name]!r}")
+    if not isinstance(kernel := fields.get("chunkwise_kernel", ""), str):
+        raise ValueError(f"chunkwise_kernel must be text, got {kernel!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _write_json(folder: Path, config: Mapping[str, Any]) -> None:

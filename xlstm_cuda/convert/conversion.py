@@ -66,8 +66,8 @@ def convert(
 
     Raises:
         FileNotFoundError, FileExistsError; ImportError where safetensors is missing and needed; ValueError for an
-        option that does not exist, a model that the layout cannot hold, and a source that does not fit its config: one
-        message for all tensors that are missing, extra or of the wrong shape.
+        option that does not exist, values too large for dtype, a model that the layout cannot hold, and a source that
+        does not fit its config: one message for all tensors that are missing, extra or of the wrong shape.
     """
     source, target = Path(source), Path(target)
     size = _bytes(shard_size)
@@ -80,7 +80,7 @@ def convert(
     with checkpoints.opened(source) as checkpoint:
         fields = {**checkpoint.fields, "weight_mode": weights}
         configs.check_target(fields, to)
-        if to == "hf" and OUT_NORM_BIAS in checkpoint.shapes and checkpoint.read(OUT_NORM_BIAS).any():
+        if to == "hf" and OUT_NORM_BIAS in checkpoint.shapes and checkpoint.read(OUT_NORM_BIAS, torch.float64).any():
             raise ValueError(f"convert: {OUT_NORM_BIAS} is not zero, and Hugging Face's xLSTM has no such bias")
         names = layouts.stored(checkpoint.shapes, to, weights)
         entries = [_entry(checkpoint, name, parts, wanted) for name, parts in names.items()]
@@ -97,11 +97,12 @@ def convert(
 
 def _entry(checkpoint: Checkpoint, name: str, parts: list[str], dtype: torch.dtype | None) -> targets.Entry:
     shapes = [checkpoint.shapes[part] for part in parts]
+    dtype = dtype or checkpoint.dtype(parts)
     return targets.Entry(
         name=name,
         shape=(sum(shape[0] for shape in shapes), *shapes[0][1:]),
-        dtype=dtype or checkpoint.dtype(parts),
-        pieces=[partial(checkpoint.read, part) for part in parts],
+        dtype=dtype,
+        pieces=[partial(checkpoint.read, part, dtype) for part in parts],
     )
 
 

@@ -107,9 +107,7 @@ def check(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
         if name in found and found[name] != shape
     ]
     if problems:
-        lines = [
-            "convert: the checkpoint does not fit its config:",
-            f"the checkpoint looks like {likely_layout(found)}",
-            *problems,
-        ]
+        layout = likely_layout(found)
+        hint = [f"the checkpoint looks like {layout}"] if layout else []
+        lines = ["convert: the checkpoint does not fit its config:", *hint, *problems]
         raise ValueError("\n  ".join(lines))

@@ -24,7 +24,8 @@ def load_large(
     Args:
         source: as in `convert`.
         device: of the model.
-        dtype: of all weights; None: of each as it is in the checkpoint.
+        dtype: of all weights; None: the one that holds all of the checkpoint's (float32 for bfloat16 and float32, with
+            which no model runs).
         fields: of `xLSTMLargeConfig`, such as weight_mode or mode, in the place of the checkpoint's. How the checkpoint
             says it is to be run (mode, return_last_states, inference_state_dtype) is not looked at.
 
@@ -35,14 +36,15 @@ def load_large(
         settings = {"weight_mode": checkpoint.weights, **configs.own_fields(checkpoint.fields), **fields}
         with torch.device("meta"):
             model = xLSTMLarge(xLSTMLargeConfig(**settings))
+        wanted = wanted or checkpoint.dtype(list(checkpoint.shapes))
         names = layouts.stored(checkpoint.shapes, "xlstm_cuda", model.config.weight_mode)
         state_dict = {}
         for name, parts in names.items():
             shapes = [checkpoint.shapes[part] for part in parts]
             shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-            tensor = torch.empty(shape, dtype=wanted or checkpoint.dtype(parts), device=device)
+            tensor = torch.empty(shape, dtype=wanted, device=device)
             for rows, part in zip(tensor.split([shape[0] for shape in shapes]), parts, strict=True):
-                rows.copy_(checkpoint.read(part))
+                rows.copy_(checkpoint.read(part, wanted))
             state_dict[name] = tensor
         model.load_state_dict(state_dict, assign=True)
     return model.eval()

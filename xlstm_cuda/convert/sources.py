@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,13 +21,10 @@ _PATTERNS = (
     "*.pt",
     "*.pth",
 )
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
-DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
-    "BOOL": torch.bool,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Source(Protocol):
@@ -57,7 +55,7 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"convert: there is no folder or file {path}")
     for name in _INDICES:
         if (path / name).exists():
-            names = sorted(set(json.loads((path / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            names = _indexed(path / name)
             missing = [file for file in names if not (path / file).exists()]
             if missing:
                 raise FileNotFoundError(f"convert: {path / name} names files that are missing: {', '.join(missing)}")
@@ -66,6 +64,24 @@ def _files(path: Path) -> list[Path]:
         if found := sorted(path.glob(pattern)):
             return found
     raise FileNotFoundError(f"convert: {path} holds no weights ({', '.join(_PATTERNS)})")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"convert: {index} is damaged: it has no weight_map of names and files") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"convert: {index} is damaged: its weight_map names no files")
+    return sorted(set(names))
+
+
+def _once(name: str, path: Path, places: dict[str, Path]) -> None:
+    """Note where a tensor is; raises ValueError where it is in another file too."""
+    if name in places:
+        raise ValueError(f"convert: {name} is in {places[name]} and in {path}; give one file as the source")
+    places[name] = path
 
 
 class _Safetensors:
@@ -79,12 +95,16 @@ class _Safetensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._files: dict[str, Any] = {}
+        places: dict[str, Path] = {}
         for path in files:
             try:
                 file = stack.enter_context(safe_open(path, "pt"))
-            except SafetensorError as error:
+            except FileNotFoundError:
+                raise
+            except (SafetensorError, OSError) as error:
                 raise ValueError(f"convert: {path} is not a safetensors file: {error}") from error
             for name in file.keys():  # noqa: SIM118 (not a dict)
+                _once(name, path, places)
                 view = file.get_slice(name)
                 self.shapes[name] = tuple(view.get_shape())
                 if (dtype := view.get_dtype()) not in DTYPES:
@@ -98,23 +118,40 @@ class _Safetensors:
 
 
 class _Pickled:
-    """Mapped into memory, so that only what is used is read."""
+    """Mapped into memory, so that only what is used is read (but for files of before PyTorch 1.6)."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._tensors: dict[str, Tensor] = {}
+        places: dict[str, Path] = {}
         for path in files:
             try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # many kinds, by what the file holds
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            except OSError as error:
                 raise ValueError(f"convert: {path} cannot be loaded: {error}") from error
+            except Exception as error:  # many kinds; torch's text advises to execute what is in the file
+                raise ValueError(
+                    f"convert: {path} cannot be loaded: it is damaged, or holds objects other than tensors, "
+                    "which could execute code; save the state dict alone"
+                ) from error
             for wrapper in _WRAPPERS:
                 if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
                     loaded = loaded[wrapper]
             if not isinstance(loaded, dict):
                 raise ValueError(f"convert: {path} holds no state dict but {type(loaded).__name__}")
-            self._tensors.update({name: x for name, x in loaded.items() if isinstance(x, Tensor)})
+            for name, x in loaded.items():
+                if isinstance(name, str) and isinstance(x, Tensor):
+                    _once(name, path, places)
+                    self._tensors[name] = _checked(x, name, path)
         self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}
         self.dtypes = {name: x.dtype for name, x in self._tensors.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self._tensors[name][start:stop]
+
+
+def _checked(x: Tensor, name: str, path: Path) -> Tensor:
+    if x.dtype not in DTYPES.values():
+        raise ValueError(f"convert: {path}: {name} has dtype {x.dtype}, which is not converted")
+    if x.layout != torch.strided or x.is_meta:
+        raise ValueError(f"convert: {path}: {name} is a {'meta' if x.is_meta else x.layout} tensor, without plain data")
+    return x

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .sources import DTYPES
+from .sources import DTYPES, SUFFIXES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CONFIGS = ("config.json", "config.yaml")
@@ -25,7 +25,7 @@ _CONFIGS = ("config.json", "config.yaml")
 
 @dataclass
 class Entry:
-    """A tensor to be written, whose rows come in pieces."""
+    """A tensor to be written, whose rows come in pieces of its dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,24 +43,32 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
     Raises FileExistsError where target exists and must not, or is not the folder of a checkpoint.
     """
-    if target.exists():
+    if target.name in ("", ".."):  # "." cannot be renamed
+        target = target.resolve()
+    if os.path.lexists(target):
         if not overwrite:
             raise FileExistsError(f"convert: {target} exists; --overwrite replaces it")
-        if not target.is_dir() or (any(target.iterdir()) and not any((target / name).exists() for name in _CONFIGS)):
+        if not target.is_dir() or (any(target.iterdir()) and not _is_checkpoint(target)):
             raise FileExistsError(f"convert: {target} is not the folder of a checkpoint, and is not overwritten")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
         try:
+            if target.exists():
+                target.rename(old)
             new.rename(target)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C between the two must not lose the old one either
+            if old.exists() and not target.exists():
                 old.rename(target)
             raise
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """A config alone does not tell: many kinds of folders have a config.json."""
+    names = {path.name for path in folder.iterdir()}
+    return any(name in names for name in _CONFIGS) and any(name.endswith(SUFFIXES) for name in names)
 
 
 def write(
@@ -79,7 +87,11 @@ def write(
         names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
         _write_index(folder, dict(zip(names, shards, strict=True)))
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, written)
+        try:
+            _write_file(folder / name, shard, written)
+        except OSError as error:
+            error.filename = error.filename or str(folder / name)  # "No space left on device": which one
+            raise
     return len(shards)
 
 
@@ -120,7 +132,7 @@ def _write_file(path: Path, entries: Sequence[Entry], written: Callable[[int], o
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
             for piece in entry.pieces:
-                written(_write_data(file, piece().to(entry.dtype).contiguous()))
+                written(_write_data(file, piece().contiguous()))
         file.flush()
         os.fsync(file.fileno())
 

@@ -29,6 +29,7 @@ _INPUTS = (("q", "query"), ("k", "key"), ("v", "value"), ("i", "igate"), ("f", "
 _ARGUMENTS = ("input_ids", "inputs_embeds", "cache_params", "use_cache")  # of xLSTMModel.forward, in its order
 
 _originals: dict[tuple[type, str], Any] = {}  # class attributes that enable() replaced
+_handing_on: set[type] = set()  # classes whose prepare_inputs_for_generation keeps the mask
 
 
 def enable(model: nn.Module | None = None) -> None:
@@ -39,17 +40,19 @@ def enable(model: nn.Module | None = None) -> None:
 
     Raises:
         ImportError: transformers is missing or has no xLSTM model.
+        TypeError: `model` is no module.
         ValueError: there is no xLSTMModel in `model`, or it has sigmoid input gates.
     """
     modeling = _modeling()
     if model is None:
         _replace(modeling.xLSTMModel, "__init__", _swapping)
     else:
-        for part in _models_in(model, modeling):
+        parts = _models_in(model, modeling)
+        for part in parts:
+            _check_gates(part)
+        for part in parts:
             _swap(part)
-    causal = modeling.xLSTMForCausalLM
-    if "prepare_inputs_for_generation" in vars(causal):  # transformers 4: it drops the mask
-        _replace(causal, "prepare_inputs_for_generation", _keeping_the_mask)
+    _hand_masks_on(modeling)
 
 
 def disable(model: nn.Module | None = None) -> None:
@@ -77,11 +80,6 @@ class MLSTMBackend(nn.Module):
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
         config: Any = stock.config
-        if "siging" in config.chunkwise_kernel:
-            raise ValueError(
-                f"xlstm_cuda: config.chunkwise_kernel={config.chunkwise_kernel!r} means sigmoid input gates, "
-                "which transformers uses for prompts but not for single tokens; choose one with exponential gates"
-            )
         self.eps: float = config.eps
         self.stock = stock
 
@@ -111,6 +109,10 @@ class MLSTMBackend(nn.Module):
             h, state = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True, eps=self.eps)
         return h, (state.C, state.n, state.m.unsqueeze(-1))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _hand_masks_on(_modeling())  # of a pickle, where enable() may never have been called
+
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
 
@@ -136,6 +138,9 @@ def _modeling() -> ModuleType:
 
 
 def _models_in(model: nn.Module, modeling: ModuleType) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"xlstm_cuda: a model (an nn.Module) or nothing is expected, got {what}")
     found = [part for part in model.modules() if isinstance(part, modeling.xLSTMModel)]
     if not found:
         raise ValueError(f"xlstm_cuda: there is no xLSTMModel of transformers in this {type(model).__name__}")
@@ -155,19 +160,41 @@ def _swapping(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
+        _check_gates(self)
         _swap(self)
 
     return wrapped
 
 
+def _hand_masks_on(modeling: ModuleType) -> None:
+    """For good, since models outlive disable(); it does nothing to models that are not ours."""
+    causal: Any = modeling.xLSTMForCausalLM
+    if (
+        "prepare_inputs_for_generation" in vars(causal) and causal not in _handing_on
+    ):  # transformers 4: it drops the mask
+        _handing_on.add(causal)
+        causal.prepare_inputs_for_generation = _keeping_the_mask(causal.prepare_inputs_for_generation)
+
+
 def _keeping_the_mask(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """prepare_inputs_for_generation that hands the mask on to the model, which does not mind it."""
+    """prepare_inputs_for_generation that hands the mask on to models with our hook."""
 
     @functools.wraps(prepare)
     def wrapped(self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-        return {**prepare(self, input_ids, attention_mask, **kwargs), "attention_mask": attention_mask}
+        inputs = prepare(self, input_ids, attention_mask, **kwargs)
+        return inputs if _hook_id(self.backbone) is None else {**inputs, "attention_mask": attention_mask}
 
     return wrapped
+
+
+def _check_gates(model: Any) -> None:
+    for block in model.blocks:
+        backend = block.mlstm_layer.mlstm_backend
+        if not isinstance(backend, MLSTMBackend) and "siging" in (kernel := backend.config.chunkwise_kernel):
+            raise ValueError(
+                f"xlstm_cuda: config.chunkwise_kernel={kernel!r} means sigmoid input gates, "
+                "which transformers uses for prompts but not for single tokens; choose one with exponential gates"
+            )
 
 
 def _swap(model: Any) -> None:
@@ -213,5 +240,10 @@ def _empty_padding(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return (), {**kwargs, "inputs_embeds": x, "input_ids": ids}
     if x is None:
         x = model.embeddings(ids)
+    if x.ndim == 3 and (mask.shape[0] != x.shape[0] or mask.shape[1] < x.shape[1]):
+        raise ValueError(
+            f"xlstm_cuda: attention_mask must be (B, S) of all tokens so far, at least {tuple(x.shape[:2])}, "
+            f"got {tuple(mask.shape)}"
+        )
     padding = mask[:, -x.shape[1] :, None] == 0  # with a cache the mask is of all tokens so far
     return (), {**kwargs, "inputs_embeds": x.masked_fill(padding.to(x.device), 0)}

@@ -40,9 +40,13 @@ class CheckedLoading(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch.nn.Module.load_state_dict, except that after an error the model is as it was before.
 
-        Raises RuntimeError that lists all keys that are missing, extra (both with strict only) or of the wrong shape,
-        and names the layout that the checkpoint seems to have.
+        Raises RuntimeError that lists all keys that are missing, extra (both with strict only) or of the wrong shape or
+        kind (integers for floats, sparse, meta), and names the layout that the checkpoint seems to have.
+        Raises TypeError where state_dict is no mapping from text.
         """
+        if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+            what = "dict with other keys than text" if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise TypeError(f"{type(self).__name__}: state_dict must be a dict of names and tensors, got a {what}")
         found = self.own_layout(state_dict)
         problems = _problems(self.state_dict(), found, strict)
         if problems:
@@ -69,7 +73,22 @@ def _problems(expected: Mapping[str, Any], found: Mapping[str, Any], strict: boo
         for key in expected
         if key in found and _shape(found[key]) != _shape(expected[key])
     ]
+    wrong += [
+        f"\n  wrong kind: {key} is {_kind(found[key])}, expected {_kind(value)}"
+        for key, value in expected.items()
+        if isinstance(value, Tensor) and isinstance(found.get(key), Tensor) and not _fits(found[key], value)
+    ]
     return [*missing, *extra, *wrong] if strict else wrong
+
+
+def _fits(value: Tensor, expected: Tensor) -> bool:
+    """Whether torch can copy or assign it: otherwise it stops with half of the tensors loaded, or loses a part."""
+    same = value.layout == expected.layout and value.is_floating_point() == expected.is_floating_point()
+    return same and (expected.is_meta or not value.is_meta)
+
+
+def _kind(value: Tensor) -> str:
+    return f"{'meta ' if value.is_meta else ''}{value.dtype} {value.layout}"
 
 
 def _shape(value: Any) -> str:
