@@ -137,7 +137,7 @@ def test_stream_restores_the_modes(model: Any) -> None:
     model.train()
     frozen = [*model.modules()][-1].eval()
     for new in stream(model, draw(2, 3), 9):
-        assert not any(module.training for module in model.modules()) and not new.requires_grad
+        assert model.training and not frozen.training and not new.requires_grad, "also while it waits"
         assert torch.is_grad_enabled(), "the consumer's own code computes gradients"
         break
     assert model.training and not frozen.training
@@ -150,6 +150,29 @@ def test_stream_restores_the_modes(model: Any) -> None:
     with pytest.raises(KeyError):
         tokens.throw(KeyError)  # type: ignore[attr-defined]
     assert model.training and not frozen.training
+
+
+def test_new_ids_may_be_changed(model: Any) -> None:
+    prompt = draw(2, 3)
+    expected = generate(model, prompt, 6, temperature=0)
+    assert torch.equal(generate(model, prompt, 6, temperature=0, callback=lambda new: new.fill_(0)), expected)
+    found = [(new.clone(), new.fill_(0))[0] for new in stream(model, prompt, 6, temperature=0)]
+    assert torch.equal(torch.stack(found, 1), expected[:, 3:])
+    generate(model, kept := prompt.clone(), 0).fill_(0)
+    assert torch.equal(kept, prompt)
+
+
+def test_interleaved_streams() -> None:
+    """One that ends, or is never finished, does not switch on the dropout of another."""
+    model = build("language model").train()
+    prompt = draw(4, 5)
+    expected = generate(model, prompt, 8, temperature=0)[:, 5:]
+    short, long = stream(model, prompt, 2, temperature=0), stream(model, prompt, 8, temperature=0)
+    assert torch.equal(next(short), expected[:, 0])
+    new = [next(long)]
+    assert torch.equal(torch.stack(list(short), 1), expected[:, 1:2])
+    new += list(long)
+    assert torch.equal(torch.stack(new, 1), expected)
 
 
 def test_stream_checks_at_once(model: Any) -> None:
@@ -217,6 +240,10 @@ def test_padding_and_state_exclude_each_other(model: Any) -> None:
         ({"prefill_chunk_size": 0}, "prefill_chunk_size must be None or >= 1, got 0"),
         ({"return_state": True, "max_new_tokens": 0}, "return_state needs max_new_tokens >= 1"),
         ({"num_beams": 0}, "num_beams must be >= 1, got 0"),
+        ({"eos_id": -1}, "eos_id must be None or >= 0, got -1"),
+        ({"num_beams": 2, "temperature": 0, "eos_id": VOCAB}, "eos_id must be one of the model's 13 ids, got 13"),
+        ({"num_beams": 2, "temperature": 0, "length_penalty": 1e3}, "length_penalty must be finite, and"),
+        ({"num_beams": 2, "temperature": 0, "length_penalty": float("nan")}, "length_penalty must be finite, and"),
         ({"num_beams": 2}, "num_beams > 1 needs temperature=0"),
         ({"num_beams": 2, "temperature": 0, "return_state": True}, "num_beams > 1 excludes callback and return_state"),
         ({"num_beams": 2, "temperature": 0, "callback": print}, "num_beams > 1 excludes callback and return_state"),
@@ -228,3 +255,30 @@ def test_option_errors(options: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"max_new_tokens": 3, **options}
     with pytest.raises(ValueError, match=message):
         generate(build("plain"), draw(1, 2), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_ids": [[1, 2]]}, "prompt_ids must be a Tensor, got list"),
+        ({"attention_mask": [[1, 1]]}, "attention_mask must be a Tensor, got list"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer, got 2.0"),
+        ({"prefill_chunk_size": 2.0}, "prefill_chunk_size must be None or an integer, got 2.0"),
+        ({"top_k": 2.5}, "top_k must be None or an integer, got 2.5"),
+        ({"num_beams": 2.5}, "num_beams must be an integer, got 2.5"),
+        ({"eos_id": [1, 2]}, r"eos_id must be None or an integer, got \[1, 2\]"),
+    ],
+)
+def test_type_errors(options: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"prompt_ids": draw(1, 2), "max_new_tokens": 3, **options}
+    with pytest.raises(TypeError, match=message):
+        generate(build("plain"), **arguments)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-46])
+def test_nearly_no_temperature_is_greedy(model: Any, temperature: float) -> None:
+    """Also where logits divided by it are infinite."""
+    prompt = draw(2, 3)
+    greedy = generate(model, prompt, 5, temperature=0)
+    for options in ({}, {"top_k": 4}, {"top_p": 0.9}):
+        assert torch.equal(generate(model, prompt, 5, temperature=temperature, **options), greedy)

@@ -152,3 +152,16 @@ def test_reorder_state(model: Any) -> None:
     after = model.step(ids[index, :1], reorder_state(state, index))[0]
     torch.testing.assert_close(after, model.step(ids[:, :1], state)[0][index])
     assert type(reorder_state(state, index)[0]) is type(state[0])
+
+
+def test_logits_that_are_nan(model: Any) -> None:
+    prefill = model.prefill
+
+    def one_row(*args: Any, **options: Any) -> Any:
+        logits, state = prefill(*args, **options)
+        return torch.cat([logits[:1], logits[1:] * torch.nan]), state
+
+    model.prefill = one_row
+    for eos in (None, EOS):
+        with pytest.raises(RuntimeError, match="the model's logits are NaN"):
+            generate(model, draw(2, 3), 4, temperature=0, num_beams=2, eos_id=eos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -89,10 +90,12 @@ def test_generate_and_stream_with_a_recorded_step(model: Any, monkeypatch: pytes
     for option in options:
         expected = generate(model, prompt, 9, **option)
         with monkeypatch.context() as patch:
+            patch.setattr(cuda_graph, "require_gpu", lambda device: None)
             patch.setattr(cuda_graph, "record_cuda_graph", record := Recorder())
             assert torch.equal(generate(model, prompt, 9, cuda_graph=True, **option), expected)
             assert record.replayed
     expected, state = generate(model, prompt, 9, temperature=0, return_state=True)
+    monkeypatch.setattr(cuda_graph, "require_gpu", lambda device: None)
     monkeypatch.setattr(cuda_graph, "record_cuda_graph", Recorder())
     ids, recorded_state = generate(model, prompt, 9, temperature=0, return_state=True, cuda_graph=True)
     assert torch.equal(ids, expected)
@@ -144,6 +147,85 @@ def test_autocast(model: Any) -> None:
         assert seen == [False] and torch.is_autocast_cache_enabled()
     for a, b in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
         assert torch.equal(a, b.to(a.dtype))
+
+
+@torch.no_grad()
+def test_states_unlike_the_buffers(model: Any) -> None:
+    """A state of one row is refused by the model, not broadcast; one of another kind goes on as with the model."""
+    step, ids = GraphedStep(model, record=Recorder()), draw(3, 1)
+    state = model.prefill(draw(3, 4))[1]
+    step(ids, state)
+    with pytest.raises(ValueError):
+        step(ids, model.prefill(draw(1, 4))[1])
+    close(step(ids, list(state)), model.step(ids, state))
+    close(step(ids, state), model.step(ids, state))
+
+
+@torch.no_grad()
+def test_a_state_of_16_bits_becomes_the_steps_own() -> None:
+    """Begun from a prompt of mode "inference", C is not rounded in every step if model.step would not."""
+    model = build("large").float().eval()
+    model.config.mode, model.config.inference_state_dtype = "inference", "bfloat16"
+    state = model.prefill(draw(2, 9))[1]
+    model.config.mode = "train"
+    step, expected = GraphedStep(model, record=Recorder()), state
+    for _ in range(5):
+        ids = draw(2, 1)
+        logits, expected = model.step(ids, expected)
+        ours, state = step(ids, state)
+        torch.testing.assert_close(ours, logits)
+        assert state[0].C.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_in_and_out_of_inference_mode(model: Any) -> None:
+    ids, state = draw(2, 1), model.prefill(draw(2, 3))[1]
+    step, expected = GraphedStep(model, record=Recorder()), model.step(ids, state)
+    with torch.inference_mode():
+        step(ids, state)
+    close(step(ids, state), expected)
+
+
+def test_a_gpu_is_asked_for_at_once(model: Any) -> None:
+    """Not by the first step: before the prompt is computed, and also where there is only one new token."""
+    message = "a CUDA graph needs a model on a GPU, got cpu"
+    with pytest.raises(ValueError, match=message):
+        generate(model, draw(1, 2), 1, cuda_graph=True)
+    with pytest.raises(ValueError, match=message):
+        stream(model, draw(1, 2), 5, cuda_graph=True)
+
+
+def test_the_stream_after_a_recording_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.graph, of which this copies the order, does not go back to the stream before where it fails."""
+    current = ["main"]
+
+    @contextmanager
+    def on(stream: str) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Graph:
+        def __init__(self, graph: object) -> None: ...
+
+        def __enter__(self) -> None:
+            current[0] = "capture"
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Stream(str):
+        def wait_stream(self, other: str) -> None: ...
+
+    fakes = {"device": lambda device: nullcontext(), "stream": on, "graph": Graph, "CUDAGraph": object}
+    fakes |= {"Stream": lambda: Stream("side"), "current_stream": lambda: Stream(current[0])}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with pytest.raises(RuntimeError, match="operation failed"):
+        cuda_graph.record_cuda_graph(lambda: None, torch.device("cuda"))
+    assert current == ["main"]
 
 
 def test_errors(model: Any) -> None:

@@ -124,6 +124,7 @@ def test_seeds(model: Any) -> None:
     ("options", "message"),
     [
         ({"capacity": 0}, "capacity must be >= 1, got 0"),
+        ({"prefill_chunk_size": 0}, "SlotDecoder: prefill_chunk_size must be None or >= 1, got 0"),
         ({"temperature": -1.0}, "SlotDecoder: temperature must be >= 0"),
         ({"top_p": 2.0}, "SlotDecoder: top_p must be None or in"),
     ],
@@ -141,3 +142,56 @@ def test_submit_errors() -> None:
         decoder.submit(draw(0), 1)
     with pytest.raises(ValueError, match="max_new_tokens must be >= 0, got -1"):
         decoder.submit(draw(1), -1)
+
+
+def test_submit_type_errors() -> None:
+    """At once: in the step they would fail in, other requests take part."""
+    decoder = SlotDecoder(build("plain"), 1)
+    wrong: list[tuple[Any, Any, str]] = [
+        ([1, 2], 1, "prompt_ids must be a Tensor, got list"),
+        (torch.rand(3), 1, "prompt_ids must hold integers, got torch.float32"),
+        (draw(3), 1.5, "max_new_tokens must be an integer, got 1.5"),
+    ]
+    for prompt, tokens, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            decoder.submit(prompt, tokens)
+
+
+def test_a_choice_that_fails_is_repeated(model: Any) -> None:
+    """The states are those before the step: no token goes through the model twice."""
+    prompts = [draw(4), draw(2)]
+
+    def samples(fails: bool) -> list[list[int]]:
+        decoder = SlotDecoder(model, 2, seed=3, temperature=2.0)
+        numbers = [decoder.submit(prompt, 5) for prompt in prompts[:1]]
+        decoder.step()
+        numbers.append(decoder.submit(prompts[1], 5))
+        if fails:
+            step = model.step
+            model.step = lambda *args: (step(*args)[0] * torch.nan, step(*args)[1])
+            with pytest.raises(RuntimeError):
+                decoder.step()
+            del model.step
+        decoder.run()
+        return [decoder.result(number).tolist() for number in numbers]
+
+    assert samples(True) == samples(False)
+
+
+def test_a_prompt_is_copied(model: Any) -> None:
+    prompt = draw(4)
+    decoder, memory = SlotDecoder(model, 1, temperature=0), prompt.clone()
+    number = decoder.submit(memory, 3)
+    memory.fill_(0)
+    decoder.run()
+    assert torch.equal(decoder.result(number), alone(model, prompt, 3, None))
+
+
+def test_steps_in_and_out_of_inference_mode(model: Any) -> None:
+    decoder, prompt = SlotDecoder(model, 2, temperature=0), draw(4)
+    number = decoder.submit(prompt, 5)
+    with torch.inference_mode():
+        decoder.step()
+        decoder.step()
+    decoder.run()
+    assert torch.equal(decoder.result(number), alone(model, prompt, 5, None))

@@ -292,6 +292,14 @@ def test_inference_mode_records_nothing() -> None:
         assert not model(tokens).requires_grad
 
 
+def test_a_models_mode_is_its_own() -> None:
+    """Of two models made from one config, as teacher and student are, each has its own."""
+    shared = config()
+    teacher, student = xLSTMLarge(shared), xLSTMLarge(shared)
+    teacher.config.mode = "inference"
+    assert not teacher(ids(1, 3)).requires_grad and student(ids(1, 3)).requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_inference_state_dtype(dtype: torch.dtype) -> None:
     fields = {"mode": "inference", "inference_state_dtype": str(dtype).removeprefix("torch.")}
@@ -405,17 +413,21 @@ def test_config_as_dict() -> None:
         ({"num_heads": 3}, r"num_heads must divide the width 16 \(embedding_dim 32 times qk_dim_factor 0.5\), got 3"),
         ({"num_heads": 4, "v_dim_factor": 0.2}, "width 6 .*v_dim_factor 0.2"),
         ({"qk_dim_factor": 0.01}, "width 0"),
-        ({"vocab_size": 0}, "vocab_size must be positive, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be positive, got -1"),
+        ({"vocab_size": 0}, "vocab_size must be positive and finite, got 0"),
+        ({"num_blocks": -1}, "num_blocks must be positive and finite, got -1"),
         ({"ffn_proj_factor": 0}, "ffn_proj_factor must be positive"),
         ({"ffn_round_up_to_multiple_of": 0}, "ffn_round_up_to_multiple_of must be positive"),
         ({"weight_mode": "both"}, "weight_mode must be one of single, fused, got 'both'"),
         ({"mode": "eval"}, "mode must be one of train, train_with_padding, inference, got 'eval'"),
         ({"inference_state_dtype": "int8"}, "inference_state_dtype must be one of float32, bfloat16, float16"),
-        ({"gate_soft_cap": 0.0}, "gate_soft_cap must be None or positive, got 0.0"),
+        ({"v_dim_factor": float("inf")}, "v_dim_factor must be positive and finite, got inf"),
+        ({"ffn_proj_factor": float("nan")}, "ffn_proj_factor must be positive and finite, got nan"),
+        ({"gate_soft_cap": 0.0}, "gate_soft_cap must be None or positive and finite, got 0.0"),
+        ({"gate_soft_cap": float("inf")}, "gate_soft_cap must be None or positive and finite, got inf"),
         ({"output_logit_soft_cap": -1.0}, "output_logit_soft_cap must be None or positive"),
-        ({"eps": -1e-6}, "eps must be >= 0"),
-        ({"norm_eps": -1e-6}, "norm_eps must be >= 0"),
+        ({"eps": -1e-6}, "eps must be finite and >= 0"),
+        ({"norm_eps": -1e-6}, "norm_eps must be finite and >= 0"),
+        ({"norm_eps": float("inf")}, "norm_eps must be finite and >= 0, got inf"),
     ],
 )
 def test_config_errors(fields: dict[str, Any], message: str) -> None:
@@ -443,6 +455,18 @@ def test_input_errors() -> None:
         model(ids(2, 3), {0: tuple(state[0]), 1: None})
     with pytest.raises(ValueError, match=r"state of block 1 must be \(C, n, m\), got 2 parts"):
         model(ids(2, 3), {0: None, 1: tuple(state[0][:2])})
+    wrong: list[tuple[Any, str]] = [
+        (3, "state must be None, a tuple of block states or {block: state}, got int"),
+        ({0: None, 1: 3}, r"state of block 1 must be None or tensors \(C, n, m\), got int"),
+        ({0: None, 1: (1, 2, 3)}, r"state of block 1 must be None or tensors \(C, n, m\), got tuple"),
+    ]
+    for given, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            model(ids(2, 3), given)
+    with pytest.raises(ValueError, match=r"got those of blocks \['0', 1\]"):
+        model(ids(2, 3), {"0": None, 1: None})
+    with pytest.raises(TypeError, match="ids must be a Tensor, got list"):
+        model([[1]])
     with pytest.raises(ValueError, match="initial_state"):
         model(ids(3, 3), state)
     with pytest.raises(ValueError, match="reset"):

@@ -97,6 +97,22 @@ def test_tied_weights() -> None:
     assert other.lm_head.weight is other.token_embedding.weight
 
 
+@pytest.mark.parametrize("missing", [None, "lm_head.weight", "token_embedding.weight"])
+def test_tied_weights_after_loading(missing: str | None) -> None:
+    """assign=True and to_empty would leave two parameters, which training drives apart."""
+    model = build(tie_weights=True)
+    values = {name: value.clone() for name, value in model.state_dict().items() if name != missing}
+    with torch.device("meta"):
+        empty = build(tie_weights=True)
+    for loaded in (build(tie_weights=True), empty, copy.deepcopy(empty).to_empty(device="cpu")):
+        loaded.load_state_dict(values, strict=missing is None, assign=loaded.lm_head.weight.is_meta or missing is None)
+        assert loaded.lm_head.weight is loaded.token_embedding.weight
+        assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    again = copy.deepcopy(empty).to_empty(device="cpu")
+    again.reset_parameters()
+    assert again.lm_head.weight is again.token_embedding.weight
+
+
 def test_reset_parameters() -> None:
     model = build(torch.float32, embedding_dim=64, vocab_size=500)
     model.reset_parameters()
@@ -190,6 +206,23 @@ def test_input_errors() -> None:
         model.prefill(ids(1, 0))
     with pytest.raises(ValueError, match="state must hold 2 block states"):
         model(ids(1, 3), ())
+    for call in (model, model.prefill):
+        with pytest.raises(TypeError, match="ids must be a Tensor, got list"):
+            call([[1, 2]])
+    with pytest.raises(TypeError, match="the input of a step must be a Tensor, got list"):
+        model.step([[1]])
+    with pytest.raises(TypeError, match="reset must be a Tensor, got list"):
+        model(ids(1, 2), reset=[[True, False]])
+    _, (mlstm, slstm) = model.prefill(ids(1, 3))
+    wrong: list[tuple[Any, str]] = [
+        (3, "state must be None or a tuple of block states, got int"),
+        ((mlstm.cell, slstm), r"state of a layer must be None or \(conv, cell\), got MLSTMState of 3"),
+        ((mlstm, 3), r"state of a layer must be None or \(conv, cell\), got int"),
+        (((3, mlstm.cell), slstm), "conv state must be a Tensor, got int"),
+    ]
+    for state, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            model.step(ids(1, 1), state)
 
 
 def test_checkpoint() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.config import require
 from .decoding import Step, reorder_state
 
 
@@ -55,8 +56,12 @@ def beam_search(
     end with eos_id or have max_new_tokens; the num_beams most likely ones without eos_id run on. An ended sequence of
     n tokens, eos_id included, scores its log-probability / n**length_penalty. The search ends where no running beam
     can end better any more, looked at every `look_every` steps. Rows are filled up with eos_id.
+
+    Raises ValueError for an eos_id outside of the vocabulary, RuntimeError for logits that are NaN.
     """
     batch, vocab_size = logits.shape[0], logits.shape[-1]
+    if eos_id is not None:
+        require(0 <= eos_id < vocab_size, f"generate: eos_id must be one of the model's {vocab_size} ids, got {eos_id}")
     dtype = torch.promote_types(logits.dtype, torch.float32)
     total = torch.zeros(batch, 1, dtype=dtype, device=logits.device)  # log-probabilities of the running beams (B, K)
     history = torch.empty(batch, 1, 0, dtype=torch.int64, device=logits.device)
@@ -78,7 +83,12 @@ def beam_search(
             break
         rows = torch.arange(batch, device=parents.device)[:, None] * beams + parents
         logits, state = step(history[:, :, -1].reshape(-1, 1), reorder_state(state, rows.flatten()))
-    return best.ids[:, : int(best.length.max())] if batch else best.ids
+    if batch == 0:
+        return best.ids
+    shortest, longest = torch.stack(best.length.aminmax()).tolist()
+    if shortest == 0:
+        raise RuntimeError("generate: beam search found no sequence for a row: the model's logits are NaN")
+    return best.ids[:, :longest]
 
 
 def _top(candidates: Tensor, history: Tensor, num_beams: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,12 +20,16 @@ _WARM_UPS = 3  # calls before the recording: kernels are loaded, workspaces allo
 _WORTH_RECORDING = 32  # tokens; warm-up and recording cost about as much as so many steps
 
 
+def require_gpu(device: torch.device) -> None:
+    require(device.type == "cuda", f"a CUDA graph needs a model on a GPU, got {device}")
+
+
 def record_cuda_graph(body: Callable[[], None], device: torch.device) -> Callable[[], object]:
     """Runs `body` on a side stream, then records it; the result replays it on the current stream.
 
     Raises ValueError for another device than a GPU.
     """
-    require(device.type == "cuda", f"a CUDA graph needs a model on a GPU, got {device}")
+    require_gpu(device)
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -34,7 +38,8 @@ def record_cuda_graph(body: Callable[[], None], device: torch.device) -> Callabl
                 body()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # torch.cuda.graph leaves its stream the current one where the recording fails; the outer context does not.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             body()
     return graph.replay
 
@@ -44,8 +49,10 @@ class GraphedStep:
 
     The first call of every shape of ids records the step; later ones copy ids into its buffers, and the state unless
     it is the one returned before, and replay. Logits and state returned are these buffers: valid until the next call
-    of that shape, which overwrites them. Recorded are the addresses of the parameters: after model.to(...), make
-    another one. The model must be in evaluation mode.
+    of that shape, which overwrites them. The buffers are like the state that the model returns; one with other dtypes
+    or another structure first goes through model.step, which raises where it does not fit.
+    Recorded are the addresses of the parameters, and whether autocast was on: after a change, make another one. The
+    model must be in evaluation mode.
 
     record: what records a call; another one where there is no GPU.
     optional: where recording fails, warn and call model.step from then on, instead of raising.
@@ -81,8 +88,11 @@ class _Recorded:
 
     def __init__(self, model: Generator, ids: Tensor, state: Any, record: Record) -> None:
         self._model = model
-        self._ids = ids.clone()
-        self._state = _pytree.tree_map(torch.clone, state)
+        following = model.step(ids, state)[1]
+        with torch.inference_mode(False):  # calls outside of it may follow, and write there
+            self._ids = ids.clone()
+            self._state = _pytree.tree_map(torch.clone, following)
+        self._form = _form(following)
         self._logits: Tensor
         with _without_autocast_cache():
             self._replay = record(self._run, ids.device)
@@ -96,11 +106,21 @@ class _Recorded:
             buffer.copy_(leaf)
 
     def __call__(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
-        self._ids.copy_(ids)
         if state is not self._state:
+            if _form(state) != self._form:
+                logits, following = self._model.step(ids, state)
+                self._load(following)
+                return logits, self._state
             self._load(state)
+        self._ids.copy_(ids)
         self._replay()
         return self._logits, self._state
+
+
+def _form(state: Any) -> tuple[Any, ...]:
+    """What a copy into buffers would not notice: it broadcasts and casts."""
+    leaves, structure = _pytree.tree_flatten(state)
+    return structure, [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]
 
 
 @contextmanager
@@ -122,4 +142,7 @@ def make_step(model: Generator, device: torch.device, cuda_graph: bool | str, to
     if cuda_graph == "auto":
         worth = device.type == "cuda" and tokens >= _WORTH_RECORDING
         return GraphedStep(model, optional=True) if worth else model.step
-    return GraphedStep(model) if cuda_graph else model.step
+    if not cuda_graph:
+        return model.step
+    require_gpu(device)  # now, and not in the first step, which a short generation does not have
+    return GraphedStep(model)

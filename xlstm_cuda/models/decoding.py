@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +36,23 @@ def reorder_state(state: Any, index: Tensor) -> Any:
     return _pytree.tree_map(lambda leaf: leaf.index_select(0, index), state)
 
 
+def check_count(name: str, value: Any, least: int, *, optional: bool = False) -> None:
+    """Raises unless value is an integer of at least `least`, or None where that is allowed."""
+    if optional and value is None:
+        return
+    form = "None or " if optional else ""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {form}an integer, got {value!r}") from None
+    require(count >= least, f"{name} must be {form}>= {least}, got {count}")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+
+
 @contextmanager
 def evaluation(model: Any) -> Iterator[None]:
     """The model in evaluation mode; afterwards all its modules have their own mode back, also after an error."""
@@ -58,9 +76,10 @@ class Prompt:
     chunk_size: int | None = PREFILL_CHUNK_SIZE
 
     def __post_init__(self) -> None:
-        shape, size = tuple(self.ids.shape), self.chunk_size
+        check_tensor("generate: prompt_ids", self.ids)
+        shape = tuple(self.ids.shape)
         require(len(shape) == 2 and shape[1] > 0, f"generate: prompt_ids must have shape (B, S), S >= 1, got {shape}")
-        require(size is None or size >= 1, f"generate: prefill_chunk_size must be None or >= 1, got {size}")
+        check_count("generate: prefill_chunk_size", self.chunk_size, 1, optional=True)
 
     def prefill(self, model: Generator) -> tuple[Tensor, Any]:
         """Logits (B, 1, V) of the last token and the state after it, chunk by chunk."""
@@ -87,6 +106,7 @@ def starts_behind_padding(ids: Tensor, attention_mask: Tensor | None, state: Any
     """
     if attention_mask is None:
         return None
+    check_tensor("generate: attention_mask", attention_mask)
     shape, expected = tuple(attention_mask.shape), tuple(ids.shape)
     require(shape == expected, f"generate: attention_mask must have shape {expected} like prompt_ids, got {shape}")
     mask = attention_mask.cpu()  # one wait for the device, not one for each question

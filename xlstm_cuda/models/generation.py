@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..nn.config import require
 from .beams import beam_search
 from .cuda_graph import make_step
-from .decoding import LOOK_EVERY, PREFILL_CHUNK_SIZE, Generator, Prompt, Step, evaluation, padded_prompt
+from .decoding import LOOK_EVERY, PREFILL_CHUNK_SIZE, Generator, Prompt, Step, check_count, evaluation, padded_prompt
 from .sampling import Sampling, seeded
 
 
@@ -42,7 +43,7 @@ def generate(
     top_k, top_p: sample only from the k most likely tokens; from the fewest most likely tokens that together have a
         probability of at least p. With both, top_p applies to what top_k left.
     seed: of a generator of its own; None: torch's global one.
-    eos_id: a row that produced it is filled up with it; generation ends when all rows have.
+    eos_id: >= 0; a row that produced it is filled up with it; generation ends when all rows have.
     callback: called with the new ids (B,) of every step.
     attention_mask: (B, S) of 0 and 1, zeros for padding at the left. Padding leaves no trace: every row goes on as it
         would alone and without padding.
@@ -61,17 +62,18 @@ def generate(
     was too much is dropped.
 
     The model is in evaluation mode meanwhile, all its modules get their own mode back, also after an error.
-    Raises ValueError for a prompt without tokens, for options out of range and for those that exclude each other.
+    Raises ValueError for a prompt without tokens, for options out of range and for those that exclude each other,
+    TypeError for what is no tensor or no integer, RuntimeError where beam search or sampling meets NaN in the logits.
     """
-    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
     prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
-    _check(max_new_tokens, sampling)
+    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
+    _check(max_new_tokens, sampling, eos_id)
     watched = callback is not None or return_state
-    _check_beams(num_beams, temperature, watched)
+    _check_beams(num_beams, max_new_tokens, length_penalty, temperature, watched)
     require(max_new_tokens > 0 or not return_state, "generate: return_state needs max_new_tokens >= 1")
     step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
     if max_new_tokens == 0:
-        return prompt_ids
+        return prompt_ids.clone()
     look_every = 1 if watched else LOOK_EVERY.get(prompt_ids.device.type, 1)
     with evaluation(model):
         if num_beams > 1:
@@ -83,7 +85,7 @@ def generate(
         for new, state_before in decode(*prompt.prefill(model)):  # noqa: B007
             columns.append(new)
             if callback is not None:
-                callback(new)
+                callback(new.clone())  # who changes it does not change the result
     ids = torch.cat([prompt_ids, _without_surplus(torch.stack(columns, 1), eos_id)], 1)
     return (ids, state_before) if return_state else ids
 
@@ -105,12 +107,12 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yields the new ids (B,) of every step, the columns that `generate` appends to the prompt. Options: see there.
 
-    From the first token on the model is in evaluation mode, until the last one, an error, or until the iterator is
-    closed, as it is where a for loop over it is left. Raises at once what `generate` raises for its options.
+    The model is in evaluation mode while a token is computed, and has its own modes whenever the caller runs: streams
+    may be interleaved, and left at any token. Raises at once what `generate` raises for its options.
     """
-    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
     prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
-    _check(max_new_tokens, sampling)
+    sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
+    _check(max_new_tokens, sampling, eos_id)
     step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
     return _stream(model, prompt, step, max_new_tokens, sampling, eos_id)
 
@@ -122,9 +124,14 @@ def _stream(
     if max_new_tokens == 0:
         return
     with evaluation(model):
-        decode = partial(_decode, step, max_new_tokens, sampling, eos_id, prompt.ids.dtype, 1)
-        for new, _ in decode(*prompt.prefill(model)):
-            yield new
+        logits, state = prompt.prefill(model)
+    steps = _decode(step, max_new_tokens, sampling, eos_id, prompt.ids.dtype, 1, logits, state)
+    while True:
+        with evaluation(model):  # not across the yield: another stream, or training, may run there
+            found = next(steps, None)
+        if found is None:
+            return
+        yield found[0].clone()  # who changes it does not change what follows
 
 
 def _decode(
@@ -158,13 +165,20 @@ def _without_surplus(new: Tensor, eos_id: int | None) -> Tensor:
     return new[:, : int(running.sum()) + 1]
 
 
-def _check(max_new_tokens: int, sampling: Sampling) -> None:
-    require(max_new_tokens >= 0, f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
+def _check(max_new_tokens: int, sampling: Sampling, eos_id: int | None) -> None:
+    check_count("generate: max_new_tokens", max_new_tokens, 0)
+    check_count("generate: eos_id", eos_id, 0, optional=True)
     sampling.check("generate")
 
 
-def _check_beams(num_beams: int, temperature: float, watched: bool) -> None:
-    require(num_beams >= 1, f"generate: num_beams must be >= 1, got {num_beams}")
+def _check_beams(num_beams: int, max_new_tokens: int, length_penalty: float, temperature: float, watched: bool) -> None:
+    check_count("generate: num_beams", num_beams, 1)
     if num_beams > 1:
+        digits = abs(length_penalty) * math.log10(max(max_new_tokens, 1))
+        require(
+            math.isfinite(length_penalty) and digits <= 30,  # float32 scores hold no more
+            "generate: length_penalty must be finite, and max_new_tokens**length_penalty between 1e-30 and 1e30, got "
+            f"{length_penalty}",
+        )
         require(temperature == 0, "generate: num_beams > 1 needs temperature=0: beam search does not sample")
         require(not watched, "generate: num_beams > 1 excludes callback and return_state: the best beam is known last")

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
 from ..nn.config import require
 from ..nn.init import small_init_
-from ..nn.inputs import check_tokens
+from ..nn.inputs import check_ids, check_tokens
 from ..nn.loading import CheckedLoading
 from .generation import generate, stream
 from .parameter_groups import weight_decay_names
@@ -40,8 +39,6 @@ class xLSTMLMModel(CheckedLoading):
         self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.emb_dropout = nn.Dropout(config.dropout) if config.add_embedding_dropout else nn.Identity()
         self.lm_head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
-        if config.tie_weights:
-            self.lm_head.weight = self.token_embedding.weight
         self._init_embedding()
 
     def forward(
@@ -66,7 +63,8 @@ class xLSTMLMModel(CheckedLoading):
         self, ids: Tensor, state: StackState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, StackState]:
         """A prompt at once: ids (B, S), S >= 1 -> logits (B, 1, V) of the last token only, and the state after it."""
-        require(ids.ndim == 2 and ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
+        check_ids(ids)
+        require(ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
         x, state = self.xlstm_block_stack(self._embed(ids), state, True, reset=reset)
         return self.lm_head(x[:, -1:]), state
 
@@ -85,20 +83,30 @@ class xLSTMLMModel(CheckedLoading):
         return stream(self, prompt_ids, max_new_tokens, **options)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        require(ids.ndim == 2, f"ids must have shape (B, S), got {tuple(ids.shape)}")
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
+        check_ids(ids)
         x: Tensor = self.emb_dropout(self.token_embedding(ids))
         return x
 
     def own_layout(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         return self.xlstm_block_stack.own_layout(state_dict, "xlstm_block_stack.")
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As CheckedLoading's. Tied weights are one parameter afterwards too, also with assign and after to_empty."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._tie(self.lm_head if "lm_head.weight" in state_dict else self.token_embedding)
+        return result
+
+    def _tie(self, source: nn.Linear | nn.Embedding) -> None:
+        """One matrix, that of `source`, for embedding and head, if the config says so."""
+        if self.config.tie_weights:
+            self.token_embedding.weight = self.lm_head.weight = source.weight
+
     def reset_parameters(self) -> None:
         self.xlstm_block_stack.reset_parameters()
         self._init_embedding()
 
     def _init_embedding(self) -> None:
+        self._tie(self.token_embedding)
         for module in (self.token_embedding, self.lm_head):
             small_init_(module.weight, self.config.embedding_dim)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.config import require
+from .decoding import check_count
 
 
 class Sampling(NamedTuple):
@@ -23,17 +24,19 @@ class Sampling(NamedTuple):
     rng: torch.Generator | None = None
 
     def check(self, op: str) -> None:
-        """Raises ValueError for options out of range."""
+        """Raises ValueError for options out of range, TypeError for a top_k that is no integer."""
         temperature, top_k, top_p, _ = self
         require(temperature >= 0, f"{op}: temperature must be >= 0, got {temperature}")
-        require(top_k is None or top_k >= 1, f"{op}: top_k must be None or >= 1, got {top_k}")
+        check_count(f"{op}: top_k", top_k, 1, optional=True)
         require(top_p is None or 0 < top_p <= 1, f"{op}: top_p must be None or in (0, 1], got {top_p}")
 
     def choose(self, logits: Tensor) -> Tensor:
         """logits (B, V) -> ids (B,)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        logits = logits.float() / self.temperature
+        # Less the largest: no temperature, however small, makes anything but zeros and -inf of them.
+        logits = (logits - logits.amax(-1, keepdim=True)).float()
+        logits = logits / max(self.temperature, torch.finfo(torch.float32).tiny)
         if self.top_k is None and self.top_p is None:
             return torch.multinomial(logits.softmax(-1), 1, generator=self.rng).squeeze(-1)
         vocab_size = logits.shape[-1]

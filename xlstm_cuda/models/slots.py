@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ..nn.config import require
-from .decoding import PREFILL_CHUNK_SIZE, Generator, Prompt, evaluation, reorder_state
+from .decoding import PREFILL_CHUNK_SIZE, Generator, Prompt, check_count, check_tensor, evaluation, reorder_state
 from .sampling import Sampling, seeded
 
 
@@ -27,11 +27,11 @@ class SlotDecoder:
     """Decodes up to `capacity` requests at once; others wait until one has ended.
 
     A request ends with eos_id or with its max_new_tokens; its slot is free in the next step. Only rows with a request
-    are computed. A request's greedy tokens are those of `generate` on it alone, whatever runs
-    beside it; samples depend on the order of all requests.
+    are computed. A request's greedy tokens are those of `generate` on it alone, whatever runs beside it; samples depend
+    on the order of all requests.
 
     temperature, top_k, top_p, seed, eos_id, prefill_chunk_size: see generate; for all requests.
-    Raises ValueError for options out of range.
+    Raises ValueError for options out of range, TypeError for counts that are no integers.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class SlotDecoder:
         seed: int | None = None,
         prefill_chunk_size: int | None = PREFILL_CHUNK_SIZE,
     ) -> None:
-        require(capacity >= 1, f"SlotDecoder: capacity must be >= 1, got {capacity}")
+        check_count("SlotDecoder: capacity", capacity, 1)
+        check_count("SlotDecoder: prefill_chunk_size", prefill_chunk_size, 1, optional=True)
+        check_count("SlotDecoder: eos_id", eos_id, 0, optional=True)
         self._model = model
         self._capacity = capacity
         self._eos_id = eos_id
@@ -64,15 +66,20 @@ class SlotDecoder:
     def submit(self, prompt_ids: Tensor, max_new_tokens: int) -> int:
         """Queues prompt_ids (S,), S >= 1, to be continued by up to max_new_tokens. Returns the request's number.
 
-        Raises ValueError for a prompt without tokens and a negative max_new_tokens.
+        Raises ValueError for a prompt without tokens and a negative max_new_tokens, TypeError for a prompt that is not
+        a tensor of integers.
         """
+        check_tensor("submit: prompt_ids", prompt_ids)
         shape = tuple(prompt_ids.shape)
         require(len(shape) == 1 and shape[0] > 0, f"submit: prompt_ids must have shape (S,), S >= 1, got {shape}")
-        require(max_new_tokens >= 0, f"submit: max_new_tokens must be >= 0, got {max_new_tokens}")
+        if prompt_ids.is_floating_point():  # the step that it would fail in is also the others'
+            raise TypeError(f"submit: prompt_ids must hold integers, got {prompt_ids.dtype}")
+        check_count("submit: max_new_tokens", max_new_tokens, 0)
         number = self._submitted
         if number == 0:  # the device is known
             self._sampling = self._sampling._replace(rng=seeded(self._seed, prompt_ids.device))
         self._submitted += 1
+        prompt_ids = prompt_ids.clone()  # it is read later, the caller may reuse the memory
         request = _Request(number, Prompt(prompt_ids[None], chunk_size=self._chunk_size), max_new_tokens)
         if max_new_tokens == 0:
             self._finish(request)
@@ -82,13 +89,19 @@ class SlotDecoder:
 
     @torch.no_grad()
     def step(self) -> dict[int, int]:
-        """One token more for every active request: {its number: the token}; empty where no request is left."""
+        """One token more for every active request: {its number: the token}; empty where no request is left.
+
+        After an error the active requests are as they were before, and the next step goes on with them; a request whose
+        prompt raised it is dropped.
+        """
         with evaluation(self._model):
             self._admit()
             if not self._active:
                 return {}
-            slots, logits = self._next_logits()
+            stepped, state, logits = self._next_logits()
         tokens = self._sampling.choose(logits).tolist()
+        self._write(stepped, state)  # only now: a step whose choice failed is repeated
+        slots = [*stepped, *self._first_logits]
         self._first_logits.clear()
         requests = [self._active[slot] for slot in slots]
         for slot, request, token in zip(slots, requests, tokens, strict=True):
@@ -118,25 +131,27 @@ class SlotDecoder:
             request = self._waiting.popleft()
             logits, state = request.prompt.prefill(self._model)
             if self._state is None:
-                self._state = _pytree.tree_map(lambda leaf: leaf.new_zeros(self._capacity, *leaf.shape[1:]), state)
+                with torch.inference_mode(False):  # steps outside of it may follow, and write there
+                    self._state = _pytree.tree_map(lambda leaf: leaf.new_zeros(self._capacity, *leaf.shape[1:]), state)
             self._write([slot], state)
             self._first_logits[slot] = logits[:, -1]
             self._active[slot] = request
 
-    def _next_logits(self) -> tuple[list[int], Tensor]:
-        """The active slots, and the logits (N, V) of their next tokens: of a step, or of the prompt."""
+    def _next_logits(self) -> tuple[list[int], Any, Tensor]:
+        """The slots that made a step, their next state, and logits (N, V): theirs, then those of the new prompts."""
         slots = [slot for slot in self._active if slot not in self._first_logits]
-        rows = []
+        rows, state = [], None
         if slots:
             ids = self._active[slots[0]].prompt.ids
             last = ids.new_tensor([[self._active[slot].new[-1]] for slot in slots])
             logits, state = self._model.step(last, reorder_state(self._state, _index(slots, ids)))
-            self._write(slots, state)
             rows.append(logits[:, -1])
-        return [*slots, *self._first_logits], torch.cat([*rows, *self._first_logits.values()])
+        return slots, state, torch.cat([*rows, *self._first_logits.values()])
 
     def _write(self, slots: list[int], state: Any) -> None:
         """The rows of `state` into those of the slots."""
+        if not slots:
+            return
         for buffer, leaf in zip(_pytree.tree_leaves(self._state), _pytree.tree_leaves(state), strict=True):
             buffer.index_copy_(0, _index(slots, buffer), leaf.to(buffer.dtype))
 

@@ -14,7 +14,7 @@ from .._states import MLSTMState
 from .config import UpProjectionConfig, require
 from .conv import CausalConv1d
 from .init import linspace_, small_init_, wang_init_
-from .inputs import check_input, check_reset, check_tokens
+from .inputs import check_input, check_reset, check_tokens, layer_state
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
@@ -163,7 +163,7 @@ class mLSTMLayer(nn.Module):
     ) -> tuple[Tensor, MLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
         check_reset(reset, x)
-        conv_state, cell_state = (None, None) if state is None else state
+        conv_state, cell_state = layer_state(state)
         u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
         conv, conv_state = self.conv1d(u, conv_state, reset=reset)
         conv = F.silu(conv)

@@ -16,7 +16,7 @@ from .._states import SLSTMState
 from .config import Config, ignored, require
 from .conv import CausalConv1d
 from .init import linspace_, powerlaw_, small_init_
-from .inputs import check_input, check_reset, check_tokens
+from .inputs import check_input, check_reset, check_tokens, layer_state
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import SLSTMLayerState
@@ -216,7 +216,7 @@ class sLSTMLayer(nn.Module):
     ) -> tuple[Tensor, SLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
         check_reset(reset, x)
-        conv_state, cell_state = (None, None) if state is None else state
+        conv_state, cell_state = layer_state(state)
         if self.conv1d is None:
             conv, conv_state = x, x.new_empty(x.shape[0], 0, x.shape[2])  # a view would keep x alive
         else:

@@ -169,6 +169,8 @@ class xLSTMBlockStack(CheckedLoading):
     def _states(self, state: StackState | None) -> StackState | tuple[None, ...]:
         if state is None:
             return (None,) * len(self.blocks)
+        if not isinstance(state, (tuple, list)):
+            raise TypeError(f"state must be None or a tuple of block states, got {type(state).__name__}")
         require(len(state) == len(self.blocks), f"state must hold {len(self.blocks)} block states, got {len(state)}")
         return state
 

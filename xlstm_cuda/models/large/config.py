@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class xLSTMLargeConfig(Config):
         the logits; None for no cap.
     use_bias: of the linear maps and norms. The gates always have biases, the head never has one.
     eps: added to the denominator of the mLSTM; norm_eps: of all norms.
-    mode: may be changed at any time. Any sequence length works in all of them.
+    mode: may be changed at any time, in the model's own `config`. Any sequence length works in all of them.
         "train", "train_with_padding": the same here.
         "inference": no gradients, and C of the states that are returned has dtype inference_state_dtype (n and m, which
         are small, stay in float32 at least).
@@ -93,7 +94,7 @@ class xLSTMLargeConfig(Config):
         sizes = ("embedding_dim", "num_heads", "num_blocks", "vocab_size", "ffn_round_up_to_multiple_of")
         for field in (*sizes, "qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
             value = getattr(self, field)
-            require(value > 0, f"{name}: {field} must be positive, got {value}")
+            require(0 < value < math.inf, f"{name}: {field} must be positive and finite, got {value}")
         for field, factor in (("qk_dim", self.qk_dim_factor), ("v_dim", self.v_dim_factor)):
             width = getattr(self, field)
             require(
@@ -103,10 +104,11 @@ class xLSTMLargeConfig(Config):
             )
         for field in ("gate_soft_cap", "output_logit_soft_cap"):
             value = getattr(self, field)
-            require(value is None or value > 0, f"{name}: {field} must be None or positive, got {value}")
+            allowed = value is None or 0 < value < math.inf  # infinity would be inf * 0 = NaN, not no cap
+            require(allowed, f"{name}: {field} must be None or positive and finite, got {value}")
         for field in ("eps", "norm_eps"):
             value = getattr(self, field)
-            require(value >= 0, f"{name}: {field} must be >= 0, got {value}")
+            require(0 <= value < math.inf, f"{name}: {field} must be finite and >= 0, got {value}")
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             require(value in choices, f"{name}: {field} must be one of {', '.join(choices)}, got {value!r}")

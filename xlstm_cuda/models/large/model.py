@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ...nn.config import require
 from ...nn.init import small_init_
-from ...nn.inputs import check_tokens
+from ...nn.inputs import check_ids, check_tokens
 from ...nn.loading import CheckedLoading
 from ..generation import generate, stream
 from ..parameter_groups import weight_decay_names
@@ -61,7 +62,7 @@ class xLSTMLarge(CheckedLoading):
     def __init__(self, config: xLSTMLargeConfig) -> None:
         super().__init__()
         config.check()
-        self.config = config
+        self.config = config = copy(config)  # its mode may be changed, which is nobody else's
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.backbone = LargeBackbone(config)
         self.lm_head = nn.Linear(config.embedding_dim, config.vocab_size, bias=False)
@@ -95,7 +96,8 @@ class xLSTMLarge(CheckedLoading):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, LargeState]:
         """A prompt at once: ids (B, S), S >= 1 -> logits (B, 1, V) of the last token only, and the state after it."""
-        require(ids.ndim == 2 and ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
+        check_ids(ids)
+        require(ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
         with self._gradients():
             x, after = self.backbone(self._embed(ids), state, reset)
             return self._logits(x[:, -1:]), after
@@ -119,9 +121,7 @@ class xLSTMLarge(CheckedLoading):
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "inference")
 
     def _embed(self, ids: Tensor) -> Tensor:
-        require(ids.ndim == 2, f"ids must have shape (B, S), got {tuple(ids.shape)}")
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"ids must be int64 or int32, got {ids.dtype}")
+        check_ids(ids)
         x: Tensor = self.embedding(ids)
         return x
 
