@@ -529,11 +529,11 @@ def test_dropout() -> None:
         ({"slstm_at": [1.0]}, r"slstm_at must be a list of positions or 'all', got \[1.0\]"),
         (
             {"mlstm_block": xnn.mLSTMLayerConfig()},
-            "mlstm_block must be a mLSTMBlockConfig or None, got mLSTMLayerConfig",
+            "mlstm_block must be .*nn.blocks.mLSTMBlockConfig or None, got .*mLSTMLayerConfig",
         ),
         (
             {"slstm_block": xnn.mLSTMBlockConfig()},
-            "slstm_block must be a sLSTMBlockConfig or None, got mLSTMBlockConfig",
+            "slstm_block must be .*nn.blocks.sLSTMBlockConfig or None, got .*mLSTMBlockConfig",
         ),
     ],
 )

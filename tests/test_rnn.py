@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -267,6 +268,7 @@ def test_dropout_between_layers() -> None:
     torch.manual_seed(3)
     assert torch.equal(actual, last(F.dropout(first(x)[0], 0.5))[0])
     assert torch.equal(ours.eval()(x)[0], last(first(x)[0])[0])
+    assert xnn.LSTM(3, 4, 2, dropout=Fraction(1, 2)).dropout == 0.5  # any real number, those of NumPy too
     theirs, ours = (make(cls, HIDDEN, HIDDEN, 3, dropout=1.0) for cls in (nn.LSTM, xnn.LSTM))
     assert_close_relative(ours(x)[0], theirs(x)[0], 1e-12)
 
@@ -303,6 +305,9 @@ ROWS: dict[str, tuple[Any, Any, str]] = {
     "1-D": (x[0, 0], None, "input must be 2-D, or 3-D for a batch, got 1-D"),
     "features": (x[..., 1:], None, r"input must have input_size=5 features, got shape \(7, 4, 4\)"),
     "dtype": (x.double(), None, "input must have the dtype of the weights, torch.float32, got torch.float64"),
+    "device": (x.to("meta"), None, "input must be on the device of the weights, cpu, got meta"),
+    "state's device": (x, (h, h.to("meta")), "c of hx must be on the device of the input, cpu, got meta"),
+    "no tensor": (x, (h, None), "c of hx must be a tensor, got NoneType"),
     "list": ([x], None, "input must be a Tensor or a PackedSequence, got list"),
     "one tensor": (x, h, r"hx must be a tuple \(h, c\) of tensors, got Tensor"),
     "one part": (x, (h,), r"hx must be a tuple \(h, c\), got 1 tensors"),
@@ -321,7 +326,10 @@ def test_wrong_inputs(input: Any, hx: Any, message: str) -> None:
         xnn.LSTM(INPUTS, HIDDEN)(input, hx)
 
 
-@pytest.mark.parametrize("name", ["4-D", "1-D", "features", "dtype", "batch", "cell", "unbatched", "increasing"])
+AS_TORCHS = ("4-D", "1-D", "features", "dtype", "device", "state's device", "batch", "cell", "unbatched", "increasing")
+
+
+@pytest.mark.parametrize("name", AS_TORCHS)
 def test_wrong_inputs_raise_as_torchs(name: str) -> None:
     """Code that catches torch.nn.LSTM's errors catches ours."""
     input, hx, _ = ROWS[name]

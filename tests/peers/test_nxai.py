@@ -122,6 +122,27 @@ def test_config_from_their_dict() -> None:
     )
 
 
+def test_their_configs_are_refused() -> None:
+    """Half of the imports changed: the classes have the same names."""
+    theirs = build(xlstm, xlstm, **CONFIGS["mixed"])
+    advice = r"must be xlstm_cuda\..*Config, got xlstm\..*Config: .*from_dict"
+    mlstm, slstm = theirs.mlstm_block.mlstm, theirs.slstm_block.slstm
+    for module, config in (
+        (models.xLSTMLMModel, theirs),
+        (xnn.xLSTMBlockStack, theirs),
+        (xnn.mLSTMLayer, mlstm),
+        (xnn.sLSTMLayer, slstm),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            module(config)
+    with pytest.raises(TypeError, match=r"must be .*xLSTMBlockStackConfig, got builtins.dict: .*from_dict"):
+        xnn.xLSTMBlockStack(asdict(theirs))
+    with pytest.raises(TypeError, match="must be .*xLSTMLargeConfig, got"):
+        models.xLSTMLarge(theirs)
+    with pytest.raises(ValueError, match=r"must be xlstm_cuda\.nn\.blocks\.mLSTMBlockConfig or None, got xlstm\."):
+        xnn.xLSTMBlockStackConfig(mlstm_block=theirs.mlstm_block)
+
+
 @pytest.mark.parametrize("layout", ["vanilla", "cuda"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_checkpoints_of_both_layouts(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,21 @@ def test_modes(kernel: str, mode: str) -> None:
         call(built, given, mode="test")
 
 
+def test_incomplete_states() -> None:
+    built = large()
+    patch(built)
+    _, state = built(ids())
+    for wrong in ({}, {0: state[0]}, state | {2: state[1]}, tuple(state.values())):
+        with pytest.raises(ValueError, match="state must be a dict of 2 blocks"):
+            built(ids(), wrong)
+    with pytest.raises(ValueError, match=r"must be a tuple \(C, n, m\), got 2 parts"):
+        built(ids(), state | {1: state[1][:2]})
+    own, given = backend(), inputs(21, state=True)
+    patch(own)
+    with pytest.raises(ValueError, match="must be given together"):
+        call(own, given | {"initial_state": None}, c_initial=given["initial_state"].C)
+
+
 def test_hugging_face() -> None:
     """transformers builds its xLSTM from these modules where xlstm is installed."""
     transformers = pytest.importorskip("transformers")

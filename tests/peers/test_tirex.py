@@ -160,6 +160,18 @@ def test_enable_and_disable() -> None:
     assert tirex_cell.sLSTMCell.forward is own
 
 
+def test_wrong_shapes() -> None:
+    cell = tirex_cell.sLSTMCell(tirex_cell.sLSTMBlockConfig(embedding_dim=8, num_heads=2), "torch")
+    x, state = torch.zeros(2, 3, 32), torch.zeros(4, 2, 8)
+    for args, message in (
+        ((x[..., 1:], None), r"input must have shape \(B, S, 32\), got \(2, 3, 31\)"),
+        ((x, state[:3]), r"state must have shape \(4, 2, 8\), got \(3, 2, 8\)"),
+        ((x, state[:, :1]), r"state must have shape \(4, 2, 8\), got \(4, 1, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^sLSTMCell: {message}"):
+            with_ours(lambda args=args: cell(*args))
+
+
 def test_without_tirex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tirex.models.slstm.cell", None)
     with pytest.raises(ImportError, match="xlstm_cuda.integrations.tirex needs the package tirex-ts"):

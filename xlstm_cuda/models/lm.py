@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
-from ..nn.config import require
+from ..nn.config import check_config, require
 from ..nn.init import small_init_
 from ..nn.inputs import check_ids, check_tokens
 from ..nn.loading import CheckedLoading
@@ -33,6 +33,7 @@ class xLSTMLMModel(CheckedLoading):
 
     def __init__(self, config: xLSTMLMModelConfig) -> None:
         super().__init__()
+        check_config(config, xLSTMLMModelConfig)
         require(config.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {config.vocab_size}")
         self.config = config
         self.xlstm_block_stack = xLSTMBlockStack(config)

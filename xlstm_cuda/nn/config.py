@@ -18,6 +18,16 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_config(config: Any, cls: type[Config]) -> None:
+    """Raises TypeError unless config is a cls: those of the public xLSTM code have the same names and fields."""
+    if not isinstance(config, cls):
+        given = type(config)
+        raise TypeError(
+            f"config must be {cls.__module__}.{cls.__name__}, got {given.__module__}.{given.__name__}: "
+            f"{cls.__name__}.from_dict takes plain dicts, dataclasses.asdict(config) makes one"
+        )
+
+
 def ignored(default: Any) -> Any:
     """A dataclass field of the public xLSTM code that has no meaning here: accepted, without effect."""
     return field(default=default, repr=False, metadata={"ignored": True})

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._states import MLSTMState
-from .config import UpProjectionConfig, require
+from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
 from .init import linspace_, small_init_, wang_init_
 from .inputs import check_input, check_reset, check_tokens, layer_state
@@ -122,6 +122,7 @@ class mLSTMLayer(nn.Module):
 
     def __init__(self, config: mLSTMLayerConfig) -> None:
         super().__init__()
+        check_config(config, mLSTMLayerConfig)
         config.check()
         self.config = config
         dim, inner = config.embedding_dim, config.inner_dim

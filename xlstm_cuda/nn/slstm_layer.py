@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._states import SLSTMState
-from .config import Config, ignored, require
+from .config import Config, check_config, ignored, require
 from .conv import CausalConv1d
 from .init import linspace_, powerlaw_, small_init_
 from .inputs import check_input, check_reset, check_tokens, layer_state
@@ -155,10 +155,10 @@ class sLSTMCell(nn.Module):
     def own_layout(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """What has to be replaced in a state dict of the "vanilla" layout: nothing if it has the other one."""
         kernel, bias = (state_dict.get(prefix + name) for name in ("_recurrent_kernel_", "_bias_"))
-        if kernel is None or kernel.shape != (self.num_heads, 4 * self.head_dim, self.head_dim):
+        if not isinstance(kernel, Tensor) or kernel.shape != (self.num_heads, 4 * self.head_dim, self.head_dim):
             return {}
         changes = {prefix + "_recurrent_kernel_": kernel.transpose(1, 2).contiguous()}
-        if bias is not None and bias.numel() == self._bias_.numel():
+        if isinstance(bias, Tensor) and bias.numel() == self._bias_.numel():
             by_gate = bias.view(4, self.num_heads, self.head_dim)
             changes[prefix + "_bias_"] = by_gate.transpose(0, 1).flatten()
         return changes
@@ -177,6 +177,7 @@ class sLSTMLayer(nn.Module):
 
     def __init__(self, config: sLSTMLayerConfig) -> None:
         super().__init__()
+        check_config(config, sLSTMLayerConfig)
         config.check()
         self.config = config
         dim, heads = config.embedding_dim, config.num_heads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
-from .config import Config, require
+from .config import Config, check_config, require
 from .inputs import check_input, check_tokens
 from .loading import CheckedLoading
 from .norms import LayerNorm
@@ -49,8 +49,10 @@ class xLSTMBlockStackConfig(Config):
         require(self.embedding_dim > 0, f"{name}: embedding_dim must be positive, got {self.embedding_dim}")
         for field_name, kind in (("mlstm_block", mLSTMBlockConfig), ("slstm_block", sLSTMBlockConfig)):
             value = getattr(self, field_name)
+            given = f"{type(value).__module__}.{type(value).__name__}"  # theirs has the same name
+            expected = f"{kind.__module__}.{kind.__name__}"
             accepted = value is None or isinstance(value, kind)
-            require(accepted, f"{name}: {field_name} must be a {kind.__name__} or None, got {type(value).__name__}")
+            require(accepted, f"{name}: {field_name} must be {expected} or None, got {given}")
         self.slstm_at = self._positions()
         self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
         if self.mlstm_block is not None:
@@ -128,6 +130,7 @@ class xLSTMBlockStack(CheckedLoading):
 
     def __init__(self, config: xLSTMBlockStackConfig) -> None:
         super().__init__()
+        check_config(config, xLSTMBlockStackConfig)
         self.config = config
         self.blocks = nn.ModuleList(_block(config, index) for index in range(config.num_blocks))
         self.post_blocks_norm = LayerNorm(config.embedding_dim) if config.add_post_blocks_norm else nn.Identity()

@@ -41,6 +41,9 @@ class PatchedMLSTMBackend(mLSTMBackend):
             raise ValueError(f"mode must be 'train', 'train_with_padding' or 'inference', got {mode!r}")
         if return_last_states is None:
             return_last_states = self.config.return_last_states
+        given = [part is not None for part in (c_initial, n_initial, m_initial)]
+        if any(given) and not all(given):
+            raise ValueError("mLSTMBackend: c_initial, n_initial and m_initial must be given together")
         state = None
         if c_initial is not None and n_initial is not None and m_initial is not None:
             state = MLSTMState(c_initial, n_initial, m_initial.view(m_initial.shape[:2]))

@@ -23,6 +23,7 @@ from xlstm.components.util import ParameterProxy
 from ... import functional
 from ..._states import LSTMState, MLSTMState, SLSTMState
 from .gates import preactivation
+from .states import shapes
 
 
 class PatchedCausalConv1d(CausalConv1d):
@@ -32,8 +33,7 @@ class PatchedCausalConv1d(CausalConv1d):
         self, x: Tensor, conv_state: tuple[Tensor] | Tensor | None = None, return_last_state: bool = False
     ) -> Tensor | tuple[Tensor, tuple[Tensor]]:
         """x (B, S, F) -> (B, S, F), with return_last_state also the state after x."""
-        past = conv_state[0] if isinstance(conv_state, tuple) else conv_state
-        window = x if past is None else torch.cat([past.to(x.dtype), x], dim=1)
+        window = x if conv_state is None else torch.cat([self._past(x, conv_state), x], dim=1)
         length = window.shape[1]
         y = self.conv(window.mT)[..., length - x.shape[1] : length].mT
         if not return_last_state:
@@ -45,10 +45,21 @@ class PatchedCausalConv1d(CausalConv1d):
     def step(self, x: Tensor, conv_state: tuple[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor]]:
         """One token: x (B, 1, F), without the overhead of a convolution."""
         width = self.config.kernel_size
-        past = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else conv_state[0]
-        window = torch.cat([past[:, 1:].to(x.dtype), x], dim=1)
+        if x.shape[1] != 1:
+            raise ValueError(f"CausalConv1d.step takes one token, (B, 1, {x.shape[2]}), got {tuple(x.shape)}")
+        past = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else self._past(x, conv_state)
+        if past.shape[1] != width:  # a shorter one would be broadcast
+            raise ValueError(f"CausalConv1d.step: conv_state must hold {width} tokens, got {past.shape[1]}")
+        window = torch.cat([past[:, 1:], x], dim=1)
         y = (window * self.conv.weight[:, 0].mT).sum(1, keepdim=True)
         return (y if self.conv.bias is None else y + self.conv.bias), (window,)
+
+    def _past(self, x: Tensor, conv_state: tuple[Tensor] | Tensor) -> Tensor:
+        past = conv_state if isinstance(conv_state, Tensor) else conv_state[0]
+        if past.ndim != 3 or past.shape[::2] != x.shape[::2]:
+            B, _, F = x.shape
+            raise ValueError(f"conv_state must be a tuple of one tensor ({B}, K, {F}), got {shapes(conv_state)}")
+        return past.to(x.dtype)
 
 
 class PatchedMLSTMCell(mLSTMCell):
@@ -95,6 +106,9 @@ class PatchedMLSTMCell(mLSTMCell):
 def _our_state(state: tuple[Tensor, Tensor, Tensor] | None) -> MLSTMState | None:
     if state is None:
         return None
+    if len(state) != 3 or [part.ndim for part in state] != [4, 4, 4]:
+        what = "(C (B, H, D, D), n (B, H, D, 1), m (B, H, 1, 1))"
+        raise ValueError(f"mlstm_state must be a tuple {what}, got {shapes(state)}")
     C, n, m = state
     return MLSTMState(C, n.squeeze(-1), m.squeeze(-1).squeeze(-1))
 
@@ -145,8 +159,12 @@ class _SLSTMCell(nn.Module):
     def _unpacked(self, state: Tensor | None) -> SLSTMState | LSTMState | None:
         if state is None:
             return None
-        parts = torch.unflatten(state, -1, (self.config.num_heads, self.config.head_dim)).unbind(0)
-        return SLSTMState(*parts) if self.config.function == "slstm" else LSTMState(*parts)
+        kind: Any = SLSTMState if self.config.function == "slstm" else LSTMState
+        count, width = len(kind._fields), self.config.num_heads * self.config.head_dim
+        if not isinstance(state, Tensor) or state.ndim != 3 or (state.shape[0], state.shape[2]) != (count, width):
+            raise ValueError(f"slstm_state must be one tensor ({count}, B, {width}), got {shapes(state)}")
+        unpacked: SLSTMState | LSTMState = kind(*state.unflatten(-1, (self.config.num_heads, -1)))
+        return unpacked
 
     def _permuted(self, h: Tensor) -> Tensor:
         """h (B, S, H, D) in the axes of config.output_shape."""

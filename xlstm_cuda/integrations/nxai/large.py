@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,8 @@ class PatchedLargeMLSTMLayer(mLSTMLayer):
         *qkv, o = self._projections(x)
         q, k, v = (torch.unflatten(y, -1, (self.config.num_heads, -1)).transpose(1, 2) for y in qkv)
         i, f = (soft_cap(gate, cap_value=self.config.gate_soft_cap).mT for gate in self._gates(x))
+        if state is not None and len(state) != 3:
+            raise ValueError(f"the state of a layer must be a tuple (C, n, m), got {len(state)} parts")
         C, n, m = (None, None, None) if state is None else state
         if state is not None and torch.is_grad_enabled():  # Hugging Face's loop overwrites the state; backward needs it
             C, n, m = (part.clone() for part in state)
@@ -53,6 +56,9 @@ class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):
         Without gradients a given state is overwritten and returned, as theirs is. Where the new one has a graph the
         given one stays: backward needs it.
         """
+        if state is not None and (not isinstance(state, Mapping) or set(state) != set(range(len(self.blocks)))):
+            got = list(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state must be a dict of {len(self.blocks)} blocks, 0 and so on, got {got}")
         given: StackState = dict.fromkeys(range(len(self.blocks))) if state is None else state
         after: StackState = {}
         for index, block in enumerate(self.blocks):

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections import Counter
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -51,8 +51,9 @@ def patch(model: nn.Module) -> PatchReport:
     A model that is patched already is left alone, new parts of it are patched.
 
     Raises ValueError where there is nothing to patch, or a cell has an option that these kernels lack (nothing is
-    changed then); ImportError where neither package is installed.
+    changed then); TypeError for what is no torch.nn.Module; ImportError where neither package is installed.
     """
+    _check(model, "patch")
     table = _classes()
     found = [(name, module) for name, module in model.named_modules() if type(module) in table]
     if not found and not any(type(module) in table.values() for module in model.modules()):
@@ -67,8 +68,15 @@ def patch(model: nn.Module) -> PatchReport:
 
 def unpatch(model: nn.Module) -> PatchReport:
     """Give the modules that `patch` changed their own classes back: all is then as it was. Others stay."""
+    _check(model, "unpatch")
     table = {patched: original for original, patched in _classes().items()}
     return _exchange([(name, module) for name, module in model.named_modules() if type(module) in table], table)
+
+
+def _check(model: Any, op: str) -> None:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{op}: model must be a torch.nn.Module, a model that is built, got {what}")
 
 
 def _exchange(found: list[tuple[str, nn.Module]], table: dict[type, type]) -> PatchReport:

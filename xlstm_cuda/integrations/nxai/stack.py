@@ -18,6 +18,8 @@ from xlstm.components.feedforward import GatedFeedForward, get_act_fn
 from xlstm.xlstm_block_stack import xLSTMBlockStack
 from xlstm.xlstm_lm_model import xLSTMLMModel
 
+from .states import check_stack_state, output_and_state
+
 LayerState: TypeAlias = dict[str, Any]
 StackState: TypeAlias = dict[str, LayerState]
 
@@ -39,7 +41,8 @@ class PatchedMLSTMLayer(mLSTMLayer):
         conv, conv_state = self.conv1d(inner, conv_state, return_last_state=True)
         conv = self.conv_act_fn(conv)
         q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(inner)
-        h, mlstm_state = self.mlstm_cell(q=q, k=k, v=v, mlstm_state=mlstm_state, return_last_state=True)
+        cell = self.mlstm_cell
+        h, mlstm_state = output_and_state(cell, cell(q=q, k=k, v=v, mlstm_state=mlstm_state, return_last_state=True))
         y = self.dropout(self.proj_down((h + self.learnable_skip * conv) * self.ogate_act_fn(z)))
         return (y, {"mlstm_state": mlstm_state, "conv_state": conv_state}) if return_last_state else y
 
@@ -58,7 +61,7 @@ class _Block(nn.Module):
         if not return_last_state:
             y: Tensor = super().forward(x, **kwargs)
             return y
-        y, after = self.xlstm(self.xlstm_norm(x), return_last_state=True, **kwargs)
+        y, after = output_and_state(self.xlstm, self.xlstm(self.xlstm_norm(x), return_last_state=True, **kwargs))
         x = x + y
         if self.ffn is not None and self.ffn_norm is not None:
             x = x + self.ffn(self.ffn_norm(x))
@@ -96,15 +99,18 @@ class PatchedXLSTMBlockStack(xLSTMBlockStack):
         if state is None and not return_last_state:
             y: Tensor = super().forward(x, **kwargs)
             return y
+        check_stack_state(state, self.blocks)
         after: StackState = {}
         for index, block in enumerate(self.blocks):
             name = f"block_{index}"
-            x, after[name] = block(x, return_last_state=True, **(state or {}).get(name, {}))
+            result = block(x, return_last_state=True, **(state or {}).get(name, {}))
+            x, after[name] = output_and_state(block, result)
         x = self.post_blocks_norm(x)
         return (x, after) if return_last_state else x
 
     def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
         """One token: x (B, 1, D). Theirs overwrites the given state, this one leaves it alone."""
+        check_stack_state(state, self.blocks)
         y: tuple[Tensor, StackState] = super().step(x, dict(state or {}))
         return y
 

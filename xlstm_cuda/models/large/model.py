@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...nn.config import require
+from ...nn.config import check_config, require
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
 from ...nn.loading import CheckedLoading
@@ -61,6 +61,7 @@ class xLSTMLarge(CheckedLoading):
 
     def __init__(self, config: xLSTMLargeConfig) -> None:
         super().__init__()
+        check_config(config, xLSTMLargeConfig)
         config.check()
         self.config = config = copy(config)  # its mode may be changed, which is nobody else's
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)

@@ -116,13 +116,13 @@ class RNN(nn.Module, Generic[State]):
             is one here too.
         """
         op = type(self).__name__
-        check_input(op, input, self.input_size, self.weight_ih_l0.dtype)
+        check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         batched = input.ndim == 3
         batch_dim = 0 if self.batch_first or not batched else 1
         x = input.movedim(batch_dim, 0) if batched else input[None]
-        state = self._initial_state(hx, input.shape[batch_dim : batch_dim + batched])
+        state = self._initial_state(hx, input.shape[batch_dim : batch_dim + batched], x.device)
         if state is not None and not batched:
             state = self.state_type(*(s.unsqueeze(1) for s in state))
         y, final = self._layers(x, state, None)
@@ -139,7 +139,7 @@ class RNN(nn.Module, Generic[State]):
 
     def _packed(self, input: PackedSequence, hx: Sequence[Tensor] | None) -> tuple[PackedSequence, State]:
         x, lengths = unpack(input)
-        state = self._initial_state(hx, x.shape[:1])
+        state = self._initial_state(hx, x.shape[:1], x.device)
         if state is not None and input.sorted_indices is not None:
             state = self.state_type(*(s.index_select(1, input.sorted_indices) for s in state))
         y, final = self._layers(x, state, lengths.to(x.device))
@@ -147,13 +147,13 @@ class RNN(nn.Module, Generic[State]):
             final = self.state_type(*(s.index_select(1, input.unsorted_indices) for s in final))
         return repack(y, lengths, input), final
 
-    def _initial_state(self, hx: Sequence[Tensor] | None, batch: Sequence[int]) -> State | None:
+    def _initial_state(self, hx: Sequence[Tensor] | None, batch: Sequence[int], device: torch.device) -> State | None:
         """hx, checked; batch: (B,), or () for unbatched input."""
         if hx is None:
             return None
         layers = self.num_layers * self.num_directions
         shapes: list[tuple[int, ...]] = [(layers, *batch, *shape) for shape in self._state_shapes()]
-        check_state(type(self).__name__, self.state_type._fields, hx, shapes)
+        check_state(type(self).__name__, self.state_type._fields, hx, shapes, device)
         return self.state_type(*hx)
 
     def _layers(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ def check_options(op: str, sizes: Mapping[str, Any], flags: Mapping[str, Any], p
             raise TypeError(f"{op}: {name} must be a bool, got {type(flag).__name__}")
     if proj_size >= sizes["hidden_size"]:
         raise ValueError(f"{op}: proj_size must be smaller than hidden_size={sizes['hidden_size']}, got {proj_size}")
-    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+    probability = float(dropout) if isinstance(dropout, Real) and not isinstance(dropout, bool) else -1.0
+    if not 0 <= probability <= 1:
         raise ValueError(f"{op}: dropout must be a number between 0 and 1, got {dropout!r}")
-    if dropout > 0 and sizes["num_layers"] == 1:
+    if probability > 0 and sizes["num_layers"] == 1:
         what = f"dropout={dropout} comes after every layer but the last, it needs num_layers > 1"
         warnings.warn(f"{op}: {what}", stacklevel=3)
 
@@ -41,8 +43,9 @@ def check_heads(op: str, num_heads: int, **sizes: int) -> None:
             raise ValueError(f"{op}: {name} must be divisible by num_heads, got {name}={size}, num_heads={num_heads}")
 
 
-def check_input(op: str, input: Any, input_size: int, dtype: torch.dtype) -> None:
-    """Raises unless input is a tensor (S, B, F), (B, S, F) or (S, F), or packed (tokens, F), F = input_size."""
+def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
+    """Raises unless input is a tensor (S, B, F), (B, S, F) or (S, F), or packed (tokens, F), F = input_size, with the
+    device and dtype of weight."""
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
     if not isinstance(x, Tensor):
@@ -55,17 +58,25 @@ def check_input(op: str, input: Any, input_size: int, dtype: torch.dtype) -> Non
         raise InputError(f"{op}: input must have input_size={input_size} features, got shape {tuple(x.shape)}")
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if x.dtype != dtype and not autocast:
-        raise InputError(f"{op}: input must have the dtype of the weights, {dtype}, got {x.dtype}")
+    if x.device != weight.device:
+        raise InputError(f"{op}: input must be on the device of the weights, {weight.device}, got {x.device}")
+    if x.dtype != weight.dtype and not autocast:
+        raise InputError(f"{op}: input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
 
 
-def check_state(op: str, fields: Sequence[str], hx: Any, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raises unless hx holds one tensor of the given shape per field."""
-    if isinstance(hx, Tensor) or not isinstance(hx, Sequence) or not all(isinstance(s, Tensor) for s in hx):
+def check_state(
+    op: str, fields: Sequence[str], hx: Any, shapes: Sequence[tuple[int, ...]], device: torch.device
+) -> None:
+    """Raises unless hx holds one tensor of the given shape per field, on that device."""
+    if isinstance(hx, Tensor) or not isinstance(hx, Sequence):
         raise TypeError(f"{op}: hx must be a tuple ({', '.join(fields)}) of tensors, got {type(hx).__name__}")
     if len(hx) != len(fields):
         raise InputError(f"{op}: hx must be a tuple ({', '.join(fields)}), got {len(hx)} tensors")
     for name, s, shape in zip(fields, hx, shapes, strict=True):
+        if not isinstance(s, Tensor):
+            raise TypeError(f"{op}: {name} of hx must be a tensor, got {type(s).__name__}")
+        if s.device != device:
+            raise InputError(f"{op}: {name} of hx must be on the device of the input, {device}, got {s.device}")
         if s.shape != shape:
             raise InputError(f"{op}: {name} of hx must have shape {shape}, got {tuple(s.shape)}")
 
