@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import has_cuda
+from machine import MODULE_BACKENDS, has_cuda
 
 from bench import measure, runner
 from bench.cases import SUITES
-from xlstm_cuda import _ops
+from xlstm_cuda import _ops, functional
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -48,6 +48,22 @@ def backend(request: pytest.FixtureRequest, record_property: Callable[[str, obje
 def device(backend: str) -> str:
     """Where the backend's tensors live."""
     return "cuda" if backend == "cuda" else "cpu"
+
+
+@pytest.fixture(params=MODULE_BACKENDS)
+def module_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For tests of modules, which leave the backend to the functions: tensors are made where it runs."""
+    torch.set_default_device("cuda" if request.param == "cuda" else "cpu")
+    with functional.backend(request.param):
+        yield request.param
+    torch.set_default_device(None)
+
+
+@pytest.fixture
+def fresh_seed() -> int:
+    """Another seed each time; shown where a test fails."""
+    print("seed", seed := torch.seed())
+    return seed
 
 
 # For the tests of bench/.

@@ -1,7 +1,8 @@
-"""What the machine that runs the tests has."""
+"""What the machine that runs the tests has, and what follows from it for them."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from xlstm_cuda import _ops
@@ -14,3 +15,9 @@ def has_cuda() -> bool:
     from xlstm_cuda import _C
 
     return _C.build_info()["cuda"] is not None
+
+
+MODULE_BACKENDS = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), "reference"]
+traced = pytest.mark.parametrize(  # where the reference would be unrolled over time
+    "module_backend", MODULE_BACKENDS[:-1], indirect=True
+)

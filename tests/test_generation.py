@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,7 @@ from torch.utils import _pytree as pytree
 from xlstm_cuda.models import decoding, generate, stream
 from xlstm_cuda.models.decoding import Prompt, starts_behind_padding
 
-
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    print("seed", torch.seed())  # another one each time; shown where a test fails
-    yield
+pytestmark = pytest.mark.usefixtures("fresh_seed")
 
 
 @pytest.fixture(params=MODELS)

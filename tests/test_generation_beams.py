@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +17,7 @@ VOCAB = 3
 EOS = 1
 
 
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    print("seed", torch.seed())  # another one each time; shown where a test fails
-    yield
+pytestmark = pytest.mark.usefixtures("fresh_seed")
 
 
 @pytest.fixture(params=MODELS)

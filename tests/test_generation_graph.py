@@ -15,11 +15,7 @@ from torch.utils import _pytree as pytree
 
 from xlstm_cuda.models import GraphedStep, cuda_graph, generate, stream
 
-
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    print("seed", torch.seed())  # another one each time; shown where a test fails
-    yield
+pytestmark = pytest.mark.usefixtures("fresh_seed")
 
 
 @pytest.fixture(params=MODELS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +14,8 @@ from xlstm_cuda.models import SlotDecoder, generate
 
 
 @pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    random.seed(seed := torch.seed())  # another one each time; shown where a test fails
-    print("seed", seed)
-    yield
+def seed(fresh_seed: int) -> None:
+    random.seed(fresh_seed)
 
 
 @pytest.fixture(params=MODELS)

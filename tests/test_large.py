@@ -6,12 +6,13 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from machine import traced
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -24,16 +25,7 @@ from xlstm_cuda.models.weights import fuse_weights, split_weights
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative, relative_error
 
 VOCAB, DIM, HEADS, BLOCKS = 19, 32, 2, 2
-KERNELS = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-traced = pytest.mark.parametrize("backend", KERNELS, indirect=True)  # the reference would be unrolled over time
-
-
-@pytest.fixture(autouse=True, params=[*KERNELS, "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    torch.set_default_device("cuda" if request.param == "cuda" else "cpu")
-    with functional.backend(request.param):
-        yield request.param
-    torch.set_default_device(None)
+pytestmark = pytest.mark.usefixtures("module_backend")
 
 
 FIELDS: dict[str, dict[str, Any]] = {

@@ -143,5 +143,7 @@ def test_vanilla_kernels_of_another_shape_are_refused() -> None:
 def test_what_is_no_checkpoint() -> None:
     arrays = {key: value.numpy() for key, value in vanilla(build().state_dict()).items()}
     assert "_recurrent_kernel_ is ndarray, expected (2, 8, 32)" in refused(build(), arrays)
-    with pytest.raises(TypeError, match="^xLSTMLMModel: state_dict must be a dict of names and tensors, got a NoneType"):
+    with pytest.raises(
+        TypeError, match="^xLSTMLMModel: state_dict must be a dict of names and tensors, got a NoneType"
+    ):
         build().load_state_dict(None)

@@ -6,34 +6,22 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from machine import traced
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from xlstm_cuda import functional
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.models import generate, xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.models.sampling import Sampling
 
 VOCAB = 19
-
-
-KERNELS = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-traced = pytest.mark.parametrize("backend", KERNELS, indirect=True)  # the reference would be unrolled over time
-
-
-@pytest.fixture(autouse=True, params=[*KERNELS, "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    torch.set_default_device("cuda" if request.param == "cuda" else "cpu")
-    with functional.backend(request.param):
-        yield request.param
-    torch.set_default_device(None)
+pytestmark = pytest.mark.usefixtures("module_backend")
 
 
 def lm_config(**fields: Any) -> xLSTMLMModelConfig:

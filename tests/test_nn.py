@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from machine import traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -21,18 +22,7 @@ from xlstm_cuda.nn.linear_headwise import LinearHeadwise
 from xlstm_cuda.testing import assert_close_relative
 
 DIM = 24
-
-
-KERNELS = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-traced = pytest.mark.parametrize("backend", KERNELS, indirect=True)  # the reference would be unrolled over time
-
-
-@pytest.fixture(autouse=True, params=[*KERNELS, "reference"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    torch.set_default_device("cuda" if request.param == "cuda" else "cpu")
-    with functional.backend(request.param):
-        yield request.param
-    torch.set_default_device(None)
+pytestmark = pytest.mark.usefixtures("module_backend")
 
 
 def mlstm_config(**fields: Any) -> xnn.mLSTMLayerConfig:

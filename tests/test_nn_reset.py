@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,10 +44,7 @@ MODULES: dict[str, Callable[[], Any]] = {
 every_module = pytest.mark.parametrize("name", MODULES)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    print("seed", torch.seed())  # another one each time; shown where a test fails
-    yield
+pytestmark = pytest.mark.usefixtures("fresh_seed")
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Any:
