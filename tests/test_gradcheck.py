@@ -67,11 +67,13 @@ def test_mlstm_reset(backend: str, device: str, variant: dict[str, Any]) -> None
 
 @variants
 def test_mlstm_cu_seqlens(backend: str, device: str, variant: dict[str, Any]) -> None:
-    cu_seqlens = torch.tensor([0, 2, 2, 3, 6], dtype=torch.int32, device=device)
-    reset = torch.zeros(1, 6, dtype=torch.bool, device=device)
-    with_reset = {"reset": reset.index_fill(1, torch.tensor([2, 4], device=device), True)}
-    for options in [with_reset] if backend == "simt" and variant else [{}, with_reset]:  # the executor is slow
-        inputs = draw(6, state_rows=4, device=device)
+    slow = backend == "simt"
+    bounds = [0, 2, 2, 3] if slow else [0, 2, 2, 3, 6]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    reset = torch.zeros(1, bounds[-1], dtype=torch.bool, device=device)
+    with_reset = {"reset": reset.index_fill(1, torch.tensor([1, bounds[-1] - 1], device=device), True)}
+    for options in [with_reset] if slow and variant else [{}, with_reset]:
+        inputs = draw(bounds[-1], state_rows=len(bounds) - 1, device=device)
         check(mlstm, inputs, cu_seqlens=cu_seqlens, return_state=True, backend=backend, **options, **variant)
 
 

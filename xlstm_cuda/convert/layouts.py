@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..models.weights import FUSED
 from ..nn.loading import likely_layout
 
 Shape = tuple[int, ...]
 
-_FUSED = {  # of a block
-    "mlstm_layer.qkv_opreact": ("mlstm_layer.q", "mlstm_layer.k", "mlstm_layer.v", "mlstm_layer.ogate_preact"),
-    "mlstm_layer.ifgate_preact": ("mlstm_layer.igate_preact", "mlstm_layer.fgate_preact"),
-    "ffn.proj_up_gate_z": ("ffn.proj_up_gate", "ffn.proj_up"),
-}
 OUT_NORM_BIAS = "backbone.out_norm.bias"  # Hugging Face's model never has it
 EMBEDDING, HEAD = "embedding.weight", "lm_head.weight"
 
@@ -76,7 +72,7 @@ def stored(names: Iterable[str], layout: str, weights: str) -> dict[str, list[st
 
 
 def _fused(name: str) -> str:
-    for fused, singles in _FUSED.items():
+    for fused, singles in FUSED.items():
         for single in singles:
             if f".{single}." in name:
                 return name.replace(f".{single}.", f".{fused}.")

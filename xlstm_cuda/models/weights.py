@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .large import xLSTMLargeConfig
 
 # The fused map of a block, and the maps whose rows it holds, in this order.
-_FUSED = {
+FUSED = {
     "mlstm_layer.qkv_opreact": ("mlstm_layer.q", "mlstm_layer.k", "mlstm_layer.v", "mlstm_layer.ogate_preact"),
     "mlstm_layer.ifgate_preact": ("mlstm_layer.igate_preact", "mlstm_layer.fgate_preact"),
     "ffn.proj_up_gate_z": ("ffn.proj_up_gate", "ffn.proj_up"),
@@ -55,7 +55,7 @@ def split_weights(state_dict: Mapping[str, Any], config: xLSTMLargeConfig) -> di
     result: dict[str, Any] = {}
     for key, value in state_dict.items():
         prefix, name, kind = _split_key(key)
-        names = [f"{prefix}{part}.{kind}" for part in _FUSED.get(name, ())]
+        names = [f"{prefix}{part}.{kind}" for part in FUSED.get(name, ())]
         if names and _has_rows(value, sum(rows[name])) and not any(part in state_dict for part in names):
             parts = value.detach().split(rows[name])
             result.update({part: weight.clone() for part, weight in zip(names, parts, strict=True)})
@@ -73,7 +73,7 @@ def _split_key(key: str) -> tuple[str, str, str]:
 def _group(key: str) -> tuple[str, list[str]]:
     """The fused key that a single map's key belongs to, and all keys that do; "" and none for other keys."""
     prefix, name, kind = _split_key(key)
-    for fused, names in _FUSED.items():
+    for fused, names in FUSED.items():
         if name in names:
             return f"{prefix}{fused}.{kind}", [f"{prefix}{part}.{kind}" for part in names]
     return "", []
