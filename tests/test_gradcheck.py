@@ -103,9 +103,10 @@ def test_recurrent_lengths_and_reset(backend: str, device: str, function: Any, m
     inputs = make(3, 5, 1, 2, dtype=torch.float64, state=True, requires_grad=True, device=device)
     lengths = torch.tensor([3, 0, 5], device=device)
     reset = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]], dtype=torch.bool, device=device)
-    check(function, inputs, lengths=lengths, return_state=True, backend=backend, **options)
-    check(function, inputs, reset=reset, return_state=True, backend=backend, **options)
     check(function, inputs, lengths=lengths, reset=reset, return_state=True, backend=backend, **options)
+    if backend != "simt":  # which takes seconds for each of them
+        check(function, inputs, lengths=lengths, return_state=True, backend=backend, **options)
+        check(function, inputs, reset=reset, return_state=True, backend=backend, **options)
 
 
 @cells
