@@ -21,7 +21,7 @@ def run_ranks(function: Callable[..., None], *args: Any, world_size: int = 2) ->
     """function(rank, *args) in world_size processes that are a gloo group; raises what one of them raises.
 
     A process that takes longer than SECONDS prints the stacks of its threads and ends. That may happen once: two groups
-    never came to an end, outlasting gloo's own time limits, and the reason was not found.
+    never came to an end, the second in spite of gloo's own time limit, and the reason was not found.
     """
     try:
         _spawn(function, world_size, args)

@@ -67,13 +67,10 @@ def test_mlstm_reset(backend: str, device: str, variant: dict[str, Any]) -> None
 
 @variants
 def test_mlstm_cu_seqlens(backend: str, device: str, variant: dict[str, Any]) -> None:
-    slow = backend == "simt"
-    bounds = [0, 2, 2, 3] if slow else [0, 2, 2, 3, 6]
-    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
-    reset = torch.zeros(1, bounds[-1], dtype=torch.bool, device=device)
-    with_reset = {"reset": reset.index_fill(1, torch.tensor([1, bounds[-1] - 1], device=device), True)}
-    for options in [with_reset] if slow and variant else [{}, with_reset]:
-        inputs = draw(bounds[-1], state_rows=len(bounds) - 1, device=device)
+    cu_seqlens = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32, device=device)
+    reset = torch.zeros(1, 9, dtype=torch.bool, device=device)
+    for options in ({}, {"reset": reset.index_fill(1, torch.tensor([3, 6], device=device), True)}):
+        inputs = draw(9, state_rows=4, device=device)
         check(mlstm, inputs, cu_seqlens=cu_seqlens, return_state=True, backend=backend, **options, **variant)
 
 
@@ -103,10 +100,9 @@ def test_recurrent_lengths_and_reset(backend: str, device: str, function: Any, m
     inputs = make(3, 5, 1, 2, dtype=torch.float64, state=True, requires_grad=True, device=device)
     lengths = torch.tensor([3, 0, 5], device=device)
     reset = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]], dtype=torch.bool, device=device)
+    check(function, inputs, lengths=lengths, return_state=True, backend=backend, **options)
+    check(function, inputs, reset=reset, return_state=True, backend=backend, **options)
     check(function, inputs, lengths=lengths, reset=reset, return_state=True, backend=backend, **options)
-    if backend != "simt":  # which takes seconds for each of them
-        check(function, inputs, lengths=lengths, return_state=True, backend=backend, **options)
-        check(function, inputs, reset=reset, return_state=True, backend=backend, **options)
 
 
 @cells

@@ -14,7 +14,7 @@ from ..nn.init import small_init_
 from ..nn.inputs import check_ids, check_tokens
 from ..nn.loading import CheckedLoading
 from .generation import generate, stream
-from .parameter_groups import weight_decay_names
+from .parameter_groups import WeightDecayGroups, weight_decay_names
 
 
 @dataclass
@@ -28,7 +28,7 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     add_embedding_dropout: bool = False
 
 
-class xLSTMLMModel(CheckedLoading):
+class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
 
     def __init__(self, config: xLSTMLMModelConfig) -> None:
@@ -110,12 +110,6 @@ class xLSTMLMModel(CheckedLoading):
         self._tie(self.token_embedding)
         for module in (self.token_embedding, self.lm_head):
             small_init_(module.weight, self.config.embedding_dim)
-
-    def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
-        """Trainable parameters with and without weight decay, as `get_weight_decay_optim_group_param_names` says."""
-        parameters = dict(self.named_parameters())
-        decay, no_decay = self.get_weight_decay_optim_group_param_names()
-        return tuple(parameters[name] for name in decay), tuple(parameters[name] for name in no_decay)
 
     def get_weight_decay_optim_group_param_names(self) -> tuple[list[str], list[str]]:
         """Names of the trainable parameters with and without weight decay.

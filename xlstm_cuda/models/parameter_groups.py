@@ -19,3 +19,17 @@ def weight_decay_names(module: nn.Module, exempt: Collection[str] = ()) -> tuple
             decays = "weight" in name and "norm" not in name and name not in exempt
             (decay if decays else no_decay).append(name)
     return decay, no_decay
+
+
+class WeightDecayGroups(nn.Module):
+    """Base of models that say by name which of their parameters are decayed."""
+
+    def get_weight_decay_optim_group_param_names(self) -> tuple[list[str], list[str]]:
+        """Names of the trainable parameters with and without weight decay."""
+        raise NotImplementedError
+
+    def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
+        """Trainable parameters with and without weight decay, as `get_weight_decay_optim_group_param_names` says."""
+        parameters = dict(self.named_parameters())
+        decay, no_decay = self.get_weight_decay_optim_group_param_names()
+        return tuple(parameters[name] for name in decay), tuple(parameters[name] for name in no_decay)

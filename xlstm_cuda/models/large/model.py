@@ -14,7 +14,7 @@ from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
 from ...nn.loading import CheckedLoading
 from ..generation import generate, stream
-from ..parameter_groups import weight_decay_names
+from ..parameter_groups import WeightDecayGroups, weight_decay_names
 from ..weights import fuse_weights, split_weights
 from .config import xLSTMLargeConfig
 from .layers import LargeBlock, soft_cap
@@ -50,7 +50,7 @@ class LargeBackbone(nn.Module):
         return self.out_norm(x), tuple(states)
 
 
-class xLSTMLarge(CheckedLoading):
+class xLSTMLarge(CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V): the architecture of xLSTM 7B (arXiv 2503.13427).
 
     A state is the tuple of the blocks' `MLSTMState`; None is the empty one. Where one is taken, the public xLSTM code's
@@ -147,12 +147,6 @@ class xLSTMLarge(CheckedLoading):
             block.reset_parameters()
         if isinstance(self.backbone.out_norm, RMSNorm):
             self.backbone.out_norm.reset_parameters()
-
-    def get_weight_decay_optim_groups(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
-        """Trainable parameters with and without weight decay, as `get_weight_decay_optim_group_param_names` says."""
-        parameters = dict(self.named_parameters())
-        decay, no_decay = self.get_weight_decay_optim_group_param_names()
-        return tuple(parameters[name] for name in decay), tuple(parameters[name] for name in no_decay)
 
     def get_weight_decay_optim_group_param_names(self) -> tuple[list[str], list[str]]:
         """Names of the trainable parameters with and without weight decay.
