@@ -15,15 +15,16 @@ KERNELS = [ROOT / "csrc" / name for name in ("core", "cpu", "cuda")]
 # what each part of the package may import of the package; parts not named here may import everything
 ALLOWED: dict[str, set[str]] = {
     "_states": set(),
+    "_autocast": set(),
     "_ops": {"_C"},
     "_autograd": {"_ops"},
     "_backend": {"_ops"},
     "_checks": {"_ops", "_states"},
     "reference": {"reference", "_states"},
-    "functional": {"_autograd", "_backend", "_checks", "_ops", "_states", "reference"},
+    "functional": {"_autocast", "_autograd", "_backend", "_checks", "_ops", "_states", "reference"},
     "testing": {"_states"},
-    "nn": {"nn", "functional", "_states"},
-    "models": {"models", "nn", "functional", "_states"},
+    "nn": {"nn", "functional", "_autocast", "_states"},
+    "models": {"models", "nn", "functional", "_autocast", "_states"},
     "convert": {"convert", "models", "nn"},
     "integrations": {"integrations", "functional", "_states"},
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -224,6 +226,19 @@ def test_compile_follows_the_backend_context() -> None:
     assert torch.equal(call(**inputs), fast)
     with use_backend("cuda"), pytest.raises(Exception, match="backend='cuda' needs tensors on a cuda device"):
         call(**inputs)
+
+
+def test_compile_with_the_newer_setting_of_float32_products() -> None:
+    """torch refuses to be asked by the older one, and tracing cannot follow either."""
+    program = """
+import torch
+from xlstm_cuda import mlstm
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+q, i = torch.randn(1, 1, 4, 2), torch.randn(1, 1, 4)
+compiled = torch.compile(mlstm, fullgraph=True, backend="aot_eager")
+assert torch.equal(compiled(q, q, q, i, i), mlstm(q, q, q, i, i))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class Small(nn.Module):

@@ -20,14 +20,13 @@ Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _checks, reference
+from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import MLSTM, Recurrent, dense
 from xlstm_cuda._backend import backend, default_backend, resolve
 from xlstm_cuda._ops import accumulate_dtype, library
@@ -108,13 +107,13 @@ def mlstm(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     _checks.mlstm(q, k, v, i, f, state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
     namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
     if namespace == "reference":
-        with _no_autocast(q.device):
+        with _autocast.disabled(q.device.type):
             h, final = reference.mlstm(
                 *(q, k, v, i, f),
                 initial_state=state,
@@ -175,7 +174,7 @@ def mlstm_step(
         if done is not None:
             return done
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, **gates)
@@ -185,7 +184,7 @@ def mlstm_step(
     needs_grad = _checks.needs_grad(*inputs, *state)
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
     if namespace == "reference":
-        with _no_autocast(q.device):
+        with _autocast.disabled(q.device.type):
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
             )
@@ -466,12 +465,12 @@ def _recurrent(
     backend: str | None,
 ) -> tuple[Tensor, Cell]:
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
-    x, R = _autocast(x, R)
+    x, R = _in_autocast_dtype(x, R)
     state = _checks.as_state(op, "initial_state", initial_state, cls)
     _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset, reversed_heads)
     namespace = resolve(op, backend, x.device, "recurrent_fwd")
     if namespace == "reference":
-        with _no_autocast(x.device):
+        with _autocast.disabled(x.device.type):
             rows = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
             return plain(x, R, b, initial_state=state, return_state=True, **rows)
     return _scan(namespace, cell, cls, x, R, b, state, lengths, reset, reversed_heads)
@@ -494,7 +493,7 @@ def _recurrent_step(
         except _OP_ERRORS:
             pass
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
-    x, R = _autocast(x, R)
+    x, R = _in_autocast_dtype(x, R)
     state = _checks.as_state(op, "state", state, cls)
     _checks.recurrent(op, x, R, b, state, "state", one_token=True)
     if state is None:
@@ -503,7 +502,7 @@ def _recurrent_step(
     needs_grad = _checks.needs_grad(x, R, b, *state)
     namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
     if namespace == "reference":
-        with _no_autocast(x.device):
+        with _autocast.disabled(x.device.type):
             return plain(x, R, b, state)
     if needs_grad:
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
@@ -556,7 +555,6 @@ def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
     return (*(state or ()), None, None, None, None)[:4]
 
 
-@torch.compiler.assume_constant_result
 def _allow_tf32() -> bool:
     """Whether float32 products on CUDA may round their operands to TF32: torch's own setting for matrix products."""
     matmul = torch.backends.cuda.matmul
@@ -564,6 +562,10 @@ def _allow_tf32() -> bool:
         return bool(matmul.allow_tf32)
     except RuntimeError:  # torch refuses this question where the newer setting has been used
         return matmul.fp32_precision == "tf32"
+
+
+# What torch.compiler.assume_constant_result sets, which would import torch._dynamo: 900 modules, for every user.
+_allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # What an op raises for arguments that it cannot take, and tensors that are no more than that.
@@ -590,18 +592,10 @@ def _is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any
     return not torch.is_autocast_enabled("cpu") and not _checks.needs_grad(*every)
 
 
-def _autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
+def _in_autocast_dtype(*inputs: Tensor) -> tuple[Tensor, ...]:
     """The inputs in the autocast dtype, where autocast is on; float64 stays, as in torch."""
     device = inputs[0].device.type
-    if not _autocast_enabled(device):
+    if not _autocast.enabled(device):
         return inputs
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in inputs)
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if _autocast_enabled(device.type) else nullcontext()
-
-
-def _autocast_enabled(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

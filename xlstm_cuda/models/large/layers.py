@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TypeAlias, cast
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import functional
+from ... import _autocast, functional
 from ..._states import MLSTMState
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
@@ -33,13 +32,8 @@ class GateLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with _no_autocast(x.device.type):
+        with _autocast.disabled(x.device.type):
             return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
-
-
-def _no_autocast(device: str) -> torch.autocast | nullcontext[None]:
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 class LargeMLSTMLayer(nn.Module):

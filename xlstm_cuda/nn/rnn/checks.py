@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ... import _autocast
+
 
 class InputError(ValueError, RuntimeError):
     """A wrong input: ValueError as everywhere in this library, RuntimeError as in torch.nn.LSTM."""
@@ -56,11 +58,9 @@ def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
         raise InputError(f"{op}: input must be 2-D, or 3-D for a batch, got {x.ndim}-D")
     if x.shape[-1] != input_size:
         raise InputError(f"{op}: input must have input_size={input_size} features, got shape {tuple(x.shape)}")
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if x.device != weight.device:
         raise InputError(f"{op}: input must be on the device of the weights, {weight.device}, got {x.device}")
-    if x.dtype != weight.dtype and not autocast:
+    if x.dtype != weight.dtype and not _autocast.enabled(x.device.type):
         raise InputError(f"{op}: input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
 
 
