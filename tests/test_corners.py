@@ -10,7 +10,7 @@ import torch
 from against_reference import check, run
 from torch import Tensor
 
-from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import assert_close_relative, gradients, lstm_inputs, mlstm_inputs, slstm_inputs
 
 INF = float("inf")
@@ -163,9 +163,9 @@ def test_raw_ops_refuse_empty_dimensions() -> None:
     """The last line of defence, below the checks of the public functions."""
     ops, x, R = torch.ops.xlstm_cuda, torch.zeros(1, 2, 4, 1, 0), torch.zeros(4, 1, 0, 0)
     with pytest.raises(RuntimeError, match="must not be 0"):
-        ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, "lstm", 0, False, False)
+        ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, _ops.CELLS["lstm"], 0, False, False)
     with pytest.raises(RuntimeError, match="must not be 0"):
-        ops.recurrent_step(x[:, 0], R, None, x[:, 0, 0], x[:, 0, 0], None, None, "lstm")
+        ops.recurrent_step(x[:, 0], R, None, x[:, 0, 0], x[:, 0, 0], None, None, _ops.CELLS["lstm"])
     q, gate = torch.zeros(1, 1, 2, 0), torch.zeros(1, 1, 2)
     with pytest.raises(RuntimeError, match="must not be 0"):
         ops.mlstm_fwd(q, q, q, gate, gate, None, None, None, None, None, False, True, 1.0, 0.0, 0, False)

@@ -206,9 +206,9 @@ def call(p: Problem, output: str, product: str, namespace: str = PLAIN, zero: bo
     states, normalisers = (p.C_in, p.n_in) if output in ("h", "dq") else (p.dC_out, p.dn_out)
     iota, rho = (None, None) if output == "h" else (p.iota.to(wide), p.rho.to(wide))
     return _ops.library(namespace).mlstm_outputs(
-        output, product, X, Y, Z, p.i, p.f, p.m0, p.cu_seqlens, p.reset, states.to(DTYPES[product]),
-        normalisers.to(wide), iota, rho, {"dq": p.q, "dk": p.k}.get(output), *p.case.options.values(),
-        p.case.chunk_size, zero,
+        _ops.OUTPUTS[output], _ops.PRODUCTS[product], X, Y, Z, p.i, p.f, p.m0, p.cu_seqlens, p.reset,
+        states.to(DTYPES[product]), normalisers.to(wide), iota, rho, {"dq": p.q, "dk": p.k}.get(output),
+        *p.case.options.values(), p.case.chunk_size, zero,
     )  # fmt: skip
 
 

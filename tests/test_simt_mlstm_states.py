@@ -93,7 +93,7 @@ class Run:
             p.sigmoid_gate,
             p.scale,
             p.chunk_size,
-            self.product.split()[0],
+            _ops.PRODUCTS[self.product.split()[0]],
         )
         return Results(*results)
 

@@ -44,7 +44,7 @@ class Problem(NamedTuple):
         tensors = [x if i in (0, *range(5, 16)) or self.given[i] else None for i, x in enumerate(self.inputs)]
         if wide:
             tensors = [x.double() if x is not None and x.is_floating_point() else x for x in tensors]
-        return [*tensors, self.cell, self.reversed_heads, PRODUCTS[self.product][1]]
+        return [*tensors, _ops.CELLS[self.cell], self.reversed_heads, PRODUCTS[self.product][1]]
 
 
 def draw(
@@ -71,7 +71,7 @@ def draw(
     generator = torch.Generator().manual_seed(1)
     reset = torch.rand(B, S, generator=generator).lt(resets) if resets else None
     tokens = None if lengths is None else torch.tensor(lengths)
-    fixed = (inputs["R"], inputs["b"], h0, c0, n0, m0, tokens, reset, cell, reversed_heads, False, True)
+    fixed = (inputs["R"], inputs["b"], h0, c0, n0, m0, tokens, reset, _ops.CELLS[cell], reversed_heads, False, True)
     h, hT, cT, nT, mT, saved = _ops.library("xlstm_cuda").recurrent_fwd.default(inputs["x"], *fixed)
     saved = saved.to(dtype)
     for row, length in enumerate(lengths or ()):

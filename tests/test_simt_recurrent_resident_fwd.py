@@ -135,7 +135,7 @@ def saved_by(namespace: str, case: Case, allow_tf32: bool = False) -> tuple[Tens
     empty = [None] * 4
     rows = padded(case)
     call = _ops.library(namespace).recurrent_fwd.default
-    options = case.cell, 0, allow_tf32, True
+    options = _ops.CELLS[case.cell], 0, allow_tf32, True
     return call(inputs["x"], inputs["R"], inputs["b"], *empty, *rows.values(), *options)
 
 

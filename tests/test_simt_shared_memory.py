@@ -63,7 +63,7 @@ def gates(double: bool) -> None:
 def states(product: str, Dv: int) -> None:
     dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
     k, v, i = torch.zeros(1, 1, 9, 8, dtype=dtype), torch.zeros(1, 1, 9, Dv, dtype=dtype), torch.zeros(1, 1, 9)
-    torch.ops.xlstm_cuda_simt.mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, product)
+    torch.ops.xlstm_cuda_simt.mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, _ops.PRODUCTS[product])
 
 
 def gate_grads(dtype: torch.dtype) -> None:
@@ -80,7 +80,8 @@ def outputs(product: str, output: str) -> None:
     ops = torch.ops.xlstm_cuda_simt
     options = (None, False, True, 1.0, 0.0, 64, True)
     state = torch.zeros(1, 1, 1, 64, 64, dtype=dtype)
-    ops.mlstm_outputs(output, product, x, x, x, i, i, None, None, None, state, n, per_token, per_token, *options)
+    kind = _ops.OUTPUTS[output], _ops.PRODUCTS[product]
+    ops.mlstm_outputs(*kind, x, x, x, i, i, None, None, None, state, n, per_token, per_token, *options)
 
 
 CALLS: dict[str, Callable[[], Any]] = {

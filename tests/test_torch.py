@@ -104,11 +104,13 @@ def test_opcheck_recurrent(ops: Any, device: str, case: str, cell: str, dtype: t
     if case == "padded":
         reset = torch.rand(B, S, generator=torch.Generator().manual_seed(0)).lt(0.2).to(device)
         padding, b = (torch.tensor([2, 5], device=device), reset), None
-    torch.library.opcheck(ops.recurrent_fwd.default, (x, R, b, *state, *padding, cell, 0, False, case != "no state"))
-    h, *final, saved = ops.recurrent_fwd(x, R, b, *state, *padding, cell, 0, False, True)
+    torch.library.opcheck(
+        ops.recurrent_fwd.default, (x, R, b, *state, *padding, _ops.CELLS[cell], 0, False, case != "no state")
+    )
+    h, *final, saved = ops.recurrent_fwd(x, R, b, *state, *padding, _ops.CELLS[cell], 0, False, True)
     grads = [torch.ones_like(s) if s.dim() > 1 else None for s in final]
     dstate = [None] * 4 if case == "no state" else grads
-    arguments = (torch.ones_like(h), *dstate, R, h, *state, *final[1:3], saved, *padding, cell, 0, False)
+    arguments = (torch.ones_like(h), *dstate, R, h, *state, *final[1:3], saved, *padding, _ops.CELLS[cell], 0, False)
     torch.library.opcheck(ops.recurrent_bwd.default, arguments)
 
 
@@ -118,14 +120,14 @@ def test_opcheck_recurrent_step(ops: Any, device: str, cell: str, dtype: torch.d
     inputs = make(2, 1, 2, 3, dtype=dtype, state=True, device=device)
     state = (*inputs["initial_state"], None, None)[:4]
     for b in (inputs["b"], None):
-        torch.library.opcheck(ops.recurrent_step.default, (inputs["x"][:, 0], inputs["R"], b, *state, cell))
+        torch.library.opcheck(ops.recurrent_step.default, (inputs["x"][:, 0], inputs["R"], b, *state, _ops.CELLS[cell]))
 
 
 def test_fakes_know_every_cell(ops: Any, device: str) -> None:
     x, R = torch.zeros(2, 3, 4, 1, 5, device=device), torch.zeros(4, 1, 5, 5, device=device)
     for cell in ("lstm", "slstm", "slstm_exp"):
-        real = ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, cell, 0, False, True)
-        fake = ops.recurrent_fwd(x.to("meta"), R.to("meta"), *(None,) * 7, cell, 0, False, True)
+        real = ops.recurrent_fwd(x, R, None, None, None, None, None, None, None, _ops.CELLS[cell], 0, False, True)
+        fake = ops.recurrent_fwd(x.to("meta"), R.to("meta"), *(None,) * 7, _ops.CELLS[cell], 0, False, True)
         assert [t.shape for t in fake] == [t.shape for t in real]
 
 

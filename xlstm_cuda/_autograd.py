@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from xlstm_cuda._ops import library
+from xlstm_cuda._ops import CELLS, library
 
 
 class MLSTM(Function):
@@ -43,14 +43,14 @@ class MLSTM(Function):
 class Recurrent(Function):
     """h, hT, cT, nT, mT = Recurrent.apply(namespace, options, x, R, b, h0, c0, n0, m0, lengths, reset)
 
-    options: (cell, reversed_heads, allow_tf32) of the ops; cell: "lstm", "slstm" or "slstm_exp". nT and mT are empty
-    for "lstm". Saved for backward: R, h, the initial state, the final c and n, and five values per hidden unit and
+    options: (cell, reversed_heads, allow_tf32) of the ops; cell: a number of CELLS. nT and mT are empty for the LSTM.
+    Saved for backward: R, h, the initial state, the final c and n, and five values per hidden unit and
     token, on CUDA in the dtype of h, on a CPU in the state's.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: tuple[str, int, bool], *inputs: Tensor | None
+        ctx: Any, namespace: str, options: tuple[int, int, bool], *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, *options, True)
         ctx.save_for_backward(inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:])
@@ -62,7 +62,7 @@ class Recurrent(Function):
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         dh = torch.zeros_like(saved[1]) if dh is None else dense(dh)
-        if ctx.options[0] == "lstm":
+        if ctx.options[0] == CELLS["lstm"]:
             dstate = (*dstate[:2], None, None)
         results = library(ctx.namespace).recurrent_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)

@@ -19,6 +19,12 @@ NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
 RACE_NAMESPACE = "xlstm_cuda_simt_race"
 
+# The numbers by which the ops take what has a name: those of the enums in csrc/core and csrc/cuda. An op on tensors
+# takes no string, because torch's stable ABI never frees the copy that it makes of one.
+CELLS = {"lstm": 0, "slstm": 1, "slstm_exp": 2}
+PRODUCTS = {"bf16": 0, "tf32": 1, "tf32x3": 2, "f64": 3}  # of the test ops on single kernels, as are the outputs
+OUTPUTS = {"h": 0, "dq": 1, "dk": 2, "dv": 3}
+
 _registered: set[str] = set()
 _kernels: set[tuple[str, str, str]] = set()  # (namespace, op, device type) that a loaded library computes
 _import_error: ImportError | None = None
@@ -155,10 +161,10 @@ def _recurrent_step(x: Tensor, R: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _cell_state(x, rest[-1])
 
 
-def _cell_state(x: Tensor, cell: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cell_state(x: Tensor, cell: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
     full, empty = (batch, heads, dim), (0,)
-    shapes = (full, full, empty, empty) if cell == "lstm" else (full,) * 4
+    shapes = (full, full, empty, empty) if cell == CELLS["lstm"] else (full,) * 4
     h, c, n, m = (x.new_empty(shape, dtype=accumulate_dtype(x.dtype)) for shape in shapes)
     return h, c, n, m
 

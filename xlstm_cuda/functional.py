@@ -29,7 +29,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import MLSTM, Recurrent, dense
 from xlstm_cuda._backend import backend, default_backend, resolve
-from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 
 __all__ = [
@@ -321,7 +321,7 @@ def lstm(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     rows = lengths, reset, reversed_heads
-    h, state = _recurrent("lstm", "lstm", LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
     return (h, state) if return_state else h
 
 
@@ -343,7 +343,7 @@ def lstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    return _recurrent_step("lstm_step", "lstm", LSTMState, reference.lstm_step, x, R, b, state, backend)
+    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, reference.lstm_step, x, R, b, state, backend)
 
 
 # mLSTM below the arguments. options: (sigmoid_gate, normalize, scale, eps) of the ops.
@@ -445,14 +445,14 @@ def _empty_mlstm_state(q: Tensor, v: Tensor) -> MLSTMState:
 # sLSTM and LSTM below the arguments. plain: the reference function.
 
 
-def _slstm_cell(op: str, forget_gate: str) -> str:
+def _slstm_cell(op: str, forget_gate: str) -> int:
     _checks.choice(op, "forget_gate", forget_gate, ("sigmoid", "exp"))
-    return "slstm" if forget_gate == "sigmoid" else "slstm_exp"
+    return CELLS["slstm" if forget_gate == "sigmoid" else "slstm_exp"]
 
 
 def _recurrent(
     op: str,
-    cell: str,
+    cell: int,
     cls: type[Cell],
     plain: Callable[..., Any],
     x: Tensor,
@@ -478,7 +478,7 @@ def _recurrent(
 
 def _recurrent_step(
     op: str,
-    cell: str,
+    cell: int,
     cls: type[Cell],
     plain: Callable[..., Any],
     x: Tensor,
@@ -511,7 +511,7 @@ def _recurrent_step(
     return _new_state(cls, x, library(namespace).recurrent_step.default(*inputs, cell))
 
 
-def _plain_step(cell: str, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
+def _plain_step(cell: int, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
     """_recurrent_step where `_is_plain`."""
     h, c, n, m = _four(cls(*state))
     return _new_state(cls, x, library("xlstm_cuda").recurrent_step.default(x, R, b, h, c, n, m, cell))
@@ -524,7 +524,7 @@ def _new_state(cls: type[Cell], x: Tensor, results: tuple[Tensor, ...]) -> tuple
 
 def _scan(
     namespace: str,
-    cell: str,
+    cell: int,
     cls: type[Cell],
     x: Tensor,
     R: Tensor,

@@ -4,7 +4,8 @@
 
 namespace xlstm {
 
-enum class Cell { lstm, slstm, slstm_exp };       // gates i, f, g, o | i, f, z, o; slstm_exp: exponential forget gate
+// Gates i, f, g, o | i, f, z, o | the same with an exponential forget gate. The ops take these numbers.
+enum class Cell { lstm = 0, slstm = 1, slstm_exp = 2 };
 enum class Rounding { none, bfloat16, float16 };  // of x, R and each h, where these are narrower than T
 constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
 

@@ -15,10 +15,10 @@ Rounding rounding_of(const Tensor& x) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     const Tensor& x, const Tensor& R, OptionalTensor b, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0,
-    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, std::string cell_name, int64_t reversed_heads,
+    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number, int64_t reversed_heads,
     bool /*allow_tf32*/, bool save) {
   NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_name, reversed_heads);
+  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_number, reversed_heads);
   const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
   const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
@@ -49,10 +49,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd(
     const Tensor& dh, OptionalTensor dhT, OptionalTensor dcT, OptionalTensor dnT, OptionalTensor dmT, const Tensor& R,
     const Tensor& h, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0, OptionalTensor m0, const Tensor& cT,
-    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, std::string cell_name,
+    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number,
     int64_t reversed_heads, bool /*allow_tf32*/) {
   NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_name, reversed_heads);
+  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_number, reversed_heads);
   const Tensor dh_c = as_contiguous(dh, type), h_c = as_contiguous(h, type), R_c = as_weights(R, type);
   const Tensor saved_c = as_contiguous(saved, type);
   const OptionalTensor longs = checked_lengths(lengths, s), reset_c = as_contiguous(reset, ScalarType::Bool);
@@ -89,9 +89,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const Tensor& R, OptionalTensor b,
                                                           const Tensor& h, const Tensor& c, OptionalTensor n,
-                                                          OptionalTensor m, std::string cell_name) {
+                                                          OptionalTensor m, int64_t cell_number) {
   NoGrad guard;
-  const RecurrentStepCall call(x, R, b, h, c, n, m, cell_name);
+  const RecurrentStepCall call(x, R, b, h, c, n, m, cell_number);
   const Tensor x_c = as(x, call.type), R_c = as_weights(R, call.type);
   const OptionalTensor b_c = as_contiguous(b, call.type);
   const State state(rounded(h, x), c, n, m, call.type, call.shape, call.slstm);

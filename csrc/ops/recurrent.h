@@ -5,7 +5,8 @@
 
 namespace xlstm::ops {
 
-Cell cell_named(const std::string& name);
+// The cell that an op was given by its number (xlstm_cuda/_ops.py, CELLS).
+Cell cell_of(int64_t number);
 
 inline bool has_normaliser(Cell cell) {
   return cell != Cell::lstm;
@@ -78,7 +79,7 @@ struct RecurrentFwdCall {
   bool slstm;
 
   RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const OptionalTensor& reset,
-                   const std::string& cell_name, int64_t reversed_heads);
+                   int64_t cell_number, int64_t reversed_heads);
 };
 
 // recurrent_bwd.
@@ -89,7 +90,7 @@ struct RecurrentBwdCall {
   bool slstm;
 
   RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved, const OptionalTensor& reset,
-                   const std::string& cell_name, int64_t reversed_heads);
+                   int64_t cell_number, int64_t reversed_heads);
 };
 
 // recurrent_step.
@@ -100,7 +101,7 @@ struct RecurrentStepCall {
   bool slstm;
 
   RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h, const Tensor& c,
-                    const OptionalTensor& n, const OptionalTensor& m, const std::string& cell_name);
+                    const OptionalTensor& n, const OptionalTensor& m, int64_t cell_number);
 };
 
 }  // namespace xlstm::ops

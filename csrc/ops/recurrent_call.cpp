@@ -2,11 +2,10 @@
 
 namespace xlstm::ops {
 
-Cell cell_named(const std::string& name) {
-  if (name == "lstm") return Cell::lstm;
-  if (name == "slstm") return Cell::slstm;
-  STD_TORCH_CHECK(name == "slstm_exp", "recurrent: cell must be lstm, slstm or slstm_exp, got ", name);
-  return Cell::slstm_exp;
+Cell cell_of(int64_t number) {
+  const bool known = number >= static_cast<int64_t>(Cell::lstm) && number <= static_cast<int64_t>(Cell::slstm_exp);
+  STD_TORCH_CHECK(known, "recurrent: cell must be 0 (lstm), 1 (slstm) or 2 (slstm_exp), got ", number);
+  return static_cast<Cell>(number);
 }
 
 void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s) {
@@ -64,8 +63,8 @@ OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentSha
 }
 
 RecurrentFwdCall::RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b,
-                                   const OptionalTensor& reset, const std::string& cell_name, int64_t reversed_heads)
-    : cell(cell_named(cell_name)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+                                   const OptionalTensor& reset, int64_t cell_number, int64_t reversed_heads)
+    : cell(cell_of(cell_number)), type(compute_type(x)), slstm(has_normaliser(cell)) {
   STD_TORCH_CHECK(x.dim() == 5 && x.size(2) == kGates, "recurrent: x must have shape (B, S, 4, H, D), got ",
                   shape_string(x));
   shape = {x.size(0), x.size(1), x.size(3), x.size(4), reversed_heads};
@@ -75,8 +74,8 @@ RecurrentFwdCall::RecurrentFwdCall(const Tensor& x, const Tensor& R, const Optio
 }
 
 RecurrentBwdCall::RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved,
-                                   const OptionalTensor& reset, const std::string& cell_name, int64_t reversed_heads)
-    : cell(cell_named(cell_name)), type(compute_type(h)), slstm(has_normaliser(cell)) {
+                                   const OptionalTensor& reset, int64_t cell_number, int64_t reversed_heads)
+    : cell(cell_of(cell_number)), type(compute_type(h)), slstm(has_normaliser(cell)) {
   STD_TORCH_CHECK(h.dim() == 4, "recurrent: h must have shape (B, S, H, D), got ", shape_string(h));
   shape = {h.size(0), h.size(1), h.size(2), h.size(3), reversed_heads};
   check_weights(R, {}, shape);
@@ -87,8 +86,8 @@ RecurrentBwdCall::RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tens
 
 RecurrentStepCall::RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h,
                                      const Tensor& c, const OptionalTensor& n, const OptionalTensor& m,
-                                     const std::string& cell_name)
-    : cell(cell_named(cell_name)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+                                     int64_t cell_number)
+    : cell(cell_of(cell_number)), type(compute_type(x)), slstm(has_normaliser(cell)) {
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == kGates, "recurrent: x must have shape (B, 4, H, D), got ",
                   shape_string(x));
   shape = {x.size(0), 1, x.size(2), x.size(3)};

@@ -1,4 +1,6 @@
-// The schemas of torch.ops.xlstm_cuda. Shapes and meanings: xlstm_cuda/functional.py and csrc/core.
+// The schemas of torch.ops.xlstm_cuda. Shapes and meanings: xlstm_cuda/functional.py and csrc/core. No op on tensors
+// takes a string: the stable ABI never frees the copy that it makes of one. What has a name has a number in
+// xlstm_cuda/_ops.py.
 #include "ops/library.h"
 
 XLSTM_LIBRARY(m) {
@@ -19,16 +21,16 @@ XLSTM_LIBRARY(m) {
       "Tensor? slots, bool sigmoid_gate, bool normalize, float scale, float eps) -> Tensor");
   m.def(
       "recurrent_fwd(Tensor x, Tensor R, Tensor? b, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, "
-      "Tensor? reset, str cell, int reversed_heads, bool allow_tf32, bool save) -> (Tensor h, Tensor hT, Tensor cT, "
+      "Tensor? reset, int cell, int reversed_heads, bool allow_tf32, bool save) -> (Tensor h, Tensor hT, Tensor cT, "
       "Tensor nT, Tensor mT, "
       "Tensor saved)");
   m.def(
       "recurrent_bwd(Tensor dh, Tensor? dhT, Tensor? dcT, Tensor? dnT, Tensor? dmT, Tensor R, Tensor h, Tensor? h0, "
       "Tensor? c0, Tensor? n0, Tensor? m0, Tensor cT, Tensor nT, Tensor saved, Tensor? lengths, Tensor? reset, "
-      "str cell, int reversed_heads, bool allow_tf32) -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, "
+      "int cell, int reversed_heads, bool allow_tf32) -> (Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, "
       "Tensor dn0, Tensor "
       "dm0)");
   m.def(
-      "recurrent_step(Tensor x, Tensor R, Tensor? b, Tensor h, Tensor c, Tensor? n, Tensor? m, str cell) "
+      "recurrent_step(Tensor x, Tensor R, Tensor? b, Tensor h, Tensor c, Tensor? n, Tensor? m, int cell) "
       "-> (Tensor h1, Tensor c1, Tensor n1, Tensor m1)");
 }

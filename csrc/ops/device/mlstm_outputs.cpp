@@ -9,25 +9,10 @@ namespace {
 
 constexpr const char* kOp = "mlstm_outputs";
 
-template <class T>
-T choice(const char* what, const std::string& text, std::initializer_list<std::pair<const char*, T>> choices) {
-  for (const auto& [name, value] : choices) {
-    if (text == name) return value;
-  }
-  STD_TORCH_CHECK(false, kOp, ": there is no ", what, " '", text, "'");
-  return {};
-}
-
-cuda::Output output_of(const std::string& text) {
-  using cuda::Output;
-  return choice<Output>("output", text, {{"h", Output::h}, {"dq", Output::dq}, {"dk", Output::dk}, {"dv", Output::dv}});
-}
-
-cuda::Product product_of(const std::string& text) {
-  using cuda::Product;
-  return choice<Product>(
-      "product", text,
-      {{"bf16", Product::bf16}, {"tf32", Product::tf32}, {"tf32x3", Product::tf32x3}, {"f64", Product::f64}});
+cuda::Output output_numbered(int64_t number) {
+  const bool known = number >= 0 && number <= static_cast<int64_t>(cuda::Output::dv);
+  STD_TORCH_CHECK(known, kOp, ": output must be 0 (h), 1 (dq), 2 (dk) or 3 (dv), got ", number);
+  return static_cast<cuda::Output>(number);
 }
 
 struct Inputs {
@@ -61,7 +46,7 @@ void run(const Inputs& in, cuda::MlstmOutputsArguments<A> p, const Tensor& out, 
   session.finish();
 }
 
-std::tuple<Tensor, Tensor> mlstm_outputs(std::string output, std::string product, const Tensor& X, const Tensor& Y,
+std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const Tensor& X, const Tensor& Y,
                                          const Tensor& Z, const Tensor& i, const Tensor& f, OptionalTensor m0,
                                          OptionalTensor cu_seqlens, OptionalTensor reset, const Tensor& states,
                                          const Tensor& normalisers, OptionalTensor iota, OptionalTensor rho,
@@ -69,8 +54,8 @@ std::tuple<Tensor, Tensor> mlstm_outputs(std::string output, std::string product
                                          double eps, int64_t chunk_size, bool outer_state_is_zero) {
   NoGrad guard;
   STD_TORCH_CHECK(X.dim() == 4 && Z.dim() == 4 && states.dim() == 5, kOp, ": X, Z and states have 4, 4, 5 dimensions");
-  const cuda::Output kind = output_of(output);
-  const cuda::Product arithmetic = product_of(product);
+  const cuda::Output kind = output_numbered(output);
+  const cuda::Product arithmetic = product_numbered(kOp, product);
   const int64_t B = X.size(0), H = X.size(1), S = X.size(2), a = X.size(3), b = Z.size(3);
   const bool by_v = kind == cuda::Output::h || kind == cuda::Output::dv;
   const ScalarType type = compute_type(X);
@@ -106,7 +91,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(std::string output, std::string product
 
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def(
-      "mlstm_outputs(str output, str product, Tensor X, Tensor Y, Tensor Z, Tensor i, Tensor f, Tensor? m0, "
+      "mlstm_outputs(int output, int product, Tensor X, Tensor Y, Tensor Z, Tensor i, Tensor f, Tensor? m0, "
       "Tensor? cu_seqlens, Tensor? reset, Tensor states, Tensor normalisers, Tensor? iota, Tensor? rho, "
       "Tensor? factor, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size, "
       "bool outer_state_is_zero) -> (Tensor out, Tensor per_token)");

@@ -6,14 +6,6 @@
 namespace xlstm::ops {
 namespace {
 
-cuda::Product product_of(const std::string& name) {
-  if (name == "bf16") return cuda::Product::bf16;
-  if (name == "tf32") return cuda::Product::tf32;
-  if (name == "tf32x3") return cuda::Product::tf32x3;
-  STD_TORCH_CHECK(name == "f64", "mlstm_states: unknown product ", name);
-  return cuda::Product::f64;
-}
-
 struct Outputs {
   Tensor states, normalisers, C, n, chunk_dots, start_dots;
 
@@ -70,9 +62,9 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
                     OptionalTensor iota, OptionalTensor rho, OptionalTensor forward_states,
                     OptionalTensor forward_normalisers, OptionalTensor final_C, OptionalTensor final_n,
                     OptionalTensor C0, OptionalTensor n0, bool sigmoid_gate, double scale, int64_t chunk_size,
-                    std::string product) {
+                    int64_t product) {
   NoGrad guard;
-  const cuda::Product P = product_of(product);
+  const cuda::Product P = product_numbered("mlstm_states", product);
   const ScalarType type = P == cuda::Product::f64 ? ScalarType::Double : ScalarType::Float;
   const GateInputs in = {i,
                          f,
@@ -102,7 +94,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "mlstm_states(Tensor rows, Tensor columns, Tensor i, Tensor f, Tensor? m0, Tensor? cu_seqlens, Tensor? reset, "
       "Tensor? C, Tensor? n, Tensor? iota, Tensor? rho, Tensor? forward_states, Tensor? forward_normalisers, "
       "Tensor? final_C, Tensor? final_n, Tensor? C0, Tensor? n0, bool sigmoid_gate, float scale, int chunk_size, "
-      "str product) -> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
+      "int product) -> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
 }
 
 XLSTM_DEVICE_LIBRARY_IMPL(m) {

@@ -1,6 +1,7 @@
 #pragma once
 // Gate vectors in the memory of a session, for ops that run the gate scan and then kernels that use it.
 #include "cuda/mlstm_chunkwise/gates.h"
+#include "cuda/mlstm_chunkwise/product.h"
 #include "ops/device/session.h"
 
 namespace xlstm::ops {
@@ -8,6 +9,12 @@ namespace xlstm::ops {
 // (B, H, S[, D])
 inline cuda::AnyView any_view(const void* data, const Tensor& x) {
   return {data, type_of(x), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+inline cuda::Product product_numbered(const char* op, int64_t number) {
+  const bool known = number >= 0 && number <= static_cast<int64_t>(cuda::Product::f64);
+  STD_TORCH_CHECK(known, op, ": product must be 0 (bf16), 1 (tf32), 2 (tf32x3) or 3 (f64), got ", number);
+  return static_cast<cuda::Product>(number);
 }
 
 template <class T>

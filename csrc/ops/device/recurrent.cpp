@@ -79,10 +79,10 @@ void run_plans(Session& session, const RecurrentShape& shape, cuda::Type type, W
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     const Tensor& x, const Tensor& R, OptionalTensor b, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0,
-    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, std::string cell_name, int64_t reversed_heads,
+    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number, int64_t reversed_heads,
     bool allow_tf32, bool save) {
   NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_name, reversed_heads);
+  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_number, reversed_heads);
   const ScalarType T = x.scalar_type();
   const Tensor x_c = as(x, T), R_c = as_weights(R, T);
   const OptionalTensor b_c = b ? as_contiguous(b, b->scalar_type()) : b, longs = checked_lengths(lengths, s);
@@ -123,10 +123,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd(
     const Tensor& dh, OptionalTensor dhT, OptionalTensor dcT, OptionalTensor dnT, OptionalTensor dmT, const Tensor& R,
     const Tensor& h, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0, OptionalTensor m0, const Tensor& cT,
-    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, std::string cell_name,
+    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number,
     int64_t reversed_heads, bool allow_tf32) {
   NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_name, reversed_heads);
+  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_number, reversed_heads);
   const ScalarType T = h.scalar_type();
   const Tensor dh_c = as_contiguous(dh, T), h_c = as_contiguous(h, T), R_c = as_weights(R, T);
   const Tensor saved_c = as_contiguous(saved, T);

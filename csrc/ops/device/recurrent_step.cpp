@@ -14,9 +14,9 @@ OptionalTensor rounded_here(const Tensor& h, const Tensor& x, ScalarType type) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const Tensor& R, OptionalTensor b,
                                                           const Tensor& h, const Tensor& c, OptionalTensor n,
-                                                          OptionalTensor m, std::string cell_name) {
+                                                          OptionalTensor m, int64_t cell_number) {
   NoGrad guard;
-  const RecurrentStepCall call(x, R, b, h, c, n, m, cell_name);
+  const RecurrentStepCall call(x, R, b, h, c, n, m, cell_number);
   const Tensor x_c = as(x, x.scalar_type()), R_c = as_weights(R, R.scalar_type());
   const OptionalTensor b_c = b ? as_contiguous(b, b->scalar_type()) : b;
   const State state(rounded_here(h, x, call.type), c, n, m, call.type, call.shape, call.slstm);

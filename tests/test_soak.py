@@ -1,0 +1,144 @@
+"""No op keeps memory: what is allocated stays the same over 20,000 calls of each."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from xlstm_cuda import _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
+
+CALLS = 20_000
+# glibc's smallest piece of memory is 32 bytes. A thread's cache of freed pieces counts as allocated: it holds up to 7
+# (16 since glibc 2.42) pieces of each size from 32 to 1040 bytes in steps of 16.
+SMALLEST, CACHE = 32, 16 * sum(range(32, 1041, 16))
+assert CACHE < CALLS * SMALLEST  # a piece lost by every call shows
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Only this thread's cache of freed pieces is in use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class _MallInfo2(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
+def allocated() -> int:
+    """Bytes that malloc gave out and did not get back, large blocks of their own included."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        pytest.skip("the C library has no mallinfo2 (glibc 2.33 or later): allocated bytes cannot be read")
+    mallinfo2.restype = _MallInfo2
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd
+
+
+def grown(call: Callable[[], Any], calls: int) -> int:
+    """Bytes that so many calls leave allocated, after some that fill caches."""
+    for _ in range(200):
+        call()
+    gc.collect()
+    before = allocated()
+    for _ in range(calls):
+        call()
+    gc.collect()
+    return allocated() - before
+
+
+Rows = dict[str, list[Callable[[], Any]]]
+
+
+def mlstm_rows() -> Rows:
+    ops, gates = torch.ops.xlstm_cuda, (False, True, 0.5, 1e-6)
+    inputs = list(leaves(mlstm_inputs(1, 1, 3, 4, 4, state=True)).values())
+    packed, resets = torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([[False, True, False]])
+    rows: Rows = {"mlstm_fwd": [], "mlstm_bwd": []}
+    for state, *extra in ((inputs[5:], None, None), ([None] * 3, packed, resets)):
+        forward = (*inputs[:5], *state, *extra)
+        h, C, n, m, r = ops.mlstm_fwd(*forward, *gates, 0, False)
+        rows["mlstm_fwd"].append(partial(ops.mlstm_fwd.default, *forward, *gates, 0, False))
+        rows["mlstm_bwd"].append(partial(ops.mlstm_bwd.default, h, C, n, m, *forward, h, r, *gates, 0, False, True))
+    halves = mlstm_inputs(1, 1, 2, 4, 4, dtype=torch.bfloat16, state=True)
+    token, (C, n, m) = [halves[name] for name in "qkvif"], halves["initial_state"]
+    slots = torch.zeros(1, dtype=torch.int32)
+    rows["mlstm_step"] = [partial(ops.mlstm_step.default, *token, C, n, m, *gates)]
+    rows["mlstm_step_"] = [partial(ops.mlstm_step_.default, *token, C.bfloat16(), n, m, slots, *gates)]
+    return rows
+
+
+def recurrent_rows() -> Rows:
+    ops = torch.ops.xlstm_cuda
+    rows: Rows = {"recurrent_fwd": [], "recurrent_bwd": [], "recurrent_step": []}
+    lengths, resets = torch.tensor([2]), torch.tensor([[False, True, False]])
+    for name, cell in _ops.CELLS.items():
+        inputs = (lstm_inputs if name == "lstm" else slstm_inputs)(1, 3, 1, 4, dtype=torch.bfloat16, state=True)
+        x, R, b = inputs["x"], inputs["R"], inputs["b"]
+        state = (*inputs["initial_state"], None, None)[:4]
+        forward = (x, R, b, *state, lengths, resets, cell, 0, False, True)
+        h, *final, saved = ops.recurrent_fwd(*forward)
+        dstate = [s if s.numel() else None for s in final]
+        rows["recurrent_fwd"].append(partial(ops.recurrent_fwd.default, *forward))
+        backward = (h, *dstate, R, h, *state, *final[1:3], saved, lengths, resets, cell, 0, False)
+        rows["recurrent_bwd"].append(partial(ops.recurrent_bwd.default, *backward))
+        rows["recurrent_step"].append(partial(ops.recurrent_step.default, x[:, 0], R, b, *state, cell))
+    return rows
+
+
+def on_cpu() -> set[str]:
+    """Names of the registered ops that compute on a CPU."""
+    names = [s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{_ops.NAMESPACE}::")]
+    return {n.partition("::")[2] for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CPU")}
+
+
+def test_every_op_has_a_row() -> None:
+    assert on_cpu() == {*mlstm_rows(), *recurrent_rows()}
+
+
+@pytest.mark.parametrize("op", sorted(on_cpu()))
+def test_an_op_keeps_no_memory(op: str) -> None:
+    for call in (mlstm_rows() | recurrent_rows())[op]:
+        assert grown(call, CALLS) <= CACHE
+
+
+def train(function: Callable[..., Any], inputs: dict[str, Any]) -> None:
+    h, state = function(**inputs, return_state=True)
+    torch.autograd.grad([h.sum(), *(s.sum() for s in state)], list(leaves(inputs).values()))
+
+
+def token(function: Callable[..., Any], inputs: dict[str, Any], **options: Any) -> Callable[[], Any]:
+    state = inputs.pop("initial_state")
+    if "x" in inputs:
+        inputs["x"] = inputs["x"][:, 0]
+    return partial(function, **inputs, state=state, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlstm", "slstm", "lstm"])
+def test_a_function_keeps_no_memory(name: str) -> None:
+    size = {"mlstm": (1, 1, 2, 4, 4)}.get(name, (1, 2, 1, 4))
+    sequence = {"mlstm": mlstm, "slstm": slstm, "lstm": lstm}[name]
+    step = {"mlstm": mlstm_step, "slstm": slstm_step, "lstm": lstm_step}[name]
+    make: Any = {"mlstm": mlstm_inputs, "slstm": slstm_inputs, "lstm": lstm_inputs}[name]
+    calls = [
+        partial(train, sequence, make(*size, state=True, requires_grad=True)),
+        token(step, make(*size, state=True)),
+    ]
+    if name == "mlstm":
+        calls.append(token(step, make(*size, state=True), inplace=True))
+    for call in calls:
+        assert grown(call, CALLS) <= CACHE
