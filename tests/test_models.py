@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,43 @@ def test_tied_weights_after_loading(missing: str | None) -> None:
     again = copy.deepcopy(empty).to_empty(device="cpu")
     again.reset_parameters()
     assert again.lm_head.weight is again.token_embedding.weight
+
+
+def test_tie_weights() -> None:
+    """What tools call that made new parameters: the matrix is that of the one that has values."""
+    model = build(tie_weights=True)
+    with torch.device("meta"):
+        empty = build(tie_weights=True)
+    for owner in ("token_embedding", "lm_head"):
+        other = copy.deepcopy(empty)
+        values = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        getattr(other, owner).weight = values
+        other.tie_weights()
+        assert other.lm_head.weight is other.token_embedding.weight is values
+    plain = build()
+    before = dict(plain.named_parameters())
+    plain.tie_weights()
+    assert before.keys() == dict(plain.named_parameters()).keys() and plain.lm_head.weight is before["lm_head.weight"]
+
+
+@pytest.mark.parametrize("stored", ["lm_head.weight", "token_embedding.weight", "both"])
+def test_accelerate_loads_tied_weights(stored: str, tmp_path: Path) -> None:
+    """Into a model without memory, from a file that has the shared matrix under one name, as safetensors wants it."""
+    accelerate = pytest.importorskip("accelerate")
+    model, tokens = build(torch.float32, tie_weights=True).eval(), ids(2, 7)
+    shared = ("lm_head.weight", "token_embedding.weight")
+    values = {k: v.clone() for k, v in model.state_dict().items() if k not in shared or stored in (k, "both")}
+    safetensors.torch.save_file(values, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with accelerate.init_empty_weights():
+        dispatched, assigned = (xLSTMLMModel(model.config).eval() for _ in range(2))
+    dispatched.tie_weights()
+    assert dispatched.lm_head.weight is dispatched.token_embedding.weight
+    dispatched = accelerate.load_checkpoint_and_dispatch(dispatched, str(tmp_path), device_map={"": "cpu"})
+    assigned.to_empty(device="cpu").load_state_dict(values, strict=stored == "both", assign=True)
+    assigned.tie_weights()
+    for loaded in (dispatched, assigned):
+        assert loaded.lm_head.weight is loaded.token_embedding.weight
+        assert torch.equal(loaded(tokens), model(tokens))
 
 
 def test_reset_parameters() -> None:

@@ -27,6 +27,10 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     weight_decay_on_embedding: bool = False
     add_embedding_dropout: bool = False
 
+    def check(self) -> None:
+        """Raises ValueError unless a module can be built from the config."""
+        require(self.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {self.vocab_size}")
+
 
 class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
@@ -34,7 +38,6 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
     def __init__(self, config: xLSTMLMModelConfig) -> None:
         super().__init__()
         check_config(config, xLSTMLMModelConfig)
-        require(config.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {config.vocab_size}")
         self.config = config
         self.xlstm_block_stack = xLSTMBlockStack(config)
         self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
@@ -97,8 +100,14 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
         self._tie(self.lm_head if "lm_head.weight" in state_dict else self.token_embedding)
         return result
 
+    def tie_weights(self) -> None:
+        """One matrix for embedding and head, if the config says so: after what makes new parameters of a model's, as
+        torch's to_empty and accelerate's init_empty_weights and load_checkpoint_in_model do. It is the embedding's, or
+        the head's where only that is not on the meta device.
+        """
+        self._tie(self.lm_head if self.token_embedding.weight.is_meta else self.token_embedding)
+
     def _tie(self, source: nn.Linear | nn.Embedding) -> None:
-        """One matrix, that of `source`, for embedding and head, if the config says so."""
         if self.config.tie_weights:
             self.token_embedding.weight = self.lm_head.weight = source.weight
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, check_config, hand_down
 from .feedforward import FeedForwardConfig, GatedFeedForward
 from .inputs import check_input, check_tokens
 from .mlstm_layer import mLSTMLayer, mLSTMLayerConfig
@@ -44,7 +44,7 @@ class sLSTMBlockConfig(Config):
     def __post_init__(self) -> None:
         self.slstm._num_blocks, self.slstm._block_idx = self._num_blocks, self._block_idx
         if self.feedforward is not None:
-            self.feedforward.embedding_dim = self.slstm.embedding_dim
+            hand_down(self.slstm, self.feedforward, "embedding_dim")
             self.feedforward._num_blocks = self._num_blocks
 
     def check(self) -> None:
@@ -108,13 +108,13 @@ class xLSTMBlock(nn.Module):
 
 class mLSTMBlock(xLSTMBlock):
     def __init__(self, config: mLSTMBlockConfig) -> None:
-        config.__post_init__()
+        check_config(config, mLSTMBlockConfig)
         super().__init__(config.mlstm.embedding_dim, mLSTMLayer(config.mlstm), None)
         self.config = config
 
 
 class sLSTMBlock(xLSTMBlock):
     def __init__(self, config: sLSTMBlockConfig) -> None:
-        config.__post_init__()
+        check_config(config, sLSTMBlockConfig)
         super().__init__(config.slstm.embedding_dim, sLSTMLayer(config.slstm), config.feedforward)
         self.config = config

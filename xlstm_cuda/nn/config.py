@@ -6,7 +6,9 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,13 +21,26 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_config(config: Any, cls: type[Config]) -> None:
-    """Raises TypeError unless config is a cls: those of the public xLSTM code have the same names and fields."""
+    """What every module does first with its config: fields may have been set since that was made.
+
+    Derives again what depends on them. Raises TypeError unless config is a cls, as those of the public xLSTM code, with
+    the same names and fields, are not; ValueError unless a module can be built from it.
+    """
     if not isinstance(config, cls):
         given = type(config)
         raise TypeError(
             f"config must be {cls.__module__}.{cls.__name__}, got {given.__module__}.{given.__name__}: "
             f"{cls.__name__}.from_dict takes plain dicts, dataclasses.asdict(config) makes one"
         )
+    config.__post_init__()
+    config.check()
+
+
+def hand_down(outer: Config, inner: Config, *names: str) -> None:
+    """Sets fields of a config to those of the config around it, or beside it; from then on only that one decides."""
+    for name in names:
+        inner.__dict__[name] = getattr(outer, name)
+    inner.__dict__["_handed_down"] = {**inner._handed_down, **dict.fromkeys(names, type(outer).__name__)}
 
 
 def ignored(default: Any) -> Any:
@@ -35,7 +50,31 @@ def ignored(default: Any) -> Any:
 
 @dataclass
 class Config:
-    """Base of all configs. Fields that begin with an underscore are filled in by the config around this one."""
+    """Base of all configs. Fields that begin with an underscore are filled in by the config around this one.
+
+    Fields may be set until a module is built, but for those that the config around this one sets (ValueError).
+    """
+
+    _handed_down: ClassVar[Mapping[str, str]] = {}  # field: who set it; an instance's own where there are any
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith(f"{__package__.partition('.')[0]}."):
+            torch.serialization.add_safe_globals([cls])  # torch.load reads it back with weights_only=True
+
+    def __post_init__(self) -> None:
+        """Derives fields, those of nested configs too. Any number of times: again when a module is built."""
+
+    def check(self) -> None:
+        """Raises ValueError unless a module can be built from the config."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner = self._handed_down.get(name)
+        if owner is not None and value != getattr(self, name):
+            raise ValueError(
+                f"{type(self).__name__}: {name} is that of {owner}, set it there; it is {getattr(self, name)!r}, "
+                f"got {value!r}"
+            )
+        super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data that JSON can hold; `from_dict` turns it back."""

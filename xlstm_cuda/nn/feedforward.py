@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import UpProjectionConfig, require
+from .config import UpProjectionConfig, check_config, require
 from .init import small_init_, wang_init_
 
 
@@ -63,7 +63,7 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: FeedForwardConfig) -> None:
         super().__init__()
-        config.check()
+        check_config(config, FeedForwardConfig)
         self.config = config
         self.proj_up = nn.Linear(config.embedding_dim, 2 * config.inner_dim, bias=config.bias)
         self.proj_down = nn.Linear(config.inner_dim, config.embedding_dim, bias=config.bias)

@@ -123,7 +123,6 @@ class mLSTMLayer(nn.Module):
     def __init__(self, config: mLSTMLayerConfig) -> None:
         super().__init__()
         check_config(config, mLSTMLayerConfig)
-        config.check()
         self.config = config
         dim, inner = config.embedding_dim, config.inner_dim
         blocks = inner // config.qkv_proj_blocksize

@@ -178,7 +178,6 @@ class sLSTMLayer(nn.Module):
     def __init__(self, config: sLSTMLayerConfig) -> None:
         super().__init__()
         check_config(config, sLSTMLayerConfig)
-        config.check()
         self.config = config
         dim, heads = config.embedding_dim, config.num_heads
         self.conv1d = CausalConv1d(dim, config.conv1d_kernel_size) if config.conv1d_kernel_size else None

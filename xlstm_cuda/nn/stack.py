@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
-from .config import Config, check_config, require
+from .config import Config, check_config, hand_down, require
 from .inputs import check_input, check_tokens
 from .loading import CheckedLoading
 from .norms import LayerNorm
@@ -42,6 +42,7 @@ class xLSTMBlockStackConfig(Config):
     slstm_at: Sequence[int] | str = field(default_factory=list)
 
     _block_map: str | None = None
+    _all_positions: list[int] | None = None  # slstm_at where it was "all", which goes on to hold
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -56,12 +57,9 @@ class xLSTMBlockStackConfig(Config):
         self.slstm_at = self._positions()
         self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
         if self.mlstm_block is not None:
-            layer = self.mlstm_block.mlstm
-            layer.embedding_dim, layer.dropout, layer.bias = self.embedding_dim, self.dropout, self.bias
-            layer.context_length = self.context_length
+            hand_down(self, self.mlstm_block.mlstm, "embedding_dim", "dropout", "bias", "context_length")
         if self.slstm_block is not None:
-            self.slstm_block.slstm.embedding_dim = self.embedding_dim
-            self.slstm_block.slstm.dropout = self.dropout
+            hand_down(self, self.slstm_block.slstm, "embedding_dim", "dropout")
         self._block_map = ",".join(str(kind) for kind in self.block_map)
         for block in (self.mlstm_block, self.slstm_block):
             if block is not None:
@@ -72,7 +70,8 @@ class xLSTMBlockStackConfig(Config):
     def _positions(self) -> list[int]:
         """`slstm_at` as a list, checked."""
         name = type(self).__name__
-        everywhere = self.slstm_at == "all" or self.mlstm_block is None
+        said_all = self.slstm_at in ("all", self._all_positions)
+        everywhere = said_all or self.mlstm_block is None
         if isinstance(self.slstm_at, str):
             require(
                 self.slstm_at == "all", f"{name}: slstm_at must be a list of positions or 'all', got {self.slstm_at!r}"
@@ -87,6 +86,7 @@ class xLSTMBlockStackConfig(Config):
                 f"{name}: slstm_at must hold positions from 0 to {self.num_blocks - 1}, got {position}",
             )
         require(not positions or self.slstm_block is not None, f"{name}: slstm_block is needed for the sLSTM blocks")
+        self._all_positions = list(positions) if said_all else None
         return positions
 
     @property

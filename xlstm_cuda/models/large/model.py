@@ -62,7 +62,6 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
     def __init__(self, config: xLSTMLargeConfig) -> None:
         super().__init__()
         check_config(config, xLSTMLargeConfig)
-        config.check()
         self.config = config = copy(config)  # its mode may be changed, which is nobody else's
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.backbone = LargeBackbone(config)
@@ -117,6 +116,9 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
     def stream(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Iterator[Tensor]:
         """`xlstm_cuda.models.stream` with this model: its options and errors."""
         return stream(self, prompt_ids, max_new_tokens, **options)
+
+    def tie_weights(self) -> None:
+        """Does nothing: embedding and head are two matrices. Tools that move models call it."""
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "inference")
