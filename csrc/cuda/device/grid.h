@@ -3,6 +3,7 @@
 #include "cuda/device/platform.h"
 
 #if !XLSTM_SIMT
+#define _CG_LIMIT_INCLUDED_DEPENDENCIES  // without the C++ library of CUDA, which takes longer to read than a kernel
 #include <cooperative_groups.h>
 #endif
 
