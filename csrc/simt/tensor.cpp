@@ -74,17 +74,30 @@ struct MmaF64Argument {
   double a, b;
 };
 
+// A (8 x 4) and B (4 x 8): one element of each a lane.
 void multiply_f64(Thread** lanes) {
   ++stats().mma;
-  const auto argument = [&](int lane) -> const MmaF64Argument& {
-    return *static_cast<const MmaF64Argument*>(lanes[lane]->argument);
-  };
+  using Row = double __attribute__((vector_size(64)));  // eight columns of B and D
+  alignas(64) double a[8][4], b[4][8], d[8][8];
   for (int lane = 0; lane < 32; ++lane) {
-    const int row = lane / 4, column = 2 * (lane % 4);
+    const auto& argument = *static_cast<const MmaF64Argument*>(lanes[lane]->argument);
+    const int group = lane / 4, pair = lane % 4;
+    a[group][pair] = argument.a;
+    b[pair][group] = argument.b;
+    for (int e = 0; e < 2; ++e) d[group][2 * pair + e] = *argument.d[e];
+  }
+  for (int i = 0; i < 8; ++i) {
+    Row row, columns;
+    std::memcpy(&row, d[i], sizeof row);
     for (int k = 0; k < 4; ++k) {
-      const double a = argument(4 * row + k).a;
-      for (int e = 0; e < 2; ++e) *argument(lane).d[e] += a * argument(4 * (column + e) + k).b;
+      std::memcpy(&columns, b[k], sizeof columns);
+      row += columns * a[i][k];
     }
+    std::memcpy(d[i], &row, sizeof row);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& argument = *static_cast<const MmaF64Argument*>(lanes[lane]->argument);
+    for (int e = 0; e < 2; ++e) *argument.d[e] = d[lane / 4][2 * (lane % 4) + e];
   }
 }
 
