@@ -13,13 +13,19 @@ STAMP   := build/.installed$(subst /,_,$(PY))
 SOURCES := $(shell find csrc cmake -type f -not -path 'csrc/simt/*') CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)
 
+# With which CUDA kernels the extension is built. XLSTM_CUDA says it (on, off, or auto: where there is an nvcc); where it
+# does not, they are built where there is a GPU to run them, for they take minutes. pip install . itself takes auto.
+CHOICE   := build/.cuda
+ANY_PYTHON := $(if $(filter .venv/%,$(PY)),python3,$(PY))
+LEFT_OUT := No GPU was found: the CUDA kernels are left out. They are built with XLSTM_CUDA=on.
+
 # The executor that runs CUDA sources on a CPU, its self-test, and the libraries of backend="simt". It needs CUDA's
 # headers, no GPU and no nvcc.
 SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -type f)
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: demo tasks task-packages test test-all peers test-peers test-transformers simt gates gpu-check gpu-machine bench lint clean
+.PHONY: always demo tasks task-packages test test-all peers test-peers test-transformers simt gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -80,7 +86,7 @@ gpu-check: gpu-machine $(filter .venv/%,$(PY))
 	@$(PY) -m bench.gpu_check $(ARGS)
 
 gpu-machine:
-	@$(if $(filter .venv/%,$(PY)),python3,$(PY)) -B -m bench.gpu_check --machine
+	@$(ANY_PYTHON) -B -m bench.gpu_check --machine
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)
@@ -103,9 +109,16 @@ else
 	@touch $@
 endif
 
-$(STAMP): $(SOURCES) $(filter .venv/%,$(PY))
-	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
-	@mkdir -p build && touch $@
+$(STAMP): $(SOURCES) $(CHOICE) $(filter .venv/%,$(PY))
+	@if [ -z '$(XLSTM_CUDA)' ] && grep -q '^off' $(CHOICE) && command -v nvcc >/dev/null; then echo '$(LEFT_OUT)'; fi
+	XLSTM_CUDA=$$(cut -d' ' -f1 $(CHOICE)) $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Written only where it says something new: what depends on it is then made again.
+$(CHOICE): always
+	@mkdir -p build
+	@cuda='$(XLSTM_CUDA)'; [ "$$cuda" ] || { $(ANY_PYTHON) -B -m bench.gpu_check --gpu 2>/dev/null && cuda=auto || cuda=off; }; \
+	choice="$$cuda $$TORCH_CUDA_ARCH_LIST"; echo "$$choice" | cmp -s - $@ || echo "$$choice" >$@
 
 .venv/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'xlstm_cuda needs Python 3.10 or later as python3, or make PYTHON=path'; exit 1; }

@@ -69,7 +69,7 @@ def refused(out: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> s
 
 
 def test_without_a_gpu(programs: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--machine"]):
+    for arguments in ([], ["--machine"], ["--gpu"]):
         said = refused(tmp_path / "out", capsys, *arguments)
         assert said.startswith("gpu-check: no NVIDIA GPU was found (there is no nvidia-smi): run this on a machine")
     programs(nvidia_smi="No devices were found")
@@ -81,6 +81,7 @@ def test_without_nvcc(programs: Callable[..., None], tmp_path: Path, capsys: pyt
     for arguments in ([], ["--machine"]):
         said = refused(tmp_path / "out", capsys, *arguments)
         assert said.startswith("gpu-check: no nvcc on the PATH or in CUDA_HOME: install the CUDA toolkit, or set")
+    assert command.main(["--gpu"]) == 0
 
 
 COMPILER = "Cuda compilation tools, release 13.0, V13.0.88"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import summary
 from .commands import Folder
-from .machine import Machine, Missing, environment, look, require_gpu
+from .machine import Machine, Missing, environment, look, require_gpu, require_nvcc
 from .parts import PARTS
 from .redaction import of_this_machine
 from .runner import FAILED, Outcome, Part, run_parts
@@ -24,8 +24,10 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
     chosen = [part for part in parts if part.name in args.parts]
     env = environment()
     try:
-        if args.machine:
+        if args.gpu or args.machine:
             require_gpu(env)
+            if args.machine:
+                require_nvcc(env)
             return 0
         machine = look([module for part in chosen for module in part.modules], env)
         folder = _emptied(args.out.absolute(), parts)
@@ -91,6 +93,7 @@ def _parser(parts: Sequence[Part]) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", help="folder to write")
     parser.add_argument("--commit", help="the commit's name, where this is not a git checkout")
     parser.add_argument("--machine", action="store_true", help="only look whether there are a GPU and nvcc")
+    parser.add_argument("--gpu", action="store_true", help="only look whether there is a GPU")
     return parser
 
 

@@ -60,13 +60,17 @@ def environment() -> dict[str, str]:
 
 
 def require_gpu(env: Mapping[str, str]) -> None:
-    """Raises Missing without a GPU or without nvcc. Imports nothing and asks nothing of the interpreter."""
+    """Raises Missing without a GPU. Imports nothing and asks nothing of the interpreter."""
     listed = _output(["nvidia-smi", "-L"], env)
     if listed is None or "GPU " not in listed:
         how = "there is no nvidia-smi" if listed is None else "nvidia-smi lists none"
         raise Missing(
             f"no NVIDIA GPU was found ({how}): run this on a machine that has one; `make test` runs what needs none"
         )
+
+
+def require_nvcc(env: Mapping[str, str]) -> None:
+    """Raises Missing without nvcc."""
     if _output(["nvcc", "--version"], env) is None:
         raise Missing(
             "no nvcc on the PATH or in CUDA_HOME: install the CUDA toolkit, or set CUDA_HOME to where it is installed"
@@ -76,6 +80,7 @@ def require_gpu(env: Mapping[str, str]) -> None:
 def look(modules: Sequence[str], env: Mapping[str, str]) -> Machine:
     """The machine. modules: what the chosen parts import. Raises Missing where something is not there."""
     require_gpu(env)
+    require_nvcc(env)
     tools = [tool for tool in ("cmake", "ninja") if shutil.which(tool, path=env["PATH"]) is None]
     lacking = [name for name in ("torch", *modules) if importlib.util.find_spec(name) is None]
     if tools or lacking:
