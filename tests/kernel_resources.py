@@ -1,8 +1,9 @@
 """Registers of every CUDA kernel, as `nvcc -Xptxas=-v` printed them, against the checked-in table.
 
-    python tests/kernel_resources.py build/gates-kernels.log           compare
-    python tests/kernel_resources.py build/gates-kernels.log --write   keep what was printed, after a change of a kernel
+    python tests/kernel_resources.py build/gates-kernels           compare
+    python tests/kernel_resources.py build/gates-kernels --write   keep what was printed, after a change of a kernel
 
+The folder is that of csrc/cuda/CMakeLists.txt in a finished build.
 The table holds for one release of nvcc; under another one only the limits are checked.
 """
 
@@ -19,6 +20,12 @@ MAX_KERNELS = 200  # instances per architecture: a build must stay a matter of m
 MAX_REGISTERS = 255
 
 Kernels = dict[str, dict[str, int]]  # name: {architecture: registers}
+
+
+def printed(folder: Path) -> str:
+    """What nvcc printed for the objects in `folder`/objects.txt, each in a file beside it."""
+    objects = (folder / "objects.txt").read_text().split("\n")
+    return "".join((folder / f"{name}.txt").read_text() for name in objects if name)
 
 
 def parse(log: str) -> Kernels:
@@ -54,7 +61,7 @@ def problems(kernels: Kernels, table: dict[str, object], nvcc: str) -> list[str]
     """What is wrong with `kernels`; empty where nothing is."""
     found = []
     if not kernels:
-        found.append("no kernel was found in the log")
+        found.append("no kernel was found in what nvcc printed")
     if len(kernels) > MAX_KERNELS:
         found.append(f"{len(kernels)} kernel instances, at most {MAX_KERNELS} are allowed")
     for name, archs in kernels.items():
@@ -76,7 +83,7 @@ def nvcc_release() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    kernels, nvcc = parse(Path(arguments[0]).read_text()), nvcc_release()
+    kernels, nvcc = parse(printed(Path(arguments[0]))), nvcc_release()
     if "--write" in arguments:
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(archs)}" for name, archs in kernels.items())
         TABLE.write_text(f'{{\n  "nvcc": {json.dumps(nvcc)},\n  "registers": {{\n{rows}\n  }}\n}}\n')

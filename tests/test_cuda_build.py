@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_resources import MAX_KERNELS, parse, problems
+from kernel_resources import MAX_KERNELS, parse, printed, problems
 
 from xlstm_cuda import _C
 from xlstm_cuda.info import info
@@ -56,6 +56,20 @@ def test_build_info_names_the_architectures(library: Path) -> None:
 
 def test_resources_are_parsed() -> None:
     assert parse(NVCC_LOG.format(stack=0, spills=0, registers=96)) == {KERNEL: {"80": 96}}
+
+
+def test_what_was_printed_stays_beside_each_object(tmp_path: Path) -> None:
+    """csrc/cuda's compiler launcher, with a compiler that fails for one of three objects."""
+    launcher = Path(__file__).parents[1] / "csrc" / "cuda" / "keep_output.sh"
+    log = NVCC_LOG.format(stack=0, spills=0, registers=96)
+    (tmp_path / "objects.txt").write_text(f"a b.o\n{tmp_path / 'c.o'}\n")
+    for name, text, status in (("a b.o", log, 0), ("c.o", "warning: unused\n" + log, 0), ("d.o", "error", 3)):
+        compiler = ["sh", "-c", f"cat; exit {status}", "-MF", "d", "-o", name, "-c", "x.cu"]
+        done = subprocess.run(["sh", launcher, *compiler], input=text, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stdout.strip() == text.replace(log, "").strip()
+    assert printed(tmp_path) == log + "warning: unused\n" + log
+    assert parse(printed(tmp_path)) == {KERNEL: {"80": 96}}
 
 
 @pytest.mark.parametrize(("stack", "spills"), [(40, 0), (0, 56)])
