@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xlstm_cuda.convert import convert, load_large
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
+from xlstm_cuda.testing import assert_close_relative
 
 pytest.importorskip("safetensors")
 from safetensors.torch import save_file  # noqa: E402
@@ -53,11 +54,12 @@ def test_every_layout(to: str, stored: str, loaded: str | None, tmp_path: Path) 
     fields = {} if loaded is None else {"weight_mode": loaded}
     twin = load_large(tmp_path / "out", **fields)
     assert twin.config.weight_mode == (loaded or stored) and not twin.training
-    torch.testing.assert_close(logits(twin), logits(model), rtol=1e-5, atol=1e-6)
     if twin.config.weight_mode == "single":
         assert twin.state_dict().keys() == model.state_dict().keys()
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in twin.state_dict().items())
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in twin.parameters())
+    # No layout rounds a weight: in float64 only the order of sums differs, of some hundred terms in each of ten layers.
+    assert_close_relative(logits(twin.double()), logits(model.double()), 1e-12, "logits")
 
 
 def test_how_it_is_run_is_the_callers_choice(tmp_path: Path) -> None:
