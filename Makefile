@@ -1,4 +1,4 @@
-# make demo | tasks | test | test-all | test-peers | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
+# make demo | tasks | test | test-all | test-elsewhere | test-peers | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER";
 # one experiment of examples/tasks, or its options: make tasks ARGS="parity --seed 1".
@@ -25,7 +25,7 @@ SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: always demo tasks task-packages test test-all peers test-peers test-transformers simt gates gpu-check gpu-machine bench lint clean
+.PHONY: always demo tasks task-packages test test-all test-elsewhere peers test-peers test-transformers simt gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -45,6 +45,10 @@ test: $(STAMP) build/.simt
 
 test-all: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
+
+# The suite in one environment after the other that rounds or draws differently, and a table: tests/elsewhere.py.
+test-elsewhere: $(STAMP)
+	$(PY) tests/elsewhere.py $(ARGS)
 
 # The packages that ours replaces (extra [peers]), for the tests in tests/peers, which make test runs too where they are
 # found. test-transformers: its previous major version, and either one as if xlstm were not installed.

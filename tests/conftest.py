@@ -10,6 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import (  # noqa: F401  hooks and fixtures
+    fresh_seed,
+    global_generators,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_generate_tests,
+)
 from machine import MODULE_BACKENDS, has_cuda
 
 from bench import measure, runner
@@ -57,13 +64,6 @@ def module_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with functional.backend(request.param):
         yield request.param
     torch.set_default_device(None)
-
-
-@pytest.fixture
-def fresh_seed() -> int:
-    """Another seed each time; shown where a test fails."""
-    print("seed", seed := torch.seed())
-    return seed
 
 
 # For the tests of bench/.
