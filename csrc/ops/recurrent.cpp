@@ -26,7 +26,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
   const NewState final(x, type, s, slstm);
   const Tensor h = empty(x, {s.batch, s.seqlen, s.num_heads, s.head_dim}, type);
   const Tensor saved = empty(x, save ? Shape{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim} : Shape{0}, type);
-  with_compute_type(type, [&](auto zero) {
+  // Named, as Clang before 16 captures no structured binding by [&].
+  with_compute_type(type, [&, &cell = cell, &s = s](auto zero) {
     using T = decltype(zero);
     const RecurrentFwdParams<T> params = {s,
                                           cell,
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
   const Tensor dx = empty(h, {s.batch, s.seqlen, kGates, s.num_heads, s.head_dim}, type);
   const Tensor dR = empty(h, {kGates, s.num_heads, s.head_dim, s.head_dim}, type);
   const Tensor db = empty(h, {kGates, s.num_heads, s.head_dim}, type);
-  with_compute_type(type, [&](auto zero) {
+  with_compute_type(type, [&, &cell = cell, &s = s](auto zero) {
     using T = decltype(zero);
     const RecurrentBwdParams<T> params = {s,
                                           cell,
