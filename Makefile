@@ -133,7 +133,7 @@ $(CHOICE): always
 	@if python3 -c "$(HAS_TORCH)" 2>/dev/null; then python3 -m venv --system-site-packages .venv; else python3 -m venv .venv; fi
 	@echo 'Setting up .venv (once) ...'
 	@.venv/bin/python -c "$(HAS_TORCH)" 2>/dev/null || .venv/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)' || { rm -rf .venv; exit 1; }
-	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.12' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
+	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf build .venv xlstm_cuda/*.so

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -14,20 +15,36 @@ ROOT = Path(__file__).resolve().parent
 FIND_TORCH = "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, sep=';', end='')"
 
 
-def find_torch() -> tuple[str, str]:
-    """Folder and version of the torch of this interpreter, which pip's build isolation hides by way of PYTHONPATH."""
+def interpreters() -> Iterator[tuple[str, dict[str, str]]]:
+    """Pythons that may have torch, each with its environment variables.
+
+    Build isolation hides torch: pip's by PYTHONPATH, that of uv and build by an environment of their own. That of the
+    user is then where VIRTUAL_ENV or CONDA_PREFIX says, on the PATH if it is active, or .venv here, as uv finds it.
+    """
     hidden = dict(os.environ)
     visible = {key: value for key, value in hidden.items() if key != "PYTHONPATH"}
-    problem = "no torch was found"
-    for env in (hidden, visible):
-        run = subprocess.run([sys.executable, "-c", FIND_TORCH], env=env, capture_output=True, text=True)
+    yield sys.executable, hidden
+    folders = [Path(os.environ[name]) / "bin" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
+    folders += [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    found = [shutil.which("python", path=str(folder)) for folder in (*folders, ROOT / ".venv" / "bin")]
+    for python in dict.fromkeys([sys.executable, *filter(None, found)]):
+        yield python, visible
+
+
+def find_torch() -> tuple[str, str]:
+    """Folder and version of the user's torch. Any from 2.11 on will do: the extension runs on every later one."""
+    seen = []
+    for python, env in interpreters():
+        run = subprocess.run([python, "-c", FIND_TORCH], env=env, capture_output=True, text=True)
         if run.returncode == 0:
             folder, version = run.stdout.split(";")
             if tuple(map(int, version.split(".")[:2])) >= (2, 11):
                 return folder, version
-            problem = f"torch {version} was found"
+            seen.append(f"torch {version} of {python}")
     sys.exit(
-        f"xlstm_cuda: {problem} in {sys.prefix}: install torch >= 2.11 there first, then install xlstm_cuda again."
+        f"xlstm_cuda: building needs torch >= 2.11, found {', '.join(seen) or 'none'}. Install it in an environment, "
+        "activate that, and there: pip install setuptools pybind11 cmake ninja; pip install --no-build-isolation . "
+        "(with uv: uv pip install, both times)."
     )
 
 
@@ -57,4 +74,5 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "--install", build, "--prefix", target])
 
 
-setup(ext_modules=[Extension("xlstm_cuda._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("xlstm_cuda._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -28,7 +28,8 @@ pybind11::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// It needs no GIL: what it and the ops keep is constant, or belongs to a thread.
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   xlstm::cpu::simd_level();  // a wrong XLSTM_SIMD fails the import, with its own message
   m.def("build_info", &build_info,
         "What this library was built with: version, torch, compiler, cuda (None without CUDA kernels), cuda_archs, "
