@@ -1,15 +1,16 @@
-"""python -m xlstm_cuda info | convert"""
+"""python -m xlstm_cuda info | convert | --version"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from xlstm_cuda.info import info
+from xlstm_cuda.info import __version__, info
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m xlstm_cuda")
+    parser.add_argument("--version", action="version", version=f"xlstm_cuda {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what is installed and what it was built with").set_defaults(run=_info)
     _add_convert(commands.add_parser("convert", help="a checkpoint of xLSTMLarge (xLSTM 7B) to another layout"))

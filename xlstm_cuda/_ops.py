@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from xlstm_cuda import _extension
 
 NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
@@ -27,7 +28,7 @@ OUTPUTS = {"h": 0, "dq": 1, "dk": 2, "dv": 3}
 
 _registered: set[str] = set()
 _kernels: set[tuple[str, str, str]] = set()  # (namespace, op, device type) that a loaded library computes
-_import_error: ImportError | None = None
+_import_error = ImportError()  # why the extension did not load, where it did not
 _cuda = False
 
 
@@ -55,10 +56,7 @@ def has_kernel(namespace: str, op: str, device_type: str) -> bool:
 
 def _load(namespace: str) -> None:
     if namespace == NAMESPACE:
-        raise ImportError(
-            f"xlstm_cuda: the compiled extension xlstm_cuda._C cannot be imported ({_import_error}). Build it with "
-            "`make demo`, or `pip install .` in the source tree; backend='reference' works without it."
-        ) from _import_error
+        raise ImportError(*_import_error.args) from _import_error
     file = _simt_file(namespace)
     if not file.exists():
         raise ImportError(
@@ -181,8 +179,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
 _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {"recurrent_fwd": partial(_recurrent_fwd, executor=True)}
 _BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
 
+_extension.refuse_second_copy(NAMESPACE)
 try:
-    _cuda = import_module("xlstm_cuda._C").build_info()["cuda"] is not None  # the import defines torch.ops.xlstm_cuda
+    _cuda = _extension.load(NAMESPACE).build_info()["cuda"] is not None
 except ImportError as error:
     _import_error = error
 else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from xlstm_cuda import _ops
 
 try:
     __version__ = version("xlstm-cuda")
@@ -18,16 +19,10 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 def info() -> dict[str, Any]:
     """Versions, compiler, CUDA kernels, the CPU's SIMD level and threads, as a plain dict.
 
-    Raises ImportError where the compiled extension is missing.
+    Raises ImportError where the compiled extension cannot be loaded.
     """
-    try:
-        from xlstm_cuda import _C  # type: ignore[attr-defined]
-    except ImportError as error:
-        folder = Path(__file__).parent
-        raise ImportError(
-            f"xlstm_cuda: {folder} has no working compiled extension ({error}). In the source folder, build it with "
-            "`pip install -e .`; after `pip install .`, leave the source folder."
-        ) from error
+    _ops.library(_ops.NAMESPACE)
+    from xlstm_cuda import _C  # type: ignore[attr-defined]
 
     built = _C.build_info()
     return {
