@@ -79,6 +79,24 @@ def test_padding_end_of_sequence_and_sampling(model: Any) -> None:
         assert torch.equal(row[: end + 1], full[: end + 1][: len(row)]) and (row[end:] == eos).all()
 
 
+@pytest.mark.parametrize("look_every", [1, 4])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 5}], ids=str)
+def test_several_ids_end_a_row(
+    model: Any, options: dict[str, Any], look_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is what it is without an end, up to the first of these ids; behind it the first id of the list."""
+    monkeypatch.setitem(decoding.LOOK_EVERY, "cpu", look_every)
+    prompt = draw(4, 3)
+    free = generate(model, prompt, 9, **options)[:, 3:]
+    for eos in ([int(free[0, 4]), int(free[1, 2])], [VOCAB - 1, *free[:, 3].tolist()], [int(free[2, 0])]):
+        ends = [next((t for t, token in enumerate(row) if token in eos), 8) for row in free.tolist()]
+        expected = [row[: end + 1] + [eos[0]] * (max(ends) - end) for row, end in zip(free.tolist(), ends, strict=True)]
+        found = generate(model, prompt, 9, eos_id=eos, **options)
+        assert found[:, 3:].tolist() == expected
+        assert torch.equal(torch.stack([*stream(model, prompt, 9, eos_id=tuple(eos), **options)], 1), found[:, 3:])
+    assert torch.equal(generate(model, prompt, 9, eos_id=eos[0], **options), found), "a list of one is that one"
+
+
 def test_generation_goes_on_from_its_state(model: Any) -> None:
     prompt, options = draw(3, 5), {"temperature": 0}
     first, state = generate(model, prompt, 4, return_state=True, **options)
@@ -236,6 +254,9 @@ def test_padding_and_state_exclude_each_other(model: Any) -> None:
         ({"return_state": True, "max_new_tokens": 0}, "return_state needs max_new_tokens >= 1"),
         ({"num_beams": 0}, "num_beams must be >= 1, got 0"),
         ({"eos_id": -1}, "eos_id must be None or >= 0, got -1"),
+        ({"eos_id": [1, -1]}, "every eos_id must be >= 0, got -1"),
+        ({"eos_id": []}, r"eos_id must be None, an integer or a list of them, got \[\]"),
+        ({"num_beams": 2, "temperature": 0, "eos_id": [1, VOCAB]}, "eos_id must be one of the model's 13 ids, got 13"),
         ({"num_beams": 2, "temperature": 0, "eos_id": VOCAB}, "eos_id must be one of the model's 13 ids, got 13"),
         ({"num_beams": 2, "temperature": 0, "length_penalty": 1e3}, "length_penalty must be finite, and"),
         ({"num_beams": 2, "temperature": 0, "length_penalty": float("nan")}, "length_penalty must be finite, and"),
@@ -261,7 +282,8 @@ def test_option_errors(options: dict[str, Any], message: str) -> None:
         ({"prefill_chunk_size": 2.0}, "prefill_chunk_size must be None or an integer, got 2.0"),
         ({"top_k": 2.5}, "top_k must be None or an integer, got 2.5"),
         ({"num_beams": 2.5}, "num_beams must be an integer, got 2.5"),
-        ({"eos_id": [1, 2]}, r"eos_id must be None or an integer, got \[1, 2\]"),
+        ({"eos_id": 1.5}, "eos_id must be None or an integer, got 1.5"),
+        ({"eos_id": [1, None]}, "every eos_id must be an integer, got None"),
     ],
 )
 def test_type_errors(options: dict[str, Any], message: str) -> None:

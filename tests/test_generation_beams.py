@@ -29,12 +29,12 @@ def draw(batch: int, seqlen: int) -> Tensor:
     return torch.randint(VOCAB, (batch, seqlen))
 
 
-def continuations(max_new: int, eos: int | None) -> list[tuple[int, ...]]:
-    """All sequences that end: with eos, or with max_new tokens."""
+def continuations(max_new: int, eos: list[int]) -> list[tuple[int, ...]]:
+    """All sequences that end: with one of eos, or with max_new tokens."""
     found = []
     for length in range(1, max_new + 1):
         for new in itertools.product(range(VOCAB), repeat=length):
-            if eos not in new[:-1] and (length == max_new or new[-1] == eos):
+            if not set(eos) & set(new[:-1]) and (length == max_new or new[-1] in eos):
                 found.append(new)
     return found
 
@@ -47,24 +47,24 @@ def score(model: Any, prompt: Tensor, new: tuple[int, ...], penalty: float) -> f
 
 
 @pytest.mark.parametrize("penalty", [1.0, 0.0, 2.5, -1.0])
-@pytest.mark.parametrize("eos", [None, EOS])
+@pytest.mark.parametrize("eos", [[], [EOS], [2, 0]], ids=str)
 @pytest.mark.parametrize("max_new", [1, 2, 4])
 def test_with_all_beams_it_finds_the_best_continuation(
-    model: Any, max_new: int, eos: int | None, penalty: float
+    model: Any, max_new: int, eos: list[int], penalty: float
 ) -> None:
     prompt = draw(3, 4)
     model.eval()
-    options: dict[str, Any] = {"num_beams": VOCAB**max_new, "length_penalty": penalty, "eos_id": eos}
+    options: dict[str, Any] = {"num_beams": VOCAB**max_new, "length_penalty": penalty, "eos_id": eos or None}
     found = generate(model, prompt, max_new, temperature=0, **options)[:, 4:]
     best = [
         max(continuations(max_new, eos), key=lambda new, row=row: score(model, row, new, penalty)) for row in prompt
     ]
     length = max(map(len, best))
-    assert found.tolist() == [[*new, *[eos] * (length - len(new))] for new in best]
+    assert found.tolist() == [[*new, *eos[:1] * (length - len(new))] for new in best]
 
 
 @torch.no_grad()
-def plain_search(model: Any, prompt: Tensor, max_new: int, beams: int, penalty: float, eos: int) -> list[int]:
+def plain_search(model: Any, prompt: Tensor, max_new: int, beams: int, penalty: float, eos: list[int]) -> list[int]:
     """One row, lists, no states: as the docstring of beam_search says."""
     running: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, list[int]]] = []
@@ -74,25 +74,26 @@ def plain_search(model: Any, prompt: Tensor, max_new: int, beams: int, penalty: 
             log_probs = model(torch.cat([prompt, torch.tensor(new, dtype=torch.int64)])[None])[0, -1].log_softmax(-1)
             candidates += [(total + float(p), [*new, token]) for token, p in enumerate(log_probs)]
         candidates.sort(reverse=True)
-        ends = [c for c in candidates[:beams] if c[1][-1] == eos or length == max_new]
+        ends = [c for c in candidates[:beams] if c[1][-1] in eos or length == max_new]
         ended += [(total / length**penalty, new) for total, new in ends]
-        running = [c for c in candidates if c[1][-1] != eos][:beams]
+        running = [c for c in candidates if c[1][-1] not in eos][:beams]
     return max(ended)[1]
 
 
 @pytest.mark.parametrize("beams", [2, 3, 4])
 @pytest.mark.parametrize("penalty", [1.0, -0.5])
-def test_few_beams(model: Any, beams: int, penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("eos", [[EOS], [2, 0]], ids=str)
+def test_few_beams(model: Any, beams: int, penalty: float, eos: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Left-padded rows of different lengths; looking seldom for the end changes nothing."""
     model.eval()
     rows = [draw(1, length)[0] for length in (2, 5, 3, 1)]
     ids = torch.stack([F.pad(row, (5 - len(row), 0)) for row in rows])
     mask = torch.stack([F.pad(torch.ones_like(row), (5 - len(row), 0)) for row in rows])
-    options: dict[str, Any] = {"num_beams": beams, "length_penalty": penalty, "eos_id": EOS, "attention_mask": mask}
+    options: dict[str, Any] = {"num_beams": beams, "length_penalty": penalty, "eos_id": eos, "attention_mask": mask}
     found = generate(model, ids, 7, temperature=0, **options)
-    expected = [plain_search(model, row, 7, beams, penalty, EOS) for row in rows]
+    expected = [plain_search(model, row, 7, beams, penalty, eos) for row in rows]
     length = max(map(len, expected))
-    assert found[:, 5:].tolist() == [new + [EOS] * (length - len(new)) for new in expected]
+    assert found[:, 5:].tolist() == [new + eos[:1] * (length - len(new)) for new in expected]
     monkeypatch.setitem(decoding.LOOK_EVERY, "cpu", 4)
     assert torch.equal(generate(model, ids, 7, temperature=0, **options), found)
 

@@ -31,13 +31,13 @@ def requests(count: int) -> list[tuple[Tensor, int]]:
     return [(draw(random.randint(1, 9)), random.randint(0, 12)) for _ in range(count)]
 
 
-def alone(model: Any, prompt: Tensor, tokens: int, eos: int | None) -> Tensor:
+def alone(model: Any, prompt: Tensor, tokens: int, eos: int | list[int] | None) -> Tensor:
     return generate(model, prompt[None], tokens, temperature=0, eos_id=eos)[0]
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 20])
-@pytest.mark.parametrize("eos", [None, 4])
-def test_requests_equal_generation_alone(model: Any, capacity: int, eos: int | None) -> None:
+@pytest.mark.parametrize("eos", [None, 4, [4, 7, 2]], ids=str)
+def test_requests_equal_generation_alone(model: Any, capacity: int, eos: int | list[int] | None) -> None:
     """Some come while others run."""
     decoder = SlotDecoder(model, capacity, eos_id=eos, temperature=0, prefill_chunk_size=3)
     given = requests(12)

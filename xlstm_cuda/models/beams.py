@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.config import require
-from .decoding import Step, reorder_state
+from .decoding import Step, is_any_of, reorder_state
 
 
 class _Best:
@@ -45,7 +45,7 @@ def beam_search(
     max_new_tokens: int,
     num_beams: int,
     length_penalty: float,
-    eos_id: int | None,
+    eos: tuple[int, ...],
     look_every: int,
     logits: Tensor,
     state: Any,
@@ -53,33 +53,33 @@ def beam_search(
     """From logits (B, 1, V) and state of a prompt -> the best new ids (B, N), int64, N <= max_new_tokens.
 
     Of all continuations of the running beams by one token, the num_beams most likely ones count as ended where they
-    end with eos_id or have max_new_tokens; the num_beams most likely ones without eos_id run on. An ended sequence of
-    n tokens, eos_id included, scores its log-probability / n**length_penalty. The search ends where no running beam
-    can end better any more, looked at every `look_every` steps. Rows are filled up with eos_id.
+    end with one of `eos` or have max_new_tokens; the num_beams most likely ones that do not end so run on. An ended
+    sequence of n tokens, the last one included, scores its log-probability / n**length_penalty. The search ends where
+    no running beam can end better any more, looked at every `look_every` steps. Rows are filled up with eos[0].
 
-    Raises ValueError for an eos_id outside of the vocabulary, RuntimeError for logits that are NaN.
+    Raises ValueError for an id of `eos` outside of the vocabulary, RuntimeError for logits that are NaN.
     """
     batch, vocab_size = logits.shape[0], logits.shape[-1]
-    if eos_id is not None:
-        require(0 <= eos_id < vocab_size, f"generate: eos_id must be one of the model's {vocab_size} ids, got {eos_id}")
+    for end in eos:
+        require(0 <= end < vocab_size, f"generate: eos_id must be one of the model's {vocab_size} ids, got {end}")
     dtype = torch.promote_types(logits.dtype, torch.float32)
     total = torch.zeros(batch, 1, dtype=dtype, device=logits.device)  # log-probabilities of the running beams (B, K)
     history = torch.empty(batch, 1, 0, dtype=torch.int64, device=logits.device)
-    best = _Best(batch, max_new_tokens, length_penalty, 0 if eos_id is None else eos_id, total)
+    best = _Best(batch, max_new_tokens, length_penalty, eos[0] if eos else 0, total)
     for length in range(1, max_new_tokens + 1):
         log_probs = logits[:, -1].to(dtype).log_softmax(-1).view(batch, history.shape[1], vocab_size)
         candidates = total[:, :, None] + log_probs  # (B, K, V)
-        if eos_id is not None or length == max_new_tokens:
+        if eos or length == max_new_tokens:
             scores, _, extended = _top(candidates, history, num_beams)
             ends = torch.full_like(scores, length == max_new_tokens, dtype=torch.bool)
-            best.update(extended, scores, ends if eos_id is None else ends | (extended[:, :, -1] == eos_id))
+            best.update(extended, scores, ends | is_any_of(extended[:, :, -1], eos) if eos else ends)
         if length == max_new_tokens:
             break
-        if eos_id is not None:
-            candidates[:, :, eos_id] = -torch.inf
+        for end in eos:
+            candidates[:, :, end] = -torch.inf
         beams = history.shape[1]
         total, parents, history = _top(candidates, history, num_beams)
-        if eos_id is not None and length % look_every == 0 and bool(best.is_final(total, length)):
+        if eos and length % look_every == 0 and bool(best.is_final(total, length)):
             break
         rows = torch.arange(batch, device=parents.device)[:, None] * beams + parents
         logits, state = step(history[:, :, -1].reshape(-1, 1), reorder_state(state, rows.flatten()))

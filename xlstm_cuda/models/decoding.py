@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from ..nn.config import require
 
+EosId: TypeAlias = int | Sequence[int] | None
 Step: TypeAlias = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids (B, 1), state -> logits (B, 1, V), the next state
 
 PREFILL_CHUNK_SIZE = 8192  # tokens of a row
@@ -46,6 +47,28 @@ def check_count(name: str, value: Any, least: int, *, optional: bool = False) ->
     except TypeError:
         raise TypeError(f"{name} must be {form}an integer, got {value!r}") from None
     require(count >= least, f"{name} must be {form}>= {least}, got {count}")
+
+
+def eos_ids(op: str, eos_id: EosId) -> tuple[int, ...]:
+    """eos_id as a tuple of ids, checked; () for None. Rows that ended are filled up with the first one.
+
+    Raises TypeError for what is no integer, ValueError for a negative one and an empty list.
+    """
+    if not isinstance(eos_id, (list, tuple)):
+        check_count(f"{op}: eos_id", eos_id, 0, optional=True)
+        return () if eos_id is None else (operator.index(eos_id),)
+    require(len(eos_id) > 0, f"{op}: eos_id must be None, an integer or a list of them, got {eos_id!r}")
+    for value in eos_id:
+        check_count(f"{op}: every eos_id", value, 0)
+    return tuple(map(operator.index, eos_id))
+
+
+def is_any_of(ids: Tensor, values: tuple[int, ...]) -> Tensor:
+    """bool, shaped as ids: whether an id is one of the values."""
+    found = ids == values[0]
+    for value in values[1:]:
+        found = found | (ids == value)
+    return found
 
 
 def check_tensor(name: str, value: Any) -> None:

@@ -13,7 +13,19 @@ from torch import Tensor
 from ..nn.config import require
 from .beams import beam_search
 from .cuda_graph import make_step
-from .decoding import LOOK_EVERY, PREFILL_CHUNK_SIZE, Generator, Prompt, Step, check_count, evaluation, padded_prompt
+from .decoding import (
+    LOOK_EVERY,
+    PREFILL_CHUNK_SIZE,
+    EosId,
+    Generator,
+    Prompt,
+    Step,
+    check_count,
+    eos_ids,
+    evaluation,
+    is_any_of,
+    padded_prompt,
+)
 from .sampling import Sampling, seeded
 
 
@@ -27,7 +39,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     callback: Callable[[Tensor], object] | None = None,
     attention_mask: Tensor | None = None,
     state: Any = None,
@@ -43,7 +55,8 @@ def generate(
     top_k, top_p: sample only from the k most likely tokens; from the fewest most likely tokens that together have a
         probability of at least p. With both, top_p applies to what top_k left.
     seed: of a generator of its own; None: torch's global one.
-    eos_id: >= 0; a row that produced it is filled up with it; generation ends when all rows have.
+    eos_id: >= 0, or a list of such ids; a row that produced one of them is filled up with the first of the list;
+        generation ends when all rows have.
     callback: called with the new ids (B,) of every step.
     attention_mask: (B, S) of 0 and 1, zeros for padding at the left. Padding leaves no trace: every row goes on as it
         would alone and without padding.
@@ -67,7 +80,8 @@ def generate(
     """
     prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
     sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
-    _check(max_new_tokens, sampling, eos_id)
+    eos = eos_ids("generate", eos_id)
+    _check(max_new_tokens, sampling)
     watched = callback is not None or return_state
     _check_beams(num_beams, max_new_tokens, length_penalty, temperature, watched)
     require(max_new_tokens > 0 or not return_state, "generate: return_state needs max_new_tokens >= 1")
@@ -77,16 +91,16 @@ def generate(
     look_every = 1 if watched else LOOK_EVERY.get(prompt_ids.device.type, 1)
     with evaluation(model):
         if num_beams > 1:
-            search = partial(beam_search, step, max_new_tokens, num_beams, length_penalty, eos_id, look_every)
+            search = partial(beam_search, step, max_new_tokens, num_beams, length_penalty, eos, look_every)
             best = search(*prompt.prefill(model))
             return torch.cat([prompt_ids, best.to(prompt_ids.dtype)], 1)
         columns = []
-        decode = partial(_decode, step, max_new_tokens, sampling, eos_id, prompt_ids.dtype, look_every)
+        decode = partial(_decode, step, max_new_tokens, sampling, eos, prompt_ids.dtype, look_every)
         for new, state_before in decode(*prompt.prefill(model)):  # noqa: B007
             columns.append(new)
             if callback is not None:
                 callback(new.clone())  # who changes it does not change the result
-    ids = torch.cat([prompt_ids, _without_surplus(torch.stack(columns, 1), eos_id)], 1)
+    ids = torch.cat([prompt_ids, _without_surplus(torch.stack(columns, 1), eos)], 1)
     return (ids, state_before) if return_state else ids
 
 
@@ -99,7 +113,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     attention_mask: Tensor | None = None,
     state: Any = None,
     prefill_chunk_size: int | None = PREFILL_CHUNK_SIZE,
@@ -112,20 +126,21 @@ def stream(
     """
     prompt = padded_prompt(prompt_ids, attention_mask, state, prefill_chunk_size)
     sampling = Sampling(temperature, top_k, top_p, seeded(seed, prompt_ids.device))
-    _check(max_new_tokens, sampling, eos_id)
+    eos = eos_ids("generate", eos_id)
+    _check(max_new_tokens, sampling)
     step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
-    return _stream(model, prompt, step, max_new_tokens, sampling, eos_id)
+    return _stream(model, prompt, step, max_new_tokens, sampling, eos)
 
 
 @torch.no_grad()
 def _stream(
-    model: Generator, prompt: Prompt, step: Step, max_new_tokens: int, sampling: Sampling, eos_id: int | None
+    model: Generator, prompt: Prompt, step: Step, max_new_tokens: int, sampling: Sampling, eos: tuple[int, ...]
 ) -> Iterator[Tensor]:
     if max_new_tokens == 0:
         return
     with evaluation(model):
         logits, state = prompt.prefill(model)
-    steps = _decode(step, max_new_tokens, sampling, eos_id, prompt.ids.dtype, 1, logits, state)
+    steps = _decode(step, max_new_tokens, sampling, eos, prompt.ids.dtype, 1, logits, state)
     while True:
         with evaluation(model):  # not across the yield: another stream, or training, may run there
             found = next(steps, None)
@@ -138,7 +153,7 @@ def _decode(
     step: Step,
     max_new_tokens: int,
     sampling: Sampling,
-    eos_id: int | None,
+    eos: tuple[int, ...],
     dtype: torch.dtype,
     look_every: int,
     logits: Tensor,
@@ -148,26 +163,25 @@ def _decode(
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     for count in range(1, max_new_tokens + 1):
         new = sampling.choose(logits[:, -1]).to(dtype)
-        if eos_id is not None:
-            new = new.masked_fill(ended, eos_id)
-            ended |= new == eos_id
+        if eos:
+            new = new.masked_fill(ended, eos[0])
+            ended |= is_any_of(new, eos)
         yield new, state
-        if count == max_new_tokens or (eos_id is not None and count % look_every == 0 and bool(ended.all())):
+        if count == max_new_tokens or (eos and count % look_every == 0 and bool(ended.all())):
             return
         logits, state = step(new[:, None], state)
 
 
-def _without_surplus(new: Tensor, eos_id: int | None) -> Tensor:
+def _without_surplus(new: Tensor, eos: tuple[int, ...]) -> Tensor:
     """new (B, N) without the columns behind the one in which the last row ended."""
-    if eos_id is None:
+    if not eos:
         return new
-    running = (new != eos_id).cumprod(1).any(0)  # by column: a row has not ended yet
+    running = (~is_any_of(new, eos)).cumprod(1).any(0)  # by column: a row has not ended yet
     return new[:, : int(running.sum()) + 1]
 
 
-def _check(max_new_tokens: int, sampling: Sampling, eos_id: int | None) -> None:
+def _check(max_new_tokens: int, sampling: Sampling) -> None:
     check_count("generate: max_new_tokens", max_new_tokens, 0)
-    check_count("generate: eos_id", eos_id, 0, optional=True)
     sampling.check("generate")
 
 

@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from ..nn.config import require
-from .decoding import PREFILL_CHUNK_SIZE, Generator, Prompt, check_count, check_tensor, evaluation, reorder_state
+from .decoding import (
+    PREFILL_CHUNK_SIZE,
+    EosId,
+    Generator,
+    Prompt,
+    check_count,
+    check_tensor,
+    eos_ids,
+    evaluation,
+    reorder_state,
+)
 from .sampling import Sampling, seeded
 
 
@@ -26,7 +36,7 @@ class _Request:
 class SlotDecoder:
     """Decodes up to `capacity` requests at once; others wait until one has ended.
 
-    A request ends with eos_id or with its max_new_tokens; its slot is free in the next step. Only rows with a request
+    A request ends with eos_id or its max_new_tokens; its slot is free in the next step. Only rows with a request
     are computed. A request's greedy tokens are those of `generate` on it alone, whatever runs beside it; samples depend
     on the order of all requests.
 
@@ -39,7 +49,7 @@ class SlotDecoder:
         model: Generator,
         capacity: int,
         *,
-        eos_id: int | None = None,
+        eos_id: EosId = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -48,10 +58,9 @@ class SlotDecoder:
     ) -> None:
         check_count("SlotDecoder: capacity", capacity, 1)
         check_count("SlotDecoder: prefill_chunk_size", prefill_chunk_size, 1, optional=True)
-        check_count("SlotDecoder: eos_id", eos_id, 0, optional=True)
         self._model = model
         self._capacity = capacity
-        self._eos_id = eos_id
+        self._eos = eos_ids("SlotDecoder", eos_id)
         self._seed = seed
         self._sampling = Sampling(temperature, top_k, top_p)
         self._sampling.check("SlotDecoder")
@@ -106,7 +115,7 @@ class SlotDecoder:
         requests = [self._active[slot] for slot in slots]
         for slot, request, token in zip(slots, requests, tokens, strict=True):
             request.new.append(token)
-            if token == self._eos_id or len(request.new) == request.max_new_tokens:
+            if token in self._eos or len(request.new) == request.max_new_tokens:
                 del self._active[slot]
                 self._finish(request)
         return {request.number: token for request, token in zip(requests, tokens, strict=True)}
