@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, reference
 from xlstm_cuda import nn as xnn
-from xlstm_cuda.testing import assert_close_relative
+from xlstm_cuda.testing import assert_close_relative, relative_error
 
 INPUTS, HIDDEN, S, B = 5, 6, 7, 4
 LENGTHS = torch.tensor([3, 7, 1, 5])
@@ -106,12 +106,13 @@ def test_lstm_is_torchs(
 
 
 def test_lstm_trains_as_torchs() -> None:
+    """Step for step in float64: 30 steps make some hundred times more of its rounding, which is 2e-16."""
     losses: dict[Any, list[Tensor]] = {nn.LSTM: [], xnn.LSTM: []}
-    x = draw(12, 8, INPUTS, dtype=torch.float32)
+    x = draw(12, 8, INPUTS)
     target = x[..., :1].cumsum(0)
     for cls, curve in losses.items():
-        body = make(cls, INPUTS, 16, 2, dtype=torch.float32, bidirectional=True)
-        head = make(nn.Linear, 32, 1, dtype=torch.float32)
+        body = make(cls, INPUTS, 16, 2, bidirectional=True)
+        head = make(nn.Linear, 32, 1)
         optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
         for _ in range(30):
             optimizer.zero_grad()
@@ -120,8 +121,8 @@ def test_lstm_trains_as_torchs() -> None:
             optimizer.step()
             curve.append(loss.detach())
     ours, theirs = torch.stack(losses[xnn.LSTM]), torch.stack(losses[nn.LSTM])
-    assert theirs[-1] < 0.5 * theirs[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    assert relative_error(theirs[1:], theirs[:-1]) > 1e-3, "the steps are too small to tell anything"
+    assert_close_relative(ours, theirs, 1e-10)
 
 
 def test_lstm_heads_are_blocks() -> None:

@@ -135,7 +135,8 @@ def test_inference_outputs(name: str, seqlen: int) -> None:
     logits, state = ours(ids(seqlen))
     assert_close_relative(logits, expected, 1e-5)
     assert_same_state(state, expected_state)
-    assert torch.equal(ours.prefill(ids(seqlen))[0], logits[:, -1:])
+    ours.double()  # in float32 two sizes of a product may be rounded differently
+    assert_close_relative(ours.prefill(ids(seqlen))[0], ours(ids(seqlen))[0][:, -1:], 1e-12)
 
 
 def test_return_last_states() -> None:
