@@ -17,7 +17,7 @@ import torch
 from bench_runs import SHAPES, run, stand_in
 
 import xlstm_cuda
-from bench import memory
+from bench import measure, memory
 from bench.calls import Builder, Call, Implementation
 from bench.cases import Case, make_case
 from bench.check import Checker, WrongResult, copies
@@ -171,6 +171,26 @@ def test_the_compiled_reference_refuses_long_loops(op: str, limit: int) -> None:
 # Ways: the fastest of several stands for an implementation
 
 
+class Clock:
+    """Stands in for the module time: a millisecond passes whenever it is read, and more only where it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.sleep(0.001)
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = Clock()
+    for module in (measure, sys.modules[__name__]):
+        monkeypatch.setattr(module, "time", stand_in)
+
+
 def slowed(seconds: float, factor: float = 1.0) -> Builder:
     def forward(t: Tensors) -> Outputs:
         time.sleep(seconds)
@@ -186,6 +206,7 @@ def with_ways(**ways: Builder) -> Implementation:
 PEER = "run --op mlstm --impl peer --shape B=1,H=1,S=32,Dqk=8,Dv=8"
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_fastest_way_is_checked_timed_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -194,9 +215,10 @@ def test_the_fastest_way_is_checked_timed_and_named(
     status, printed = run(f"{PEER} --json {tmp_path}/a.json", capsys)
     (entry,) = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
     assert status == 0 and "| peer (quick) |" in printed
-    assert entry["note"] == "quick" and entry["median"] < 0.05
+    assert entry["note"] == "quick" and entry["median"] == pytest.approx(0.001)
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_fastest_way_has_to_be_right(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(IMPLEMENTATIONS, "peer", with_ways(slow=slowed(0.05), quick=slowed(0, factor=2)))
     status, printed = run(PEER, capsys)
@@ -209,6 +231,7 @@ def test_a_way_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert status == 1 and "peer: failed: RuntimeError: out of luck" in printed and "| cpu | " in printed
 
 
+@pytest.mark.usefixtures("clock")
 def test_memory_is_that_of_the_way_that_was_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -258,6 +281,7 @@ def test_chunk_sizes_of_the_peer(S: int, sizes: list[int]) -> None:
     assert list(impl.ways("mlstm_step", SHAPES["mlstm_step"], "step")) == [""]
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_peer_is_timed_at_its_best_chunk_size(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -275,7 +299,7 @@ def test_the_peer_is_timed_at_its_best_chunk_size(
     status, printed = run(f"{case} --json {tmp_path}/a.json", capsys)
     (entry,) = json.loads((tmp_path / "a.json").read_text())["cases"][0]["results"]
     assert status == 0 and "| mlstm_kernels (chunk 32) |" in printed
-    assert entry["impl"] == "mlstm_kernels" and entry["note"] == "chunk 32" and entry["median"] < 0.05
+    assert entry["impl"] == "mlstm_kernels" and entry["note"] == "chunk 32" and entry["median"] == pytest.approx(0.001)
     assert set(tried) == {16, 32, 64}
 
 

@@ -8,7 +8,7 @@ import pytest
 from programs import ROOT, missing_packages, run_programs
 
 SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in ("__init__.py", "train_lm.py"))
-SECONDS = 60
+SECONDS = 240  # for one that hangs
 
 
 def test_there_are_scripts() -> None:

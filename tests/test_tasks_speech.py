@@ -20,6 +20,8 @@ from examples.tasks.__main__ import main
 from examples.tasks.speech import SpeechClassification, SpeechOptions
 from examples.tasks.speech_data import FEWEST, Part, log_mel, mel_matrix, read_wav, wav_folder
 
+pytestmark = pytest.mark.usefixtures("fresh_seed")
+
 RATE = 2000
 TINY = ["--steps", "2", "--batch-size", "4", "--dim", "8", "--heads", "2", "--rate", str(RATE), "--mels", "6"]
 MODELS = ("sLSTM", "mLSTM", "LSTM", "Transformer")
@@ -41,7 +43,7 @@ def tone(pitch: float, seconds: float, rng: random.Random) -> list[int]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Two classes, low and high tones, of six files of different lengths."""
-    rng = random.Random()
+    rng = random.Random(random.random())
     for name, pitch in (("high", 700.0), ("low", 150.0)):
         for index in range(6):
             write_wav(tmp_path / "wav" / name / f"{index}.wav", tone(pitch, 0.05 + 0.15 * rng.random(), rng))

@@ -21,6 +21,8 @@ from examples.tasks.__main__ import main
 from examples.tasks.gettext_pairs import FEWEST, Pair, Pairs, load_pairs, read_catalogue, split
 from examples.tasks.translation import COPY, END, START, Translation, TranslationOptions, by_length, joined
 
+pytestmark = pytest.mark.usefixtures("fresh_seed")
+
 TINY = ["--steps", "2", "--batch-size", "4", "--dim", "8", "--heads", "2", "--beams", "2", "--ratio", "1:1"]
 MODELS = ("xLSTM[1:1]", "LSTM")
 HEADER = "Content-Type: text/plain; charset={}\nPlural-Forms: nplurals=2; plural=({});\n"
@@ -42,10 +44,9 @@ def mo(messages: Mapping[str, str], charset: str = "UTF-8", encoding: str = "utf
 
 def words(count: int) -> dict[str, str]:
     """Messages and translations, all of them different."""
-    rng = random.Random()
     found: dict[str, str] = {}
     while len(found) < count:
-        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8)))
+        word = "".join(random.choices(string.ascii_lowercase, k=random.randint(2, 8)))
         found[word] = word[::-1] + "ä"
     return found
 

@@ -31,6 +31,7 @@ from lm import checkpoint, data, training  # noqa: E402
 from lm.baseline import LSTMLanguageModel, lstm_parameters, matching_lstm, parameter_count  # noqa: E402
 
 STEPS = 6
+HANGS = 240  # seconds after which a program is given up
 TINY = shlex.split("""
 --seq-len 16 --batch-size 2 --dim 32 --blocks 2 --heads 2 --slstm-at 1 --dropout 0.1
 --save-every 2 --eval-windows 4 --sample-bytes 5 --no-speed --steps
@@ -132,11 +133,11 @@ def test_signal_to_the_program(tmp_path, text, signum, status):
     command = [sys.executable, EXAMPLES / "train_lm.py", "--data", text, "--out", tmp_path, *TINY, "1000000"]
     program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANGS
         while not checkpoint.exists(tmp_path / "xlstm") and program.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         program.send_signal(signum)
-        _, err = program.communicate(timeout=30)
+        _, err = program.communicate(timeout=HANGS)
     finally:
         program.kill()
     assert program.returncode == status, err
