@@ -321,15 +321,15 @@ STEP_CASES: list[Case] = [
         mlstm_step,
         {"inplace": True, "state": state(MLSTMState, n=zeros(B, DQK, H).mT)},
         ValueError,
-        "mlstm_step: state.n must be contiguous in its last dimension and not expanded with inplace=True, "
-        "got strides (32, 1, 4)",
+        "mlstm_step: state.n must be contiguous in its last dimension and not expanded, nor overlap itself, "
+        "with inplace=True, got strides (32, 1, 4)",
     ),
     (
         mlstm_step,
         {"inplace": True, "state": state(MLSTMState, m=zeros(1, H).expand(B, H))},
         ValueError,
-        "mlstm_step: state.m must be contiguous in its last dimension and not expanded with inplace=True, "
-        "got strides (0, 1)",
+        "mlstm_step: state.m must be contiguous in its last dimension and not expanded, nor overlap itself, "
+        "with inplace=True, got strides (0, 1)",
     ),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from xlstm_cuda._ops import accumulate_dtype
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 
 MAX_STEP = 16  # tokens per call of mlstm_step
+_MAX_ELEMENTS = 2**48  # of a tensor, as in csrc/ops/common.h: more than any address space holds
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -38,6 +39,10 @@ def tensors(op: str, **named: Any) -> None:
             first_name, device = name, x.device
         elif x.device != device:
             _wrong_value(op, name, f"be on {device} like {first_name}", x.device)
+    if not torch.compiler.is_compiling():
+        for name, x in named.items():
+            if not (isinstance(x, FakeTensor) or 0 < x.numel() < _MAX_ELEMENTS):
+                _elements(op, name, x.shape)
 
 
 def as_state(op: str, name: str, value: Any, cls: type[State]) -> State | None:
@@ -166,7 +171,10 @@ def _mlstm_inputs(
         _wrong_value(op, "v", f"have shape ({sizes}, Dv), Dv at least 1", _shape_of(v))
     _shape(op, "i", i, names, lead)
     _shape(op, "f", f, names, lead)
-    return q.shape[0], q.shape[1], 1 if one_token else q.shape[2], q.shape[-1], v.shape[-1]
+    dim_qk, dim_v = q.shape[-1], v.shape[-1]
+    if not _traced(q) and max(1, lead[0]) * lead[1] * dim_qk * dim_v >= _MAX_ELEMENTS:
+        _elements(op, "the state C", (*lead[:2], dim_qk, dim_v))
+    return lead[0], lead[1], 1 if one_token else lead[2], dim_qk, dim_v
 
 
 def _mlstm_state(
@@ -204,10 +212,55 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
         if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
             wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
             _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
-        strides = [stride for size, stride in zip(s.shape, s.stride(), strict=True) if size > 1]
-        if 0 in strides or (s.shape[-1] > 1 and strides[-1] != 1):
-            expected = "be contiguous in its last dimension and not expanded with inplace=True"
+        if s.is_neg():
+            _wrong_value(op, f"state.{name}", "not be a negated view with inplace=True", "one: use resolve_neg()")
+        if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
+            expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
             _wrong_value(op, f"state.{name}", expected, f"strides {s.stride()}")
+    if state:
+        _apart(op, state)
+
+
+def _meets_itself(x: Tensor) -> bool:
+    """Whether elements may share memory: where the strides of every dimension pass over all within it, they cannot."""
+    if x.is_contiguous():
+        return False
+    last = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride <= last and x.numel():
+            return True
+        last += stride * (size - 1)
+    return False
+
+
+def _apart(op: str, state: MLSTMState) -> None:
+    """No two tensors of a state lie in one range of memory."""
+    if _traced(state[0]):
+        return
+    ranges = {name: _range_of(x) for name, x in zip(state._fields, state, strict=True) if x.numel()}
+    for (name, (begin, end)), (other, (first, last)) in combinations(ranges.items(), 2):
+        if begin < last and first < end:
+            raise ValueError(f"{op}: state.{name} and state.{other} must not overlap in memory with inplace=True")
+
+
+def _range_of(x: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and of the one behind the last; none of a tensor without memory of its own."""
+    try:
+        begin = x.data_ptr()
+    except RuntimeError:
+        begin = 0
+    if x.is_contiguous():
+        count = x.numel()
+    else:
+        count = 1 + sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape, strict=True))
+    return begin, begin + count * x.element_size() if begin else begin
+
+
+def _elements(op: str, name: str, shape: Sequence[int]) -> None:
+    """Products of sizes do not overflow further down, whatever sizes come with an empty dimension."""
+    if math.prod(max(1, size) for size in shape) >= _MAX_ELEMENTS:
+        expected = "have fewer than 2**48 elements, an empty dimension counted as 1"
+        _wrong_value(op, name, expected, f"shape {tuple(shape)}")
 
 
 def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:
@@ -243,7 +296,12 @@ def _range(op: str, name: str, x: Tensor, top_name: str, top: int) -> None:
 
 def _readable(x: Tensor) -> bool:
     """Whether x's values may be looked at."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(x, FakeTensor)
+    return x.device.type == "cpu" and not _traced(x)
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether x stands for a tensor of another time: it has no values, and its sizes may be symbols."""
+    return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
 
 
 def _reset(op: str, reset: Tensor, first: Tensor, first_name: str, batch: int, seqlen: int) -> None:

@@ -154,9 +154,10 @@ def mlstm_step(
         v: (B, H, Dv) or (B, H, S, Dv), dtype T.
         i, f: gate pre-activations (B, H) or (B, H, S).
         state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
-        inplace: overwrite the state, which must have dtype A, a contiguous last dimension and no overlap in memory, and
-            return it. C may be bfloat16 where A is float32: half the memory traffic on CUDA (the CPU widens it for each
-            call), rounded after each call. Refused (ValueError) where an input or the state requires grad.
+        inplace: overwrite the state, which must have dtype A, a contiguous last dimension and no overlap in memory (the
+            ranges of C, n and m do not meet), and return it. C may be bfloat16 where A is float32: half the memory
+            traffic on CUDA (the CPU widens it for each call), rounded after each call. Refused (ValueError) where an
+            input or the state requires grad.
         slots: int32 (B,), all different: row b reads and writes row slots[b] of a state with N rows; other rows stay.
             On CUDA the values are not checked: where slots[b] is no row of the state, h[b] is NaN and no row changes.
         input_gate, normalize, scale, eps, norm_grad, backend: as in `mlstm`.
@@ -169,15 +170,20 @@ def mlstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    if scale is None and eps == 1e-6 and _is_plain(backend, (q, k, v, i, f, slots), state):
-        done = _plain_mlstm_step(q, k, v, i, f, state, inplace, slots, input_gate, normalize)
-        if done is not None:
-            return done
+    refusal = None
+    usual = _is_plain(backend, (q, k, v, i, f, slots), state)
+    if usual and _is_usual(inplace, slots, input_gate, normalize, scale, eps, norm_grad):
+        try:
+            return _plain_mlstm_step((q, k, v, i, f), state, inplace, slots, input_gate, normalize)  # type: ignore[arg-type]
+        except Exception as error:
+            refusal = error
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
     q, k, v = _in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, **gates)
+    if refusal is not None:
+        raise refusal
     if state is None:
         state = _empty_mlstm_state(q, v)
     inputs: tuple[Tensor, ...] = (q, k, v, i, f)
@@ -396,27 +402,37 @@ def _mlstm_step(
 
 
 def _plain_mlstm_step(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: Any, inplace: bool,
-    slots: Tensor | None, input_gate: str, normalize: bool,
-) -> tuple[Tensor, MLSTMState] | None:  # fmt: skip
-    """mlstm_step where `_is_plain`; None where the checks have to look at the call."""
-    sigmoid = input_gate == "sigmoid"
-    if not (sigmoid or (input_gate == "exp" and normalize)):
-        return None
-    ops = library("xlstm_cuda")
-    try:
-        options = (sigmoid, bool(normalize), q.shape[-1] ** -0.5, 1e-6)
-        C, n, m = state
-        if not inplace and slots is None:
-            h, C, n, m = ops.mlstm_step.default(q, k, v, i, f, C, n, m, *options)
-            return h, MLSTMState(C, n, m)
-        if inplace and (slots is None or slots.dtype == torch.int32):
-            h = ops.mlstm_step_.default(q, k, v, i, f, C, n, m, slots, *options)
-            torch.autograd.graph.increment_version((C, n, m))
-            return h, MLSTMState(C, n, m)
-    except _OP_ERRORS:
-        pass
-    return None
+    inputs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    inplace: bool,
+    slots: Tensor | None,
+    input_gate: str,
+    normalize: bool,
+) -> tuple[Tensor, MLSTMState]:
+    """mlstm_step where `_is_plain` and `_is_usual`."""
+    ops, (C, n, m) = library("xlstm_cuda"), state
+    options = input_gate == "sigmoid", normalize, inputs[0].shape[-1] ** -0.5, 1e-6
+    if inplace:
+        h = ops.mlstm_step_.default(*inputs, C, n, m, slots, *options)
+        torch.autograd.graph.increment_version((C, n, m))
+    else:
+        h, C, n, m = ops.mlstm_step.default(*inputs, C, n, m, *options)
+    return h, MLSTMState(C, n, m)
+
+
+def _is_usual(
+    inplace: Any, slots: Tensor | None, input_gate: Any, normalize: Any, scale: Any, eps: Any, norm_grad: Any
+) -> bool:
+    """Whether options of mlstm_step are those of a decoding loop, which need no check."""
+    flags = type(inplace) is type(normalize) is type(norm_grad) is bool
+    gates = flags and (input_gate == "sigmoid" or (input_gate == "exp" and normalize))
+    return (
+        gates
+        and scale is None
+        and type(eps) is float
+        and eps == 1e-6
+        and (slots is None or (inplace and slots.dtype == torch.int32))
+    )
 
 
 def _mlstm_step_with_grad(
@@ -487,15 +503,18 @@ def _recurrent_step(
     state: Cell | None,
     backend: str | None,
 ) -> tuple[Tensor, Cell]:
+    refusal = None
     if _is_plain(backend, (x, R, b), state):
         try:
             return _plain_step(cell, cls, x, R, b, state)
-        except _OP_ERRORS:
-            pass
+        except Exception as error:
+            refusal = error
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
     x, R = _in_autocast_dtype(x, R)
     state = _checks.as_state(op, "state", state, cls)
     _checks.recurrent(op, x, R, b, state, "state", one_token=True)
+    if refusal is not None:
+        raise refusal
     if state is None:
         shape, dtype = x[:, 0].shape, accumulate_dtype(x.dtype)
         state = cls(*(x.new_zeros(shape, dtype=dtype) for _ in cls._fields))
@@ -568,24 +587,20 @@ def _allow_tf32() -> bool:
 _allow_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-# What an op raises for arguments that it cannot take, and tensors that are no more than that.
-_OP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError)
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)  # no more than a tensor
 
 
 def _is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any) -> bool:
     """Whether a step may go to the op without the checks in Python, which take longer than a small step.
 
     So it is for tensors on the CPU that do not require grad, without autocast, tracing or another backend. The ops
-    check their arguments before they compute; where one raises, the checks run after all and say better what is wrong.
+    refuse what the checks refuse, before they compute. Where one has raised, the checks only say better what is wrong:
+    the call is not computed again.
     """
     on_cpu = backend == "cpu" or (backend is None and default_backend())
-    if not on_cpu or state is None or torch.compiler.is_compiling():
+    if not on_cpu or not isinstance(state, (tuple, list)) or torch.compiler.is_compiling():
         return False
-    try:
-        every: tuple[Any, ...] = (*inputs, *state)
-    except TypeError:  # not a state
-        return False
+    every = (*inputs, *state)
     for x in every:
         if x is not None and not (type(x) in _PLAIN_TYPES and x.is_cpu):
             return False

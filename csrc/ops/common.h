@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/runtime.h"
@@ -44,8 +45,23 @@ void check_shape(const char* op, const char* name, const OptionalTensor& x, cons
 
 void check_float(const char* op, const char* name, const Tensor& x);
 
+// torch lets None pass for a tensor that is not optional.
+void check_given(const char* op, std::initializer_list<const Tensor*> tensors);
+
 // Every feature dimension must have at least one element.
 void check_dims(const char* op, std::initializer_list<int64_t> dims);
+
+// The one guard against products of sizes that overflow. Below an op every such product (offsets, bytes of scratch and
+// workspaces, blocks of a grid, work items) is at most 2^14 times one that was checked here, so none needs a guard of
+// its own. Sizes count as 1 where they are 0: an empty batch may come with any other sizes.
+constexpr int64_t kMaxElements = int64_t{1} << 48;   // of a tensor: more than any address space holds
+constexpr int64_t kMaxWork = int64_t{1} << 56;       // of a loop, or of the states of all chunks
+constexpr int64_t kMaxDeviceDim = int64_t{1} << 30;  // of a dimension that CUDA kernels count in int32
+using Sizes = std::initializer_list<int64_t>;
+void check_sizes(const char* op, int64_t limit, std::initializer_list<Sizes> products);
+
+// Tensors that an op overwrites: every element has memory of its own, and no two of them share any.
+void check_own_memory(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> tensors);
 
 Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype);
 
@@ -53,6 +69,10 @@ Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype);
 Tensor as(const Tensor& x, ScalarType dtype);
 Tensor as_contiguous(const Tensor& x, ScalarType dtype);
 OptionalTensor as_contiguous(const OptionalTensor& x, ScalarType dtype);
+
+// Writes y into x as an op does that only has x's memory: torch's own copy_ refuses a tensor made under inference_mode
+// outside of it, and would do so after the op has changed other tensors.
+void overwrite(const Tensor& x, const Tensor& y);
 
 // Compute and state type: double for double tensors, else float.
 inline ScalarType compute_type(const Tensor& x) {

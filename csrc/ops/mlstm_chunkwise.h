@@ -5,6 +5,8 @@
 
 namespace xlstm::ops {
 
+void check_sizes(const char* op, const MlstmShape& shape);
+
 // Inputs as they came; the initial state in the compute type, cu_seqlens and reset contiguous.
 struct MlstmCall {
   Tensor q, k, v, i, f;

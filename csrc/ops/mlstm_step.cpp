@@ -38,11 +38,13 @@ struct Step : StepCall {
         i(as(i_, type)),
         f(as(f_, type)) {}
 
-  // h, shaped as v, contiguous, from `state` to `next`, which may be the same.
+  // h, shaped as v, contiguous, from `state` to `next`, which may be the same. All memory is taken before the state
+  // changes.
   Tensor run(const Tensor& like, const MlstmOptions& options, const StateTensors& state, const StateTensors& next,
              const OptionalTensor& slots) const {
-    Tensor h = empty(like, tokens(shape.head_dim_v), type);
-    if (shape.seqlen == 0) return as(h, like.scalar_type());
+    const Tensor result = empty(like, tokens(shape.head_dim_v), like.scalar_type());
+    if (shape.seqlen == 0) return result;
+    const Tensor h = like.scalar_type() == type ? result : empty(like, tokens(shape.head_dim_v), type);
     with_compute_type(type, [&](auto zero) {
       using T = decltype(zero);
       const auto& [C, n, m] = state;
@@ -60,7 +62,8 @@ struct Step : StepCall {
                                          pointer<int32_t>(slots)};
       cpu::kernels<T>().mlstm_step(params, cpu_runtime());
     });
-    return as(h, like.scalar_type());
+    if (h.get() != result.get()) overwrite(result, h);
+    return result;
   }
 };
 
@@ -93,7 +96,7 @@ Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);
   const Tensor wide = as(C, step.type);
   const Tensor h = step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {wide, n, m}, {wide, n, m}, rows);
-  if (C.scalar_type() != step.type) torch::stable::copy_(C, wide);
+  if (C.scalar_type() != step.type) overwrite(C, wide);
   return h;
 }
 

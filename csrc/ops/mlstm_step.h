@@ -2,6 +2,7 @@
 // The arguments of mlstm_step and mlstm_step_, checked: the same for every backend.
 #include "core/mlstm_step.h"
 #include "ops/common.h"
+#include "ops/mlstm_chunkwise.h"
 
 namespace xlstm::ops {
 

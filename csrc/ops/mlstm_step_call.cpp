@@ -2,8 +2,9 @@
 
 namespace xlstm::ops {
 
-StepCall::StepCall(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& i, const Tensor& f)
-    : type(compute_type(q)), has_time(q.dim() == 4) {
+StepCall::StepCall(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& i, const Tensor& f) {
+  check_given("mlstm_step", {&q, &k, &v, &i, &f});
+  type = compute_type(q), has_time = q.dim() == 4;
   STD_TORCH_CHECK(q.dim() == 3 || q.dim() == 4, "mlstm_step: q must have 3 or 4 dimensions");
   STD_TORCH_CHECK(v.dim() == q.dim(), "mlstm_step: v must have as many dimensions as q");
   const ScalarType data = q.scalar_type();
@@ -12,6 +13,7 @@ StepCall::StepCall(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   shape = {q.size(0), q.size(1), S, q.size(-1), v.size(-1)};
   shape.num_sequences = shape.batch;
   check_dims("mlstm_step", {shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
+  check_sizes("mlstm_step", shape);
   STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
   for (const Tensor* x : {&q, &i, &f}) check_float("mlstm_step", "every input", *x);
   check_shape("mlstm_step", "k", k, tokens(shape.head_dim_qk));
@@ -21,6 +23,7 @@ StepCall::StepCall(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 }
 
 void StepCall::check_state(const Tensor& C, const Tensor& n, const Tensor& m, int64_t rows) const {
+  check_given("mlstm_step", {&C, &n, &m});
   for (const Tensor* x : {&C, &n, &m}) check_float("mlstm_step", "the state", *x);
   check_shape("mlstm_step", "C", C, {rows, shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
   check_shape("mlstm_step", "n", n, {rows, shape.num_heads, shape.head_dim_qk});
@@ -29,18 +32,16 @@ void StepCall::check_state(const Tensor& C, const Tensor& n, const Tensor& m, in
 
 void StepCall::check_inplace_state(const Tensor& C, const Tensor& n, const Tensor& m,
                                    const OptionalTensor& slots) const {
+  check_given("mlstm_step", {&C});
   STD_TORCH_CHECK(C.dim() == 4, "mlstm_step: C must have 4 dimensions, got ", shape_string(C));
   check_state(C, n, m, slots ? C.size(0) : shape.batch);
   const bool half_C = C.scalar_type() == ScalarType::BFloat16 && type == ScalarType::Float;
   STD_TORCH_CHECK((C.scalar_type() == type || half_C) && n.scalar_type() == type && m.scalar_type() == type,
                   "mlstm_step: an in-place state must be of the compute dtype, or C of bfloat16");
-  for (const Tensor& x : {C, n}) {
-    STD_TORCH_CHECK(x.size(-1) <= 1 || x.stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
+  for (const Tensor* x : {&C, &n, &m}) {
+    STD_TORCH_CHECK(x->size(-1) <= 1 || x->stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
   }
-  for (const Tensor& x : {C, n, m}) {
-    for (int64_t d = 0; d < x.dim(); ++d)
-      STD_TORCH_CHECK(x.size(d) <= 1 || x.stride(d) != 0, "mlstm_step: an in-place state must not be expanded");
-  }
+  check_own_memory("mlstm_step", {{"C", &C}, {"n", &n}, {"m", &m}});
   check_shape("mlstm_step", "slots", slots, {shape.batch});
 }
 

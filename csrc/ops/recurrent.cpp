@@ -19,13 +19,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     bool /*allow_tf32*/, bool save) {
   NoGrad guard;
   const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_number, reversed_heads);
-  const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
   const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
   const State initial(rounded(h0, x), c0, n0, m0, type, s, slstm);
   const NewState final(x, type, s, slstm);
   const Tensor h = empty(x, {s.batch, s.seqlen, s.num_heads, s.head_dim}, type);
   const Tensor saved = empty(x, save ? Shape{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim} : Shape{0}, type);
+  if (s.batch == 0) return {as(h, x.scalar_type()), final.h, final.c, final.n, final.m, saved};
+  const Tensor x_c = as(x, type), R_c = as_weights(R, type);
   // Named, as Clang before 16 captures no structured binding by [&].
   with_compute_type(type, [&, &cell = cell, &s = s](auto zero) {
     using T = decltype(zero);
@@ -93,11 +94,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
                                                           OptionalTensor m, int64_t cell_number) {
   NoGrad guard;
   const RecurrentStepCall call(x, R, b, h, c, n, m, cell_number);
-  const Tensor x_c = as(x, call.type), R_c = as_weights(R, call.type);
   const OptionalTensor b_c = as_contiguous(b, call.type);
   const State state(rounded(h, x), c, n, m, call.type, call.shape, call.slstm);
   const NewState next(x, call.type, call.shape, call.slstm);
   check_normaliser(state.n);
+  if (call.shape.batch == 0) return {next.h, next.c, next.n, next.m};
+  const Tensor x_c = as(x, call.type), R_c = as_weights(R, call.type);
   with_compute_type(call.type, [&](auto zero) {
     using T = decltype(zero);
     const RecurrentStepParams<T> params = {call.shape,

@@ -10,6 +10,9 @@ Cell cell_of(int64_t number) {
 
 void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s) {
   check_dims("recurrent", {s.num_heads, s.head_dim});
+  check_sizes("recurrent", kMaxElements,
+              {{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim}, {kGates, s.num_heads, s.head_dim, s.head_dim}});
+  check_sizes("recurrent", kMaxWork, {{s.batch, kGates, s.head_dim, s.head_dim}});
   STD_TORCH_CHECK(s.reversed_heads >= 0 && s.reversed_heads <= s.num_heads, "recurrent: reversed_heads must be 0 to ",
                   s.num_heads, ", got ", s.reversed_heads);
   check_shape("recurrent", "R", R, {kGates, s.num_heads, s.head_dim, s.head_dim});
@@ -64,7 +67,10 @@ OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentSha
 
 RecurrentFwdCall::RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b,
                                    const OptionalTensor& reset, int64_t cell_number, int64_t reversed_heads)
-    : cell(cell_of(cell_number)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+    : cell(cell_of(cell_number)), slstm(has_normaliser(cell)) {
+  check_given("recurrent", {&x, &R});
+  for (const Tensor* t : {&x, &R}) check_float("recurrent", "every input", *t);
+  type = compute_type(x);
   STD_TORCH_CHECK(x.dim() == 5 && x.size(2) == kGates, "recurrent: x must have shape (B, S, 4, H, D), got ",
                   shape_string(x));
   shape = {x.size(0), x.size(1), x.size(3), x.size(4), reversed_heads};
@@ -75,7 +81,10 @@ RecurrentFwdCall::RecurrentFwdCall(const Tensor& x, const Tensor& R, const Optio
 
 RecurrentBwdCall::RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved,
                                    const OptionalTensor& reset, int64_t cell_number, int64_t reversed_heads)
-    : cell(cell_of(cell_number)), type(compute_type(h)), slstm(has_normaliser(cell)) {
+    : cell(cell_of(cell_number)), slstm(has_normaliser(cell)) {
+  check_given("recurrent", {&dh, &R, &h, &saved});
+  for (const Tensor* t : {&dh, &R, &h, &saved}) check_float("recurrent", "every input", *t);
+  type = compute_type(h);
   STD_TORCH_CHECK(h.dim() == 4, "recurrent: h must have shape (B, S, H, D), got ", shape_string(h));
   shape = {h.size(0), h.size(1), h.size(2), h.size(3), reversed_heads};
   check_weights(R, {}, shape);
@@ -87,7 +96,9 @@ RecurrentBwdCall::RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tens
 RecurrentStepCall::RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h,
                                      const Tensor& c, const OptionalTensor& n, const OptionalTensor& m,
                                      int64_t cell_number)
-    : cell(cell_of(cell_number)), type(compute_type(x)), slstm(has_normaliser(cell)) {
+    : cell(cell_of(cell_number)), slstm(has_normaliser(cell)) {
+  check_given("recurrent", {&x, &R, &h, &c});
+  type = compute_type(x);
   STD_TORCH_CHECK(x.dim() == 4 && x.size(1) == kGates, "recurrent: x must have shape (B, 4, H, D), got ",
                   shape_string(x));
   shape = {x.size(0), 1, x.size(2), x.size(3)};

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,12 +100,19 @@ def mlstm_step(
     )
     h, after = cast("tuple[Tensor, MLSTMState]", result)
     if inplace:
-        for old, new in zip(state, after, strict=True):
-            old[... if rows is None else rows] = new.to(old.dtype)
+        with _overwriting(state):
+            for old, new in zip(state, after, strict=True):
+                old[... if rows is None else rows] = new.to(old.dtype)
         after = state
     elif rows is not None:
         after = MLSTMState(*(old.to(new.dtype).index_copy(0, rows, new) for old, new in zip(state, after, strict=True)))
     return h.squeeze(2) if one else h, after
+
+
+def _overwriting(state: MLSTMState) -> AbstractContextManager[Any]:
+    """Tensors made under inference_mode can be written in it only."""
+    made_there = not torch.compiler.is_compiling() and any(s.is_inference() for s in state)
+    return torch.inference_mode() if made_there else nullcontext()
 
 
 def _start(initial: MLSTMState | None, rows: int, tokens: Tokens, options: Options) -> MLSTMState:

@@ -124,6 +124,7 @@ XLSTM_INLINE void run_recurrences(const Params& p, const Runtime& runtime) {
   const TeamPermit permit;
   const Cut<T> cut(shape, runtime.num_threads(), permit.granted());
   const int64_t recurrences = cut.recurrences();
+  if (recurrences == 0) return;  // an empty batch may come with weights of any size
   Arena one;
   Buffers(one, cut.tile_rows, padded_row(D));
   W* R = nullptr;

@@ -340,8 +340,10 @@ cudaError_t launch_state(const MlstmStepArguments& p, cudaStream_t stream) {
 
 template <class A>
 cudaError_t launch_normaliser(const MlstmStepArguments& p, cudaStream_t stream) {
+  const int64_t blocks = p.shape.batch * p.shape.num_heads;
+  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;  // before n and m change
   Launch l;
-  l.grid = dim3(static_cast<unsigned>(p.shape.batch * p.shape.num_heads));
+  l.grid = dim3(static_cast<unsigned>(blocks));
   l.block = dim3(kNormaliserThreads);
   l.shared_bytes = sizeof(NormaliserShared<A>);
   l.name = "mlstm_step normaliser";

@@ -50,6 +50,7 @@ cuda::Allocator allocator(Session& session) {
 MlstmCall checked(const MlstmCall& call) {
   STD_TORCH_CHECK(call.k.scalar_type() == call.q.scalar_type() && call.v.scalar_type() == call.q.scalar_type(),
                   "mlstm: q, k, v must share a dtype");
+  check_sizes("mlstm", kMaxDeviceDim, {{call.shape.seqlen}, {call.shape.head_dim_qk}, {call.shape.head_dim_v}});
   if (call.q.is_cpu()) call.check_sequences();
   return call;
 }

@@ -2,6 +2,7 @@
 #include "cuda/mlstm_chunkwise/states.h"
 #include "ops/device/mlstm_vectors.h"
 #include "ops/library.h"
+#include "ops/mlstm_chunkwise.h"
 
 namespace xlstm::ops {
 namespace {
@@ -74,6 +75,7 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
                          sigmoid_gate,
                          static_cast<int>(chunk_size)};
   const MlstmShape shape = in.shape(rows.size(3), columns.size(3));
+  check_sizes("mlstm_states", shape);
   const int64_t slots = cuda::chunk_slots(shape, in.chunk_size);
   check_shape("mlstm_states", "rows", rows, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_qk});
   check_shape("mlstm_states", "columns", columns, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_v});

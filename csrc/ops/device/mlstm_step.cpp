@@ -73,6 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(const Tensor& q, const Ten
                                                       bool normalize, double scale, double eps) {
   NoGrad guard;
   const StepCall call(q, k, v, i, f);
+  check_sizes("mlstm_step", kMaxDeviceDim, {{call.shape.head_dim_qk}, {call.shape.head_dim_v}});
   call.check_state(C, n, m, call.shape.batch);
   const StateTensors state = {as(C, call.type), as(n, call.type), m.scalar_type() == call.type ? m : as(m, call.type)};
   const auto& [C0, n0, m0] = state;
@@ -94,6 +95,7 @@ Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                    double eps) {
   NoGrad guard;
   const StepCall call(q, k, v, i, f);
+  check_sizes("mlstm_step", kMaxDeviceDim, {{call.shape.head_dim_qk}, {call.shape.head_dim_v}});
   call.check_inplace_state(C, n, m, slots);
   if (C.is_cpu()) check_slots(slots, C.size(0));
   const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);

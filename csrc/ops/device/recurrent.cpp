@@ -83,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
     bool allow_tf32, bool save) {
   NoGrad guard;
   const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_number, reversed_heads);
+  check_sizes("recurrent", kMaxDeviceDim, {{s.batch}, {s.seqlen}});
   const ScalarType T = x.scalar_type();
   const Tensor x_c = as(x, T), R_c = as_weights(R, T);
   const OptionalTensor b_c = b ? as_contiguous(b, b->scalar_type()) : b, longs = checked_lengths(lengths, s);
@@ -127,6 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
     int64_t reversed_heads, bool allow_tf32) {
   NoGrad guard;
   const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_number, reversed_heads);
+  check_sizes("recurrent", kMaxDeviceDim, {{s.batch}, {s.seqlen}});
   const ScalarType T = h.scalar_type();
   const Tensor dh_c = as_contiguous(dh, T), h_c = as_contiguous(h, T), R_c = as_weights(R, T);
   const Tensor saved_c = as_contiguous(saved, T);

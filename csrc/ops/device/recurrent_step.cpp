@@ -17,6 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const
                                                           OptionalTensor m, int64_t cell_number) {
   NoGrad guard;
   const RecurrentStepCall call(x, R, b, h, c, n, m, cell_number);
+  check_sizes("recurrent", kMaxDeviceDim, {{call.shape.batch}});
   const Tensor x_c = as(x, x.scalar_type()), R_c = as_weights(R, R.scalar_type());
   const OptionalTensor b_c = b ? as_contiguous(b, b->scalar_type()) : b;
   const State state(rounded_here(h, x, call.type), c, n, m, call.type, call.shape, call.slstm);
