@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _extension
+from xlstm_cuda import _extension, _flops
 
 NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
@@ -72,7 +72,7 @@ def _simt_file(namespace: str) -> Path:
 
 
 def register(namespace: str) -> None:
-    """Register fake kernels for every op of a namespace, and backward formulas that raise for its backward ops."""
+    """Register fake kernels and flops of a namespace's ops, and backward formulas that raise for its backward ops."""
     fakes = _FAKES if namespace == NAMESPACE else _FAKES | _EXECUTOR_FAKES
     for name, fake in fakes.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
@@ -85,6 +85,7 @@ def register(namespace: str) -> None:
         for device_type in ("cpu", "cuda"):
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()):
                 _kernels.add((namespace, name, device_type))
+    _flops.register(namespace)
     _registered.add(namespace)
 
 

@@ -1,0 +1,82 @@
+"""Flops of the ops for torch.utils.flop_counter, which passes over ops that it does not know.
+
+Counted are the matrix products of the plain recurrences, as torch counts those of its own ops: two flops for each
+multiply-add, nothing for elementwise work. So the mLSTM's do not depend on the chunk size (a chunkwise kernel computes
+more), and padding behind `lengths` counts as tokens do. Arguments: shapes, under the names of the schemas in csrc/ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+Shape = Sequence[int]
+
+
+def register(namespace: str) -> None:
+    """For every op of a loaded library."""
+    for name, formula in _FORMULAS.items():
+        register_flop_formula(getattr(getattr(torch.ops, namespace), name))(formula)
+
+
+def _mlstm_fwd(
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any, cu_seqlens: Any, reset: Any,
+    sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Per token and head k v^T, C^T q, and n^T q where the output is normalised."""
+    return _mlstm(q, v, normalize)
+
+
+def _mlstm_bwd(
+    dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any,
+    cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float, eps: float,
+    chunk_size: int, allow_tf32: bool, norm_grad: bool, **_: Any,
+) -> int:  # fmt: skip
+    """Two products for each one of the forward."""
+    return 2 * _mlstm(q, v, normalize and norm_grad)
+
+
+def _mlstm_step(
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C: Any, n: Any, m: Any, sigmoid_gate: bool, normalize: bool,
+    *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return _mlstm(q, v, normalize)
+
+
+def _mlstm_step_(
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C: Any, n: Any, m: Any, slots: Any, sigmoid_gate: bool,
+    normalize: bool, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return _mlstm(q, v, normalize)
+
+
+def _mlstm(q: Shape, v: Shape, normaliser: bool) -> int:
+    """q (..., Dqk), v (..., Dv), of tokens and heads."""
+    return 2 * prod(q) * (2 * v[-1] + normaliser)
+
+
+def _recurrent_fwd(x: Shape, R: Shape, *_: Any, **__: Any) -> int:
+    """R h for four gates, per token and head; x (B, S, 4, H, D), or (B, 4, H, D) for one token."""
+    return 2 * prod(x) * R[-1]
+
+
+def _recurrent_bwd(
+    dh: Shape, dhT: Any, dcT: Any, dnT: Any, dmT: Any, R: Shape, *_: Any, **__: Any
+) -> int:  # fmt: skip
+    """R^T times the gates' gradients, and these times h^T for dR; dh (B, S, H, D)."""
+    return 2 * 2 * prod(dh) * 4 * R[-1]
+
+
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "mlstm_fwd": _mlstm_fwd,
+    "mlstm_bwd": _mlstm_bwd,
+    "mlstm_step": _mlstm_step,
+    "mlstm_step_": _mlstm_step_,
+    "recurrent_fwd": _recurrent_fwd,
+    "recurrent_bwd": _recurrent_bwd,
+    "recurrent_step": _recurrent_fwd,
+}
