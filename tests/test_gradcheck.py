@@ -67,10 +67,12 @@ def test_mlstm_reset(backend: str, device: str, variant: dict[str, Any]) -> None
 
 @variants
 def test_mlstm_cu_seqlens(backend: str, device: str, variant: dict[str, Any]) -> None:
-    cu_seqlens = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32, device=device)
-    reset = torch.zeros(1, 9, dtype=torch.bool, device=device)
-    for options in ({}, {"reset": reset.index_fill(1, torch.tensor([3, 6], device=device), True)}):
-        inputs = draw(9, state_rows=4, device=device)
+    """One token, none, several; also with resets at the first of these and within. In chunks of 4 these are two."""
+    bounds = [0, 1, 1, 6] if "chunk_size" in variant else [0, 1, 1, 4]
+    cu_seqlens, S = torch.tensor(bounds, dtype=torch.int32, device=device), bounds[-1]
+    reset = torch.zeros(1, S, dtype=torch.bool, device=device)
+    for options in ({}, {"reset": reset.index_fill(1, torch.tensor([1, 3], device=device), True)}):
+        inputs = draw(S, state_rows=3, device=device)
         check(mlstm, inputs, cu_seqlens=cu_seqlens, return_state=True, backend=backend, **options, **variant)
 
 
