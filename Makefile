@@ -73,6 +73,19 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
+# An sdist, installed from another folder than this one, and tests of what is installed, in a third folder.
+SDIST := build/sdist
+test-sdist: $(STAMP)
+	@rm -rf $(SDIST) && mkdir -p $(SDIST)
+	@$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('$(SDIST)')" >$(SDIST)/log 2>&1 || { cat $(SDIST)/log; exit 1; }
+	XLSTM_CUDA=off PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --target $(SDIST)/installed $(SDIST)/*.tar.gz
+	@cp -r tests bench pyproject.toml $(SDIST)
+	PYTHONPATH='$(abspath $(SDIST)/installed)' $(PY) -c "import os, sys; os.chdir('$(SDIST)'); import pytest; sys.exit(pytest.main(['tests/test_import.py']))"
+
+# The lowest torch that is supported, and the newest that pip offers: some gigabytes each, removed at the end.
+test-torches: test-sdist
+	tests/torches.sh $(PY) $(SDIST)/*.tar.gz
+
 simt: build/.simt
 
 # The CUDA sources through nvcc for every architecture, warnings of ptxas (spills, local memory, serialised wgmma) as
@@ -115,6 +128,18 @@ else
 	PATH="$(abspath $(dir $(PY))):$$PATH" cmake -S csrc/simt -B build/simt -G Ninja -DXLSTM_CUDA_INCLUDE=$(CUDA_HEADERS) -DXLSTM_TORCH_DIR="$$($(PY) -c '$(FIND_TORCH)')" >build/simt.log || { cat build/simt.log; exit 1; }
 	PATH="$(abspath $(dir $(PY))):$$PATH" cmake --build build/simt >build/simt.log && cmake --install build/simt --prefix . >>build/simt.log || { cat build/simt.log; exit 1; }
 	@touch $@
+endif
+
+# A folder that was copied or moved brings a .venv that knows the old one, and the environment of PYTHON may know another
+# clone by now: that one's package would be run in the place of this one. (Nothing but `make clean` mends build too.)
+IMPORTED := import importlib.util, os, sys; sys.path = [p for p in sys.path if p]; spec = importlib.util.find_spec('xlstm_cuda'); found = os.path.dirname(spec.origin) if spec else 'nowhere'; print('' if os.path.realpath(found) == os.path.realpath('xlstm_cuda') else found)
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(MAKECMDGOALS),clean)
+ELSEWHERE := $(shell $(PY) -c "$(IMPORTED)")
+ifneq ($(ELSEWHERE),)
+$(error $(PY) finds xlstm_cuda in $(ELSEWHERE), not in this folder, which was copied or moved, or another one was installed since: run `make clean`, then this again)
+endif
+endif
 endif
 
 $(STAMP): $(SOURCES) $(CHOICE) $(filter .venv/%,$(PY))

@@ -14,9 +14,10 @@ import pytest
 
 from xlstm_cuda import _C, __version__
 
-PACKAGE = Path(__file__).parents[1] / "xlstm_cuda"
+PACKAGE = Path(_C.__file__).parent
 MAX_OTHERS = 50  # modules that neither torch has imported nor this package holds
-CALL = "import torch, xlstm_cuda; x = torch.ones(1, 1, 1); xlstm_cuda.mlstm(*[x[..., None]] * 3, x, x)"
+# One token of ones: i = 1 is the larger exponent, so that C = n = 1, and h = C q / max(|n q|, exp(-1)) = 1.
+CALL = "import torch, xlstm_cuda; x = torch.ones(1, 1, 1); print(xlstm_cuda.mlstm(*[x[..., None]] * 3, x, x).item())"
 
 
 def python(*arguments: str, path: Path = PACKAGE.parent) -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,10 @@ def copy_of_the_package(root: Path, extension: bool = False) -> None:
     shutil.copytree(PACKAGE, root / "xlstm_cuda", ignore=skip)
     if extension:
         shutil.copy(_C.__file__, root / "xlstm_cuda")
+
+
+def test_computes() -> None:
+    assert float(python("-c", CALL).stdout) == pytest.approx(1, abs=1e-5)
 
 
 def test_import_brings_few_modules() -> None:
