@@ -92,10 +92,28 @@ def fully_sharded(rank: int, name: str) -> dict[str, Any]:
     return found
 
 
+def sharded_by_layer(rank: int, name: str) -> dict[str, Any]:
+    """Every module that holds weights is a unit: two steps of training; then `step`, of which FSDP was not told."""
+    own = tokens()[2 * rank : 2 * rank + 2]
+    model = build(name)
+    for module in reversed(list(model.modules())):
+        if module is not model and any(True for _ in module.parameters(recurse=False)):
+            fully_shard(module)
+    fully_shard(model)
+    found: dict[str, Any] = {"losses": train(model, adamw(model), own)}
+    assert all(p.to_local().numel() < p.numel() for p in model.parameters())
+    if name == "blocks":
+        with torch.no_grad():
+            _, state = model.prefill(own[:, :5])
+            logits, state = model.step(own[:, 5:6], state)
+            found["stepped"] = torch.cat([logits, model.step(own[:, 6:], state)[0]], 1)
+    return found
+
+
 def rank_results(rank: int, folder: str) -> None:
     """All of it in one pair of processes: starting them costs seconds."""
     for name in NAMES:
-        for check in (data_parallel, fully_sharded):
+        for check in (data_parallel, fully_sharded, sharded_by_layer):
             torch.save(check(rank, name), f"{folder}/{check.__name__} {name} {rank}")
 
 
@@ -139,3 +157,14 @@ def test_fully_sharded(results: Path, name: str) -> None:
     if name == "blocks":
         generated = model.generate(tokens()[:, :5], 4, temperature=0)
         assert all(torch.equal(found["generated"], generated) for found in ranks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_by_layer(results: Path, name: str) -> None:
+    model = build(name)
+    expected = train(model, adamw(model), tokens())
+    ranks = load(results, sharded_by_layer, name)
+    assert_close_relative(torch.stack([torch.stack(r["losses"]) for r in ranks]).mean(0), torch.stack(expected), 1e-5)
+    if name == "blocks":
+        stepped = torch.cat([r["stepped"] for r in ranks])
+        assert_close_relative(stepped, model(tokens())[:, 5:], 1e-5)

@@ -16,18 +16,20 @@ KERNELS = [ROOT / "csrc" / name for name in ("core", "cpu", "cuda")]
 ALLOWED: dict[str, set[str]] = {
     "_states": set(),
     "_autocast": set(),
+    "_children": {"_autocast"},
     "_extension": {"_C"},
-    "_ops": {"_extension"},
+    "_flops": set(),
+    "_ops": {"_extension", "_flops"},
     "_autograd": {"_ops"},
     "_backend": {"_ops"},
     "_checks": {"_ops", "_states"},
     "reference": {"reference", "_states"},
     "functional": {"_autocast", "_autograd", "_backend", "_checks", "_ops", "_states", "reference"},
     "testing": {"_states"},
-    "nn": {"nn", "functional", "_autocast", "_states"},
-    "models": {"models", "nn", "functional", "_autocast", "_states"},
+    "nn": {"nn", "functional", "_autocast", "_children", "_states"},
+    "models": {"models", "nn", "functional", "_states"},
     "convert": {"convert", "models", "nn"},
-    "integrations": {"integrations", "functional", "_states"},
+    "integrations": {"integrations", "functional", "_children", "_states"},
 }
 TORCH_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2|aoti|pybind11|Python\.h)', re.MULTILINE)
 

@@ -63,6 +63,7 @@ class xLSTMBlock(nn.Module):
 
     def __init__(self, dim: int, layer: mLSTMLayer | sLSTMLayer, feedforward: FeedForwardConfig | None) -> None:
         super().__init__()
+        self.dim = dim
         self.xlstm_norm = LayerNorm(dim)
         self.xlstm = layer
         self.ffn_norm = None if feedforward is None else LayerNorm(dim)
@@ -75,14 +76,16 @@ class xLSTMBlock(nn.Module):
         return_state: bool = False,
         *,
         reset: Tensor | None = None,
+        is_step: bool = False,
     ) -> Tensor | tuple[Tensor, LayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
         reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
-        check_input(x, self.xlstm_norm.dim)
-        y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset)
+        check_input(x, self.dim)
+        y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset, is_step=is_step)
         if not return_state:
             return self._feedforward(x + y)
         y, following = y
@@ -91,9 +94,8 @@ class xLSTMBlock(nn.Module):
     def step(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
         check_tokens(x)
-        check_input(x, self.xlstm_norm.dim)
-        y, state = self.xlstm.step(self.xlstm_norm(x), state)
-        return self._feedforward(x + y), state
+        following: tuple[Tensor, LayerState] = self(x, state, True, is_step=True)
+        return following
 
     def _feedforward(self, x: Tensor) -> Tensor:
         if self.ffn is not None:

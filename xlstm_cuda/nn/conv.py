@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._children import call, is_plain
 from .config import require
 
 
@@ -20,6 +21,7 @@ class CausalConv1d(nn.Module):
 
     def __init__(self, features: int, kernel_size: int) -> None:
         super().__init__()
+        self.kernel_size = kernel_size
         self.conv = nn.Conv1d(features, features, kernel_size, groups=features)
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -28,7 +30,7 @@ class CausalConv1d(nn.Module):
         reset: bool (B, S): inputs before that token, the state's included, count as zeros from there on.
         """
         batch, seqlen, features = x.shape
-        shape = (batch, self.conv.kernel_size[0] - 1, features)
+        shape = (batch, self.kernel_size - 1, features)
         if state is None:
             state = x.new_zeros(shape)
         require(state.shape == shape, f"conv state must have shape {shape}, got {tuple(state.shape)}")
@@ -37,6 +39,8 @@ class CausalConv1d(nn.Module):
         following = window[:, seqlen:].clone()  # a view would keep the whole window alive
         if documents is not None:
             following = _visible(following, documents[:, seqlen:], documents[:, -1:])
+        if not is_plain(nn.Conv1d, self.conv):
+            return self._called(window, documents, seqlen).to(x.dtype), following
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.conv.weight.to(dtype), cast(Tensor, self.conv.bias).to(dtype)
         y = bias.expand(x.shape)
@@ -46,6 +50,20 @@ class CausalConv1d(nn.Module):
                 past = _visible(past, documents[:, j : j + seqlen], documents[:, shape[1] :])
             y = torch.addcmul(y, past, tap)
         return y.to(x.dtype), following
+
+    def _called(self, window: Tensor, documents: Tensor | None, seqlen: int) -> Tensor:
+        """The convolution by `conv` itself: of the whole window, or of every token's own where documents hide inputs.
+
+        window (B, K - 1 + S, F), documents (B, K - 1 + S) or None -> (B, S, F).
+        """
+        if documents is None and seqlen:
+            return call(self.conv, window.mT).mT
+        kernel = self.kernel_size
+        past = F.pad(window, (0, 0, 0, 1)).unfold(1, kernel, 1)[:, :seqlen]  # (B, S, F, K), also for no token
+        if documents is not None:
+            others = F.pad(documents, (0, 1)).unfold(1, kernel, 1)[:, :seqlen] != documents[:, kernel - 1 :, None]
+            past = past.masked_fill(others.unsqueeze(2), 0)
+        return call(self.conv, past.flatten(0, 1)).reshape(past.shape[:3])
 
     def reset_parameters(self) -> None:
         self.conv.reset_parameters()

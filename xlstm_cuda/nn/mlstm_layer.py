@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._children import call, is_plain
 from .._states import MLSTMState
 from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
+from .gates import GateLinear
 from .init import linspace_, small_init_, wang_init_
 from .inputs import check_input, check_reset, check_tokens, layer_state
 from .linear_headwise import LinearHeadwise
@@ -66,22 +68,32 @@ class mLSTMCell(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.igate = nn.Linear(3 * dim, num_heads)
-        self.fgate = nn.Linear(3 * dim, num_heads)
+        self.igate = GateLinear(3 * dim, num_heads)
+        self.fgate = GateLinear(3 * dim, num_heads)
         self.outnorm = MultiHeadLayerNorm(dim)
         self.reset_parameters()
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None, *, reset: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: MLSTMState | None,
+        *,
+        reset: Tensor | None = None,
+        is_step: bool = False,
     ) -> tuple[Tensor, MLSTMState]:
+        """is_step: 1 to 16 tokens, no reset."""
+        if is_step:
+            return self._step(q, k, v, state)
         i, f = self._gates(q, k, v)
         q, k, v = (self._heads(u).transpose(1, 2) for u in (q, k, v))  # (B, H, S, D)
         result = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True, reset=reset)
         h, state = cast(tuple[Tensor, MLSTMState], result)
         return self.outnorm(h.transpose(1, 2)), state
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
-        """1 to 16 tokens: q, k, v (B, S, I). One token goes without a sequence dimension, the cheaper call."""
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
+        """One token goes without a sequence dimension, the cheaper call."""
         i, f = (gate.squeeze(2) for gate in self._gates(q, k, v))
         q, k, v = (self._heads(u).transpose(1, 2).squeeze(2) for u in (q, k, v))  # (B, H, D) or (B, H, S, D)
         h, state = functional.mlstm_step(q, k, v, i, f, state)
@@ -95,8 +107,11 @@ class mLSTMCell(nn.Module):
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """i, f (B, H, S), at least float32: bfloat16 is too coarse for a bias of 3 to 6.
 
-        The linear maps of concatenated q, k, v, without concatenating them.
+        The linear maps of concatenated q, k, v, without concatenating them where that is not needed.
         """
+        if not is_plain(GateLinear, self.igate, self.fgate):
+            x = torch.cat([q, k, v], dim=-1)
+            return call(self.igate, x).mT, call(self.fgate, x).mT
         weight = torch.cat([self.igate.weight, self.fgate.weight])  # (2H, 3I)
         bias = torch.cat([self.igate.bias, self.fgate.bias])
         dtype = torch.promote_types(bias.dtype, torch.float32)
@@ -144,22 +159,25 @@ class mLSTMLayer(nn.Module):
         return_state: bool = False,
         *,
         reset: Tensor | None = None,
+        is_step: bool = False,
     ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
         reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
-        y, state = self._run(x, state, reset)
+        y, state = self._run(x, state, reset, is_step)
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: MLSTMLayerState | None = None) -> tuple[Tensor, MLSTMLayerState]:
         """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
         check_tokens(x)
-        return self._run(x, state, is_step=True)
+        following: tuple[Tensor, MLSTMLayerState] = self(x, state, True, is_step=True)
+        return following
 
     def _run(
-        self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None = None, is_step: bool = False
+        self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None, is_step: bool
     ) -> tuple[Tensor, MLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
         check_reset(reset, x)
@@ -168,10 +186,7 @@ class mLSTMLayer(nn.Module):
         conv, conv_state = self.conv1d(u, conv_state, reset=reset)
         conv = F.silu(conv)
         q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(u)
-        if is_step:
-            h, cell_state = self.mlstm_cell.step(q, k, v, cell_state)
-        else:
-            h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset)
+        h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset, is_step=is_step and reset is None)
         y = self.proj_down((h + self.learnable_skip * conv) * F.silu(z))
         return self.dropout(y), MLSTMLayerState(conv_state, cell_state)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._children import is_plain
 from .._states import SLSTMState
 from .config import Config, check_config, ignored, require
 from .conv import CausalConv1d
@@ -112,17 +113,15 @@ class sLSTMCell(nn.Module):
         self._bias_ = nn.Parameter(torch.empty(4 * config.embedding_dim))
         self.reset_parameters()
 
-    def forward(self, x: Tensor, state: SLSTMState | None, *, reset: Tensor | None = None) -> tuple[Tensor, SLSTMState]:
-        """x (B, S, 4, H, D) -> (B, S, H, D)."""
+    def forward(
+        self, x: Tensor, state: SLSTMState | None, *, reset: Tensor | None = None, is_step: bool = False
+    ) -> tuple[Tensor, SLSTMState]:
+        """x (B, S, 4, H, D) -> (B, S, H, D). is_step: one token goes the cheaper way; no reset."""
+        if is_step and x.shape[1] == 1:
+            h, state = functional.slstm_step(x.squeeze(1), *self._weights(), state)
+            return h.unsqueeze(1), state
         result = functional.slstm(x, *self._weights(), initial_state=state, return_state=True, reset=reset)
         return cast(tuple[Tensor, SLSTMState], result)
-
-    def step(self, x: Tensor, state: SLSTMState | None) -> tuple[Tensor, SLSTMState]:
-        """As forward, for few tokens: one goes through functional.slstm_step, the cheaper call."""
-        if x.shape[1] != 1:
-            return self(x, state)
-        h, state = functional.slstm_step(x.squeeze(1), *self._weights(), state)
-        return h.unsqueeze(1), state
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """R (4, H, D, D), from unit last, and b (4, H, D)."""
@@ -197,22 +196,25 @@ class sLSTMLayer(nn.Module):
         return_state: bool = False,
         *,
         reset: Tensor | None = None,
+        is_step: bool = False,
     ) -> Tensor | tuple[Tensor, SLSTMLayerState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
         reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
+        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
-        y, state = self._run(x, state, reset)
+        y, state = self._run(x, state, reset, is_step)
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: SLSTMLayerState | None = None) -> tuple[Tensor, SLSTMLayerState]:
         """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
         check_tokens(x)
-        return self._run(x, state, is_step=True)
+        following: tuple[Tensor, SLSTMLayerState] = self(x, state, True, is_step=True)
+        return following
 
     def _run(
-        self, x: Tensor, state: SLSTMLayerState | None, reset: Tensor | None = None, is_step: bool = False
+        self, x: Tensor, state: SLSTMLayerState | None, reset: Tensor | None, is_step: bool
     ) -> tuple[Tensor, SLSTMLayerState]:
         check_input(x, self.config.embedding_dim)
         check_reset(reset, x)
@@ -225,16 +227,16 @@ class sLSTMLayer(nn.Module):
         i_f = self._headwise(conv, self.fgate, self.igate)
         z_o = self._headwise(x, self.zgate, self.ogate)
         gates = torch.cat([i_f, z_o], dim=2)
-        if is_step:
-            h, cell_state = self.slstm_cell.step(gates, cell_state)
-        else:
-            h, cell_state = self.slstm_cell(gates, cell_state, reset=reset)
+        h, cell_state = self.slstm_cell(gates, cell_state, reset=reset, is_step=is_step and reset is None)
         return self.group_norm(self.dropout(h)), SLSTMLayerState(conv_state, cell_state)
 
     def _headwise(self, x: Tensor, *gates: LinearHeadwise) -> Tensor:
         """Several gates of the same input at once: (B, S, D) -> (B, S, len(gates), H, D / H)."""
+        heads = (self.config.num_heads, -1)
+        if not is_plain(LinearHeadwise, *gates):
+            return torch.stack([gate(x) for gate in gates], 2).unflatten(-1, heads)
         weight = torch.stack([gate.weight for gate in gates])
-        return torch.einsum("bshd,ghod->bsgho", torch.unflatten(x, -1, (self.config.num_heads, -1)), weight)
+        return torch.einsum("bshd,ghod->bsgho", torch.unflatten(x, -1, heads), weight)
 
     def reset_parameters(self) -> None:
         for gate in (self.igate, self.fgate, self.zgate, self.ogate):

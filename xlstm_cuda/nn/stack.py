@@ -142,17 +142,19 @@ class xLSTMBlockStack(CheckedLoading):
         return_state: bool = False,
         *,
         reset: Tensor | None = None,
+        is_step: bool = False,
     ) -> Tensor | tuple[Tensor, StackState]:
         """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
 
         reset: bool (B, S): the state of all blocks, the convolutions' windows included, is emptied before that token:
         documents packed in one row, each as if it were alone.
+        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
         check_input(x, self.config.embedding_dim)
         following = []
         for block, block_state in zip(self.blocks, self._states(state), strict=True):
-            x = block(x, block_state, return_state, reset=reset)
+            x = block(x, block_state, return_state, reset=reset, is_step=is_step)
             if return_state:
                 x, block_state = x
                 following.append(block_state)
@@ -162,12 +164,8 @@ class xLSTMBlockStack(CheckedLoading):
     def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
         """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
         check_tokens(x)
-        check_input(x, self.config.embedding_dim)
-        following = []
-        for block, block_state in zip(self.blocks, self._states(state), strict=True):
-            x, block_state = block.step(x, block_state)
-            following.append(block_state)
-        return self.post_blocks_norm(x), tuple(following)
+        following: tuple[Tensor, StackState] = self(x, state, True, is_step=True)
+        return following
 
     def _states(self, state: StackState | None) -> StackState | tuple[None, ...]:
         if state is None:

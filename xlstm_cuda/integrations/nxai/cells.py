@@ -21,8 +21,8 @@ from xlstm.components.conv import CausalConv1d
 from xlstm.components.util import ParameterProxy
 
 from ... import functional
+from ..._children import call, is_plain
 from ..._states import LSTMState, MLSTMState, SLSTMState
-from .gates import preactivation
 from .states import shapes
 
 
@@ -51,6 +51,8 @@ class PatchedCausalConv1d(CausalConv1d):
         if past.shape[1] != width:  # a shorter one would be broadcast
             raise ValueError(f"CausalConv1d.step: conv_state must hold {width} tokens, got {past.shape[1]}")
         window = torch.cat([past[:, 1:], x], dim=1)
+        if not is_plain(nn.Conv1d, self.conv):
+            return self.conv(window.mT)[..., width - 1 : width].mT, (window,)
         y = (window * self.conv.weight[:, 0].mT).sum(1, keepdim=True)
         return (y if self.conv.bias is None else y + self.conv.bias), (window,)
 
@@ -95,7 +97,7 @@ class PatchedMLSTMCell(mLSTMCell):
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """i, f (B, H, S)."""
         x = torch.cat([q, k, v], dim=-1)
-        return preactivation(self.igate, x).mT, preactivation(self.fgate, x).mT
+        return call(self.igate, x).mT, call(self.fgate, x).mT
 
     def _heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, H, D) each, the keys divided by sqrt(D)."""
@@ -139,7 +141,8 @@ class _SLSTMCell(nn.Module):
 
     def step(self, input: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """One token of `forward`."""
-        return self.forward(input, state)
+        y: tuple[Tensor, Tensor] = self(input, state)
+        return y
 
     def _scan(
         self, x: Tensor, state: SLSTMState | LSTMState | None, lengths: Tensor | None

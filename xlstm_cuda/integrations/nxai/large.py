@@ -10,7 +10,7 @@ from torch import Tensor
 from xlstm.xlstm_large.components import soft_cap
 from xlstm.xlstm_large.model import mLSTMLayer, xLSTMLargeBlockStack
 
-from .gates import preactivation
+from ..._children import call
 
 LayerState: TypeAlias = tuple[Tensor, Tensor, Tensor]
 StackState: TypeAlias = dict[int, Any]  # LayerState, or None before the first token
@@ -45,8 +45,8 @@ class PatchedLargeMLSTMLayer(mLSTMLayer):
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
         """Input and forget gate pre-activations (B, S, H), not capped."""
         if self.config.weight_mode == "single":
-            return preactivation(self.igate_preact, x), preactivation(self.fgate_preact, x)
-        return preactivation(self.ifgate_preact, x).chunk(2, dim=-1)
+            return call(self.igate_preact, x), call(self.fgate_preact, x)
+        return call(self.ifgate_preact, x).chunk(2, dim=-1)
 
 
 class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):

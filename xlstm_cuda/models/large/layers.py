@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import _autocast, functional
+from ... import functional
 from ..._states import MLSTMState
+from ...nn.gates import GateLinear
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
 from .norms import MultiHeadLayerNorm, RMSNorm
-
-_Cell: TypeAlias = Callable[..., tuple[Tensor, MLSTMState]]
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap tanh(x / cap); x for None."""
     return x if cap is None else cap * torch.tanh(x / cap)
-
-
-class GateLinear(nn.Linear):
-    """A linear map in float32 at least, whatever the dtype of x and weights, and under autocast.
-
-    Its results are exponents: in bfloat16 a pre-activation of 10 would be off by up to 3 %.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with _autocast.disabled(x.device.type):
-            return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class LargeMLSTMLayer(nn.Module):
@@ -58,16 +44,11 @@ class LargeMLSTMLayer(nn.Module):
         self.out_proj = nn.Linear(v, dim, bias=bias)
 
     def forward(
-        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None
+        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None, is_step: bool = False
     ) -> tuple[Tensor, MLSTMState]:
-        cell = partial(functional.mlstm, initial_state=state, return_state=True, reset=reset)
-        return self._run(cast(_Cell, cell), x)
-
-    def step(self, x: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
-        """x (B, S, D), 1 <= S <= 16."""
-        return self._run(partial(functional.mlstm_step, state=state), x)
-
-    def _run(self, cell: _Cell, x: Tensor) -> tuple[Tensor, MLSTMState]:
+        cell: partial[Any] = partial(functional.mlstm, initial_state=state, return_state=True, reset=reset)
+        if is_step and reset is None:
+            cell = partial(functional.mlstm_step, state=state)
         q, k, v, o = self._project(x)
         q, k, v = (self._heads(u) for u in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap).mT for gate in self._gates(x))  # (B, H, S)
@@ -149,23 +130,16 @@ class LargeBlock(nn.Module):
         self.ffn = LargeFeedForward(config)
 
     def forward(
-        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None
+        self, x: Tensor, state: MLSTMState | None = None, reset: Tensor | None = None, is_step: bool = False
     ) -> tuple[Tensor, MLSTMState]:
         """x (B, S, D), any S >= 0 -> (B, S, D) and the state after the last token.
 
         reset (B, S) bool: the state is emptied before that token.
+        is_step: 1 <= S <= 16, by `functional.mlstm_step` where there is no reset.
         """
-        y, state = self.mlstm_layer(self.norm_mlstm(x), state, reset)
-        return self._feedforward(x + y), state
-
-    def step(self, x: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
-        """x (B, S, D), 1 <= S <= 16 -> (B, S, D) and the next state."""
-        y, state = self.mlstm_layer.step(self.norm_mlstm(x), state)
-        return self._feedforward(x + y), state
-
-    def _feedforward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.ffn(self.norm_ffn(x))
-        return x + y
+        y, state = self.mlstm_layer(self.norm_mlstm(x), state, reset, is_step)
+        x = x + y
+        return x + self.ffn(self.norm_ffn(x)), state
 
     def reset_parameters(self) -> None:
         for module in (self.norm_mlstm, self.mlstm_layer, self.norm_ffn, self.ffn):

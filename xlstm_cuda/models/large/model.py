@@ -34,18 +34,13 @@ class LargeBackbone(nn.Module):
         dim, eps, bias = config.embedding_dim, config.norm_eps, config.use_bias
         self.out_norm = RMSNorm(dim, eps, bias) if config.add_out_norm else nn.Identity()
 
-    def forward(self, x: Tensor, state: GivenState = None, reset: Tensor | None = None) -> tuple[Tensor, LargeState]:
+    def forward(
+        self, x: Tensor, state: GivenState = None, reset: Tensor | None = None, is_step: bool = False
+    ) -> tuple[Tensor, LargeState]:
+        """is_step: 1 <= S <= 16, the cheaper way."""
         states = []
         for block, before in zip(self.blocks, block_states(state, len(self.blocks)), strict=True):
-            x, after = block(x, before, reset)
-            states.append(stored(after, self.config.state_dtype))
-        return self.out_norm(x), tuple(states)
-
-    def step(self, x: Tensor, state: GivenState) -> tuple[Tensor, LargeState]:
-        """1 <= S <= 16."""
-        states = []
-        for block, before in zip(self.blocks, block_states(state, len(self.blocks)), strict=True):
-            x, after = block.step(x, before)
+            x, after = block(x, before, reset, is_step)
             states.append(stored(after, self.config.state_dtype))
         return self.out_norm(x), tuple(states)
 
@@ -106,7 +101,7 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
         """One token, or a few: ids (B, S), 1 <= S <= 16 -> logits (B, S, V) and the next state."""
         check_tokens(ids)
         with self._gradients():
-            x, after = self.backbone.step(self._embed(ids), state)
+            x, after = self.backbone(self._embed(ids), state, is_step=True)
             return self._logits(x), after
 
     def generate(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor | tuple[Tensor, Any]:

@@ -1,0 +1,48 @@
+"""When a layer may compute a child's map itself, together with others, and how it calls the child where it may not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as _module
+
+from xlstm_cuda import _autocast
+
+_ORDINARY = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the last two: while a graph is recorded
+_GLOBAL_HOOKS = (
+    _module._global_forward_pre_hooks,
+    _module._global_forward_hooks,
+    _module._global_backward_pre_hooks,
+    _module._global_backward_hooks,
+)
+
+
+def is_plain(kind: type[nn.Module], *children: nn.Module) -> bool:
+    """Whether a call of each child would do what `kind.forward` does with its weights, and nothing else.
+
+    Else they have to be called: adapters, quantised, parametrized and sharded modules are of another class, offloading
+    replaces `forward`, whoever observes a module hooks it, and weights of other classes know few functions.
+    """
+    for child in children:
+        hooked = child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks
+        if type(child) is not kind or hooked or "forward" in child.__dict__:
+            return False
+        weight, bias = child._parameters.get("weight"), child._parameters.get("bias")
+        if type(weight) not in _ORDINARY or not (bias is None or type(bias) in _ORDINARY):
+            return False
+    return not any(_GLOBAL_HOOKS)
+
+
+def call(child: nn.Module, x: Tensor) -> Tensor:
+    """child(x) in the dtype of the child's weights, also under autocast, which would round a gate's bias to bfloat16.
+
+    Where they are not floating-point numbers (int8, packed) x stays as it is.
+    """
+    weight = getattr(child, "weight", None)  # a method of some quantised maps, and nothing that wrappers must have
+    parameters = child.parameters() if not isinstance(weight, Tensor) else (weight,)
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    with _autocast.disabled(x.device.type):
+        y: Tensor = child(x.to(dtype))
+    return y
