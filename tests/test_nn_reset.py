@@ -147,6 +147,14 @@ def test_without_a_reset_it_is_the_plain_call() -> None:
     close(model(ids, return_state=True, reset=nowhere), model(ids, return_state=True), torch.float64)
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "model"])
+def test_a_reset_in_a_step_is_not_ignored(name: str) -> None:
+    module, x = build(name), draw(name, 2, 9)
+    reset = torch.rand(2, 9) < 0.4
+    reset[0, 3] = True
+    close(module(x, None, True, reset=reset, is_step=True), module(x, None, True, reset=reset), torch.float64)
+
+
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
 def test_convolution_does_not_look_back(kernel_size: int) -> None:
     """Not even at NaN, in the input and in the carried window; and the window that it leaves is clean too."""
