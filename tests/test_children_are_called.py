@@ -540,6 +540,15 @@ def test_plain_children_are_computed_together(
             assert shapes == [leaf.shape for leaf in pytree.tree_leaves(expected)]
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Without what other tests compiled, and nothing is left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
 @every_layer
 def test_plain_children_are_computed_together_in_graphs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name).requires_grad_(False)
@@ -551,6 +560,7 @@ def test_plain_children_are_computed_together_in_graphs(name: str, monkeypatch: 
         assert_same(torch.export.export(model, (x,), strict=True).module()(x), expected)
 
 
+@pytest.mark.usefixtures("compiler")
 @every_layer
 def test_compiled_layers_call_hooked_children(name: str) -> None:
     model, seen = build(name), []
