@@ -15,15 +15,19 @@ Results = dict[str, Tensor]
 FACTOR = 3  # the activations and their gradients are rounded too, each about as often as a parameter
 
 
-def assert_near_float64(actual: Results, model: Any, results: Callable[[Any], Results], dtype: torch.dtype) -> None:
+def assert_near_float64(
+    actual: Results, model: Any, results: Callable[[Any], Results], dtype: torch.dtype, terms: int = 1
+) -> None:
     """actual: what the model gives when it computes in `dtype`, by name; results: the same of a model in float64.
 
     Bounded by what happens to the results in float64 where every parameter moves by up to half a unit in the last place
-    of `dtype`: the largest of a few draws.
+    of `dtype`: the largest of a few draws. terms: of the longest sum in which every addition is rounded to `dtype`
+    (one where sums are float32); such errors grow as the square root of it.
     """
     wide = copy.deepcopy(model).double()
     exact = results(wide)
-    allowed = FACTOR * max(distance(results(moved(wide, dtype, seed)), exact) for seed in range(4))
+    spread = max(distance(results(moved(wide, dtype, seed)), exact) for seed in range(4))
+    allowed = FACTOR * terms**0.5 * spread
     error = distance(actual, exact)
     assert error <= allowed, f"{error:.1e} from float64, {allowed:.1e} allowed"
 

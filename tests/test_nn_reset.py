@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_near_float64
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.models import xLSTMLMModel, xLSTMLMModelConfig
 from xlstm_cuda.nn.conv import CausalConv1d
-from xlstm_cuda.testing import assert_close_relative, relative_error
+from xlstm_cuda.testing import assert_close_relative
 
 DIM, VOCAB = 32, 11
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE = 1e-10  # in float64: 4e5 units in the last place, for seeds where a normaliser nearly vanishes
 
 
 def mlstm_config(**fields: Any) -> xnn.mLSTMLayerConfig:
@@ -43,6 +44,7 @@ MODULES: dict[str, Callable[[], Any]] = {
     "model": lambda: xLSTMLMModel(lm_config()),
 }
 every_module = pytest.mark.parametrize("name", MODULES)
+TERMS = 192  # of the longest sum in them: the gates read q, k and v
 
 
 pytestmark = pytest.mark.usefixtures("fresh_seed")
@@ -79,11 +81,11 @@ def one_by_one(module: Any, x: Tensor, reset: Tensor, state: Any) -> tuple[Tenso
     return torch.cat(rows), pytree.tree_map(lambda *leaves: torch.cat(leaves), *states)
 
 
-def close(actual: Any, expected: Any, dtype: torch.dtype) -> None:
+def close(actual: Any, expected: Any) -> None:
     for a, b in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
         assert a.shape == b.shape
         if b.numel():
-            assert_close_relative(a, b, TOLERANCE[dtype])
+            assert_close_relative(a, b, TOLERANCE)
 
 
 def in_float64(value: Any) -> Any:
@@ -96,12 +98,8 @@ def in_float64(value: Any) -> Any:
     return pytree.tree_map(of_leaf, value)
 
 
-def check_rounding(actual: Any, expected: Any, truth: Any) -> None:
-    """In float32 both ways round, and a module amplifies it: `actual` is as near to the truth as `expected` is."""
-    for a, b, t in zip(*map(pytree.tree_leaves, (actual, expected, truth)), strict=True):
-        assert a.shape == b.shape
-        if a.numel():
-            assert relative_error(a, t) <= max(TOLERANCE[torch.float32], 2 * relative_error(b, t))
+def by_name(tree: Any) -> dict[str, Tensor]:
+    return {str(key): leaf for key, leaf in enumerate(pytree.tree_leaves(tree))}
 
 
 def gradients(module: Any, results: Any, weights: list[Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -125,26 +123,27 @@ def test_packed_documents_equal_separate_calls(name: str, carried: bool, dtype: 
     inputs = [leaf for leaf in (x, *pytree.tree_leaves(state)) if leaf is not None and leaf.is_floating_point()]
     for leaf in inputs:
         leaf.requires_grad_()
-    expected = one_by_one(module, x, reset, state)
     actual = module(x, state, return_state=True, reset=reset)
-    if dtype == torch.float32:  # where a normaliser nearly vanishes, gradients amplify the rounding of both sides
-        check_rounding(actual, expected, one_by_one(*map(in_float64, (module, x)), reset, in_float64(state)))
+    if dtype == torch.float32:  # where a normaliser nearly vanishes, a module amplifies rounding
+        given = in_float64(x), reset, in_float64(state)
+        assert_near_float64(by_name(actual), module, lambda wide: by_name(one_by_one(wide, *given)), dtype, TERMS)
         return
-    close(actual, expected, dtype)
-    close(module(x, state, reset=reset), expected[0], dtype)
+    expected = one_by_one(module, x, reset, state)
+    close(actual, expected)
+    close(module(x, state, reset=reset), expected[0])
     leaves = [leaf for leaf in pytree.tree_leaves(expected) if leaf.numel() and leaf.requires_grad]
     weights = [torch.randn_like(leaf) for leaf in leaves]
     ours, theirs = (gradients(module, results, weights, *inputs) for results in (actual, expected))
     assert len(ours) == len(theirs)
     scale = max(float(g.abs().max()) for g in theirs if g.numel())  # of all: single ones cancel to nearly nothing
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * scale)
+        assert torch.allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
 
 def test_without_a_reset_it_is_the_plain_call() -> None:
     model, ids = build("model"), draw("model", 2, 9)
     nowhere = torch.zeros(2, 9, dtype=torch.bool)
-    close(model(ids, return_state=True, reset=nowhere), model(ids, return_state=True), torch.float64)
+    close(model(ids, return_state=True, reset=nowhere), model(ids, return_state=True))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "model"])
@@ -184,23 +183,27 @@ def test_prefill_with_reset() -> None:
     reset = torch.rand(2, 9) < 0.4
     logits, state = model.prefill(ids, reset=reset)
     expected = model(ids, reset=reset, return_state=True)
-    close((logits, state), (expected[0][:, -1:], expected[1]), torch.float64)
+    close((logits, state), (expected[0][:, -1:], expected[1]))
 
 
 @every_module
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_steps_of_several_tokens(name: str, dtype: torch.dtype) -> None:
     module, x = build(name, dtype), draw(name, 2, 1 + 16 + 3, dtype)
-    expected = module(x, return_state=True)
     state, parts = None, []
     for part in x.split([1, 16, 3], 1):
         y, state = module.step(part, state)
         parts.append(y)
-    close((torch.cat(parts, 1), state), expected, dtype)
-    if dtype == torch.float64:
+    actual, wide_x = (torch.cat(parts, 1), state), in_float64(x)
+    if dtype == torch.float32:
+        assert_near_float64(
+            by_name(actual), module, lambda wide: by_name(wide(wide_x, return_state=True)), dtype, TERMS
+        )
+    else:
+        close(actual, module(x, return_state=True))
         with torch.no_grad():  # the step's own kernels
             y, _ = module.step(x[:, :16])
-        close(y, module(x[:, :16]), dtype)
+        close(y, module(x[:, :16]))
 
 
 def test_speculative_decoding() -> None:
@@ -215,6 +218,6 @@ def test_speculative_decoding() -> None:
         for accepted in range(1, 6):
             logits, after = model.step(draft[:, :accepted], state)
             whole = model(torch.cat([prompt, draft[:, :accepted]], 1), return_state=True)
-            close(after, whole[1], torch.float64)
-            close(logits, whole[0][:, 6:], torch.float64)
-            close(checked[:, :accepted], logits, torch.float64)
+            close(after, whole[1])
+            close(logits, whole[0][:, 6:])
+            close(checked[:, :accepted], logits)
