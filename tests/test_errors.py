@@ -448,6 +448,72 @@ def test_wrong_packing(
     assert str(raised.value) == message
 
 
+FLAGS = {
+    mlstm: ("normalize", "norm_grad", "return_state"),
+    mlstm_step: ("normalize", "norm_grad", "inplace"),
+    slstm: ("return_state",),
+    lstm: ("return_state",),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(function, name) for function, names in FLAGS.items() for name in names],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_flags_are_bools(function: Callable[..., Any], name: str, gate: str, grad: bool) -> None:
+    """ "no" would be taken for True."""
+    arguments = good(function)
+    if "mlstm" in function.__name__:
+        arguments["input_gate"] = gate
+    with pytest.raises(TypeError) as raised, torch.set_grad_enabled(grad):
+        function(**{**arguments, name: "no"})
+    assert str(raised.value) == f"{function.__name__}: {name} must be True or False, got 'no'"
+
+
+@pytest.mark.parametrize("function", [mlstm, mlstm_step])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("scale", "be None or a finite number"), ("eps", "be a finite number >= 0")]
+)
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["large", "negative", "huge"])
+def test_numbers_beyond_floats(function: Callable[..., Any], name: str, expected: str, value: int) -> None:
+    with pytest.raises(ValueError) as raised:
+        function(**{**good(function), name: value})
+    assert str(raised.value) == f"{function.__name__}: {name} must {expected}, got an int of {value.bit_length()} bits"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_tensors_that_are_not_dense(function: Callable[..., Any]) -> None:
+    op = function.__name__
+    for name, value in good(function).items():
+        if isinstance(value, Tensor):
+            rows = [x.clone() for x in value]
+            nested = [torch.nested.nested_tensor(rows, layout=layout) for layout in (torch.strided, torch.jagged)]
+            for x in (value.to_sparse(), *nested):
+                with pytest.raises(
+                    TypeError, match=f"^{op}: {name} must be a dense tensor.*, got (a N|torch.sparse_coo)"
+                ):
+                    function(**{**good(function), name: x})
+
+
+@pytest.mark.parametrize("function", [slstm, lstm])
+def test_lengths_that_are_not_dense(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="lengths must be a dense tensor, got torch.sparse_coo"):
+        function(**good(function), lengths=torch.ones(B, dtype=torch.int64).to_sparse())
+
+
+@pytest.mark.parametrize("call", ["forward", "backward"])
+def test_out_of_memory_says_how_many_bytes_for_what(call: str) -> None:
+    """More than a process can address: no machine has it."""
+    q, v = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1).requires_grad_(call == "backward")
+    q, v, gate = q.expand(-1, -1, -1, 2**22), v.expand(-1, -1, -1, 2**25), torch.zeros(1, 1, 1)
+    message = f"xlstm_cuda: DefaultCPUAllocator: can't allocate memory. Tried to allocate {2**49} bytes"
+    with pytest.raises(RuntimeError, match=f"{message} for a tensor of shape .1, 1, {2**22}, {2**25}."):
+        mlstm(q, q, v, gate, gate)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_unknown_device(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class Elsewhere(Tensor):

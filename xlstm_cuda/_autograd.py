@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from xlstm_cuda._ops import CELLS, library
+from xlstm_cuda._ops import CELLS, library, refuse_transforms
 
 
 class MLSTM(Function):
@@ -66,6 +66,12 @@ class Recurrent(Function):
             dstate = (*dstate[:2], None, None)
         results = library(ctx.namespace).recurrent_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)
+
+
+def check_transforms() -> None:
+    """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        refuse_transforms()
 
 
 def dense(x: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ read only on the CPU (no synchronisation on a GPU) and never while torch.compile
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 from xlstm_cuda._ops import accumulate_dtype
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
@@ -32,7 +33,8 @@ def tensors(op: str, **named: Any) -> None:
     first_name = device = None
     for name, x in named.items():
         if not isinstance(x, Tensor):
-            _wrong_type(op, name, "be a Tensor", type(x).__name__)
+            _no_tensor(op, name, x)
+        _dense(op, name, x)
         if x.dtype not in _FLOATS:
             _wrong_type(op, name, "be bfloat16, float16, float32 or float64", x.dtype)
         if device is None:
@@ -80,7 +82,7 @@ def mlstm(
     _mlstm_options(op, input_gate, normalize, scale, eps)
     whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
     if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
-        _wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", repr(chunk_size))
+        _wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", shown(chunk_size))
 
 
 def mlstm_step(
@@ -134,7 +136,14 @@ def recurrent(
     if reset is not None:
         _reset(op, reset, x, "x", batch, x.shape[1])
     if not (isinstance(reversed_heads, int) and 0 <= reversed_heads <= heads):
-        _wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", repr(reversed_heads))
+        _wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
+
+
+def flags(op: str, **named: Any) -> None:
+    """Options that are True or False; a text such as "no" would be true."""
+    for name, value in named.items():
+        if not isinstance(value, bool):
+            _wrong_type(op, name, "be True or False", shown(value))
 
 
 def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -194,13 +203,14 @@ def _state_tensors(
 
 
 def _mlstm_options(op: str, input_gate: str, normalize: bool, scale: float | None, eps: float) -> None:
+    flags(op, normalize=normalize)
     choice(op, "input_gate", input_gate, ("exp", "sigmoid"))
     if input_gate == "exp" and not normalize:
         raise ValueError(f"{op}: normalize=False needs input_gate='sigmoid', got 'exp'")
     if scale is not None and not _finite(scale):
-        _wrong_value(op, "scale", "be None or a finite number", repr(scale))
+        _wrong_value(op, "scale", "be None or a finite number", shown(scale))
     if not _finite(eps) or eps < 0:
-        _wrong_value(op, "eps", "be a finite number >= 0", repr(eps))
+        _wrong_value(op, "eps", "be a finite number >= 0", shown(eps))
 
 
 def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> None:
@@ -312,6 +322,7 @@ def _reset(op: str, reset: Tensor, first: Tensor, first_name: str, batch: int, s
 def _index_tensor(op: str, name: str, x: Any, first: Tensor, first_name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(x, Tensor):
         _wrong_type(op, name, "be a Tensor", type(x).__name__)
+    _dense(op, name, x)
     if x.dtype not in dtypes:
         _wrong_type(op, name, f"have dtype {' or '.join(map(str, dtypes))}", x.dtype)
     _device(op, name, x, first_name, first)
@@ -339,7 +350,31 @@ def _shape_of(x: Tensor) -> str:
 
 
 def _finite(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and -math.inf < x < math.inf
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
+
+
+def shown(x: Any) -> str:
+    """What came, as an error quotes it: repr, which for a huge int would be long, or an error of its own."""
+    return f"an int of {x.bit_length()} bits" if isinstance(x, int) and x.bit_length() > 64 else repr(x)
+
+
+def _no_tensor(op: str, name: str, x: Any) -> NoReturn:
+    if isinstance(x, Proxy):
+        raise TypeError(
+            f"{op}: {name} is a torch.fx.Proxy: torch.fx records calls of {op} by a module of Python with "
+            f"torch.fx.wrap('{op}') at its top"
+        )
+    _wrong_type(op, name, "be a Tensor", type(x).__name__)
+
+
+def _dense(op: str, name: str, x: Tensor) -> None:
+    if x.is_nested:
+        _wrong_type(
+            op, name, "be a dense tensor (rows of different lengths: padded, with `lengths` for slstm and lstm, or one "
+            "after the other, with `cu_seqlens` for mlstm)", "a NestedTensor",
+        )  # fmt: skip
+    if x.layout != torch.strided:
+        _wrong_type(op, name, "be a dense tensor", x.layout)
 
 
 def _wrong_type(op: str, name: str, expected: str, given: object) -> NoReturn:

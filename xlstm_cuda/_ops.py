@@ -6,6 +6,7 @@ executor of the CUDA sources on the CPU, plain and with its race detector (xlstm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,10 +76,10 @@ def register(namespace: str) -> None:
     """Register fake kernels and flops of a namespace's ops, and backward formulas that raise for its backward ops."""
     fakes = _FAKES if namespace == NAMESPACE else _FAKES | _EXECUTOR_FAKES
     for name, fake in fakes.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_fake(f"{namespace}::{name}", _traced(fake))
     for name in _FAKES:
         if not name.endswith("_"):  # torch itself refuses to batch an op that writes to its inputs
-            torch.library.register_vmap(f"{namespace}::{name}", _refuse_vmap)
+            torch.library.register_vmap(f"{namespace}::{name}", refuse_transforms)
     for name, functions in _BACKWARD_OPS.items():
         torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
     for name in _FAKES:
@@ -89,8 +90,29 @@ def register(namespace: str) -> None:
     _registered.add(namespace)
 
 
-def _refuse_vmap(*_: object, **__: object) -> NoReturn:
-    raise RuntimeError("xlstm_cuda: torch.func.vmap is not supported; use the batch dimension, or backend='reference'")
+def refuse_transforms(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError(
+        "xlstm_cuda: torch.func (vmap, grad, jvp, and what is made of them, such as per-sample gradients) is not "
+        "supported by the compiled ops, but by the recurrence in plain PyTorch: with xlstm_cuda.backend('reference')"
+    )
+
+
+def _traced(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake kernel, which is all that the exporter to ONNX runs of an op."""
+
+    def kernel(*args: Any) -> Any:
+        if _exports_to_onnx():
+            raise RuntimeError(
+                "xlstm_cuda: ONNX has no operator for the compiled ops: export the recurrence in plain PyTorch, with "
+                "xlstm_cuda.backend('reference')"
+            )
+        return fake(*args)
+
+    return kernel
+
+
+def _exports_to_onnx() -> bool:
+    return "torch.onnx._internal.exporter" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _refuse(functions: str) -> Callable[..., NoReturn]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import MLSTM, Recurrent, dense
+from xlstm_cuda._autograd import MLSTM, Recurrent, check_transforms, dense
 from xlstm_cuda._backend import backend, default_backend, resolve
 from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
@@ -107,6 +107,7 @@ def mlstm(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
+    _checks.flags("mlstm", return_state=return_state, norm_grad=norm_grad)
     q, k, v = _in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
@@ -178,6 +179,7 @@ def mlstm_step(
         except Exception as error:
             refusal = error
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
+    _checks.flags("mlstm_step", inplace=inplace, norm_grad=norm_grad)
     q, k, v = _in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
@@ -250,6 +252,7 @@ def slstm(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
+    _checks.flags("slstm", return_state=return_state)
     cell = _slstm_cell("slstm", forget_gate)
     plain = partial(reference.slstm, forget_gate=forget_gate)
     rows = lengths, reset, reversed_heads
@@ -326,6 +329,7 @@ def lstm(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
+    _checks.flags("lstm", return_state=return_state)
     rows = lengths, reset, reversed_heads
     h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
     return (h, state) if return_state else h
@@ -374,6 +378,7 @@ def _mlstm(
     every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
     ops_options = (*options, chunk_size, inputs[0].dtype == torch.float32 and _allow_tf32())
     if _checks.needs_grad(*every):
+        check_transforms()
         h, C, n, m = MLSTM.apply(namespace, ops_options, norm_grad, *every)
     else:
         h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *ops_options)
@@ -556,6 +561,7 @@ def _scan(
     inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(state), lengths, reset))]
     options = cell, reversed_heads, x.dtype == torch.float32 and _allow_tf32()
     if _checks.needs_grad(*inputs):
+        check_transforms()
         h, *final = Recurrent.apply(namespace, options, *inputs)
     else:
         h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)

@@ -2,10 +2,16 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 
 namespace xlstm::ops {
 namespace {
+
+// The words by which training tools tell that a smaller batch may help; torch's own error stays behind its C interface.
+[[noreturn]] void out_of_memory(bool cpu, double bytes, const std::string& what) {
+  STD_TORCH_CHECK(false, "xlstm_cuda: ", cpu ? "DefaultCPUAllocator: can't allocate memory." : "CUDA out of memory.",
+                  " Tried to allocate ", static_cast<int64_t>(bytes), " bytes for ", what);
+  std::abort();
+}
 
 // Scratch memory of one thread, kept between calls up to a limit: fresh pages cost more than small kernels.
 class Scratch {
@@ -17,7 +23,7 @@ class Scratch {
       std::free(data_);
       size_ = 0;
       data_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-      if (data_ == nullptr) throw std::bad_alloc();
+      if (data_ == nullptr) out_of_memory(true, static_cast<double>(bytes), "scratch");
       size_ = bytes;
     }
     return data_;
@@ -143,7 +149,16 @@ void check_own_memory(const char* op, std::initializer_list<std::pair<const char
 }
 
 Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype) {
-  return torch::stable::empty(shape, dtype, torch::headeronly::Layout::Strided, like.device());
+  const auto allocate = [&](const Shape& sizes) {
+    return torch::stable::empty(sizes, dtype, torch::headeronly::Layout::Strided, like.device());
+  };
+  try {
+    return allocate(shape);
+  } catch (const std::exception&) {
+    double bytes = static_cast<double>(allocate({0}).element_size());
+    for (int64_t size : shape) bytes *= static_cast<double>(size);
+    out_of_memory(like.is_cpu(), bytes, "a tensor of shape " + shape_string(shape));
+  }
 }
 
 Tensor as(const Tensor& x, ScalarType dtype) {

@@ -13,6 +13,7 @@ from ..nn.config import check_config, require
 from ..nn.init import small_init_
 from ..nn.inputs import check_ids, check_tokens
 from ..nn.loading import CheckedLoading
+from ..nn.tracing import leaf_call
 from .generation import generate, stream
 from .parameter_groups import WeightDecayGroups, weight_decay_names
 
@@ -58,6 +59,8 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
         reset: bool (B, S): the state is emptied before that token: documents packed in one row, each as if alone.
         Raises ValueError for ids, a state or reset of the wrong shape, TypeError for ids that are not integers.
         """
+        if (node := leaf_call(self, ids, state, return_state, reset=reset)) is not None:
+            return node
         x = self.xlstm_block_stack(self._embed(ids), state, return_state, reset=reset)
         x, state = x if return_state else (x, None)
         logits: Tensor = self.lm_head(x)

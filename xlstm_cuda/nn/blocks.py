@@ -14,6 +14,7 @@ from .mlstm_layer import mLSTMLayer, mLSTMLayerConfig
 from .norms import LayerNorm
 from .slstm_layer import sLSTMLayer, sLSTMLayerConfig
 from .states import LayerState
+from .tracing import leaf_call
 
 
 @dataclass
@@ -84,6 +85,8 @@ class xLSTMBlock(nn.Module):
         is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
+        if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
+            return node
         check_input(x, self.dim)
         y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset, is_step=is_step)
         if not return_state:

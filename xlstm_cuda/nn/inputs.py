@@ -62,3 +62,8 @@ def layer_state(state: Any) -> tuple[Any, Any]:
 def _check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a NestedTensor: put its rows one after the other in one row, with "
+            "`reset` where each begins, or pad them"
+        )

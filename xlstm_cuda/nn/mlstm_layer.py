@@ -20,6 +20,7 @@ from .inputs import check_input, check_reset, check_tokens, layer_state
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
+from .tracing import leaf_call
 
 
 @dataclass
@@ -167,6 +168,8 @@ class mLSTMLayer(nn.Module):
         is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
+        if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
+            return node
         y, state = self._run(x, state, reset, is_step)
         return (y, state) if return_state else y
 

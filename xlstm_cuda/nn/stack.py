@@ -16,6 +16,7 @@ from .loading import CheckedLoading
 from .norms import LayerNorm
 from .slstm_layer import sLSTMCell
 from .states import StackState
+from .tracing import leaf_call
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,6 +152,8 @@ class xLSTMBlockStack(CheckedLoading):
         is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
         Raises ValueError for an x, state or reset of the wrong shape.
         """
+        if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
+            return node
         check_input(x, self.config.embedding_dim)
         following = []
         for block, block_state in zip(self.blocks, self._states(state), strict=True):

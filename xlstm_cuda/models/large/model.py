@@ -13,6 +13,7 @@ from ...nn.config import check_config, require
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
 from ...nn.loading import CheckedLoading
+from ...nn.tracing import leaf_call
 from ..generation import generate, stream
 from ..parameter_groups import WeightDecayGroups, weight_decay_names
 from ..weights import fuse_weights, split_weights
@@ -78,6 +79,8 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
 
         Raises ValueError for ids, a state or reset of the wrong shape, TypeError for ids that are not integers.
         """
+        if (node := leaf_call(self, ids, state, return_state, reset=reset)) is not None:
+            return node
         with self._gradients():
             x, after = self.backbone(self._embed(ids), state, reset)
             logits = self._logits(x)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from ..tracing import leaf_call
 from .checks import check_heads, check_input, check_options, check_state
 from .sequences import repack, unpack
 
@@ -115,6 +116,8 @@ class RNN(nn.Module, Generic[State]):
             TypeError, ValueError: input, hx or their shapes are not these. What torch.nn.LSTM reports as RuntimeError
             is one here too.
         """
+        if (node := leaf_call(self, input, hx)) is not None:
+            return cast(Any, node)
         op = type(self).__name__
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):

@@ -52,6 +52,11 @@ def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
     x = input.data if packed else input
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: input must be a Tensor or a PackedSequence, got {type(x).__name__}")
+    if x.is_nested:
+        way = "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False) makes one"
+        raise TypeError(f"{op}: input must be a dense Tensor or a PackedSequence, got a NestedTensor: {way}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{op}: input must be a dense Tensor or a PackedSequence, got {x.layout}")
     if packed:
         _check_packed(op, input)
     elif x.ndim not in (2, 3):

@@ -1,0 +1,191 @@
+"""Tools that see modules from outside: torch.fx, torch.func, Opacus, the exporter to ONNX, NestedTensor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, models, slstm, slstm_step
+from xlstm_cuda import nn as xnn
+from xlstm_cuda.functional import backend as use_backend
+from xlstm_cuda.testing import assert_close_relative
+
+WAY_OUT = r"with xlstm_cuda.backend\('reference'\)"
+RNNS = [xnn.LSTM, xnn.sLSTM, xnn.mLSTM]
+rnns = pytest.mark.parametrize("cls", RNNS, ids=lambda cls: cls.__name__)
+pytestmark = pytest.mark.usefixtures("fresh_seed")
+
+lstm_in_graphs = lstm
+torch.fx.wrap("lstm_in_graphs")
+
+
+def stack_config(cls: Any = xnn.xLSTMBlockStackConfig, **fields: Any) -> Any:
+    return cls.from_ratio("1:1", 2, embedding_dim=16, **fields)
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "LSTM": lambda: xnn.LSTM(16, 8),
+    "sLSTM": lambda: xnn.sLSTM(16, 8, 2, bidirectional=True),
+    "mLSTM": lambda: xnn.mLSTM(16, 8, batch_first=True),
+    "mLSTM layer": lambda: xnn.mLSTMLayer(xnn.mLSTMLayerConfig(embedding_dim=16)),
+    "sLSTM layer": lambda: xnn.sLSTMLayer(xnn.sLSTMLayerConfig(embedding_dim=16)),
+    "mLSTM block": lambda: xnn.mLSTMBlock(xnn.mLSTMBlockConfig(xnn.mLSTMLayerConfig(embedding_dim=16))),
+    "sLSTM block": lambda: xnn.sLSTMBlock(xnn.sLSTMBlockConfig(xnn.sLSTMLayerConfig(embedding_dim=16))),
+    "stack": lambda: xnn.xLSTMBlockStack(stack_config()),
+    "language model": lambda: models.xLSTMLMModel(stack_config(models.xLSTMLMModelConfig, vocab_size=9)),
+    "large": lambda: models.xLSTMLarge(
+        models.xLSTMLargeConfig(embedding_dim=16, num_heads=2, num_blocks=2, vocab_size=9)
+    ),
+}
+modules = pytest.mark.parametrize("name", MODULES)
+
+
+class Around(nn.Module):
+    """A module in another one, called twice, the second time with the state of the first."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([inner])
+        self.options = () if isinstance(inner, tuple(RNNS)) else (True,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.parts[0](x, None, *self.options)
+        z, _ = self.parts[0](x, state, *self.options)
+        return torch.cat([y, z.relu()])
+
+
+@modules
+def test_modules_are_leaves_for_fx(name: str) -> None:
+    model = Around(MODULES[name]()).eval()
+    x = torch.randint(9, (2, 5)) if name in ("language model", "large") else torch.randn(2, 5, 16)
+    graph = torch.fx.symbolic_trace(model)
+    calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+    assert [node.target for node in calls] == ["parts.0", "parts.0"]
+    assert torch.equal(graph(x), model(x))
+    with pytest.raises(TypeError, match="for torch.fx the module is a leaf, one node of a graph: trace a module"):
+        torch.fx.symbolic_trace(model.parts[0])
+
+
+def test_fx_sees_what_torchs_lstm_shows() -> None:
+    class Model(nn.Module):
+        def __init__(self, rnn: nn.Module) -> None:
+            super().__init__()
+            self.rnn, self.head = rnn, nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, (h, _) = self.rnn(x)
+            return self.head(y) + self.head(h)
+
+    ours, theirs = (torch.fx.symbolic_trace(Model(cls(3, 8))) for cls in (xnn.LSTM, nn.LSTM))
+    steps = [[(node.op, str(node.target)) for node in graph.graph.nodes] for graph in (ours, theirs)]
+    assert steps[0] == steps[1] and ("call_module", "rnn") in steps[0]
+
+
+@pytest.mark.parametrize("function", [mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step])
+def test_functions_say_how_fx_records_them(function: Callable[..., Any]) -> None:
+    op = function.__name__
+    more = {"mlstm": 4, "mlstm_step": 5, "slstm": 1, "slstm_step": 3, "lstm": 1, "lstm_step": 3}[op]
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return function(x, *[x] * more)
+
+    with pytest.raises(TypeError, match=rf"^{op}: . is a torch.fx.Proxy: .* with torch.fx.wrap\('{op}'\) at its top"):
+        torch.fx.symbolic_trace(Model())
+
+
+def test_a_wrapped_function_is_recorded() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, R: Tensor) -> Tensor:
+            return lstm_in_graphs(x, R).sum(1)
+
+    x, R = torch.randn(2, 3, 4, 2, 5), torch.randn(4, 2, 5, 5)
+    assert torch.equal(torch.fx.symbolic_trace(Model())(x, R), lstm(x, R).sum(1))
+
+
+@rnns
+def test_torch_func_names_the_way_out(cls: Any) -> None:
+    rnn, x = cls(4, 8, dtype=torch.float64), torch.randn(5, 3, 4, dtype=torch.float64)
+    parameters = dict(rnn.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(rnn, parameters, (row[:, None],))[0].square().sum()
+
+    tangent = {name: torch.ones_like(value) for name, value in parameters.items()}
+    transforms: dict[str, Callable[[], Any]] = {
+        "vmap of grad": lambda: vmap(grad(loss), (None, 1))(parameters, x),
+        "grad": lambda: grad(loss)(parameters, x[:, 0]),
+        "vmap": lambda: vmap(loss, (None, 1))({k: v.detach() for k, v in parameters.items()}, x),
+        "jvp": lambda: jvp(lambda p: loss(p, x[:, 0]), (parameters,), (tangent,)),
+    }
+    for transform in transforms.values():
+        with pytest.raises(RuntimeError, match=WAY_OUT):
+            transform()
+    with use_backend("reference"):
+        per_sample = transforms["vmap of grad"]()
+        for transform in transforms.values():
+            transform()
+    for row in range(3):
+        exact = torch.autograd.grad(loss(parameters, x[:, row]), list(parameters.values()))
+        for name, expected in zip(parameters, exact, strict=True):
+            assert_close_relative(per_sample[name][row], expected, 1e-10, name)
+
+
+@rnns
+def test_opacus_with_the_reference(cls: Any) -> None:
+    """Per-sample gradients. Opacus wants a module with parameters to return one tensor."""
+    opacus = pytest.importorskip("opacus")
+
+    class Outputs(cls):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    model = nn.Sequential(Outputs(4, 8, batch_first=True), nn.Linear(8, 2)).double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match=WAY_OUT):
+        opacus.GradSampleModule(copy.deepcopy(model), loss_reduction="sum")(x).square().sum().backward()
+    wrapped = opacus.GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
+    with use_backend("reference"):
+        wrapped(x).square().sum().backward()
+    for row in range(3):
+        exact = torch.autograd.grad(model(x[row : row + 1]).square().sum(), list(model.parameters()))
+        for parameter, expected in zip(wrapped.parameters(), exact, strict=True):
+            assert_close_relative(parameter.grad_sample[row], expected, 1e-10, "gradient")
+
+
+@rnns
+def test_onnx_names_the_way_out(cls: Any) -> None:
+    pytest.importorskip("onnxscript")
+    rnn, x = cls(4, 8).eval().requires_grad_(False), torch.randn(3, 2, 4)
+    with pytest.raises(Exception, match=f"ONNX has no operator for the compiled ops.*{WAY_OUT}"):
+        torch.onnx.export(rnn, (x,), dynamo=True, verbose=False)
+    assert rnn(x)[0].shape == (3, 2, 8), "afterwards all is as before"
+    torch.export.export(rnn, (x,))
+
+
+@rnns
+def test_nested_rows_are_packed(cls: Any) -> None:
+    rows = [torch.randn(n, 4) for n in (3, 5, 1)]
+    rnn = cls(4, 8, batch_first=True)
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    with pytest.raises(
+        TypeError, match=r"got a NestedTensor: .*pack_sequence\(input.unbind\(\), enforce_sorted=False\)"
+    ):
+        rnn(nested)
+    y, _ = pad_packed_sequence(rnn(pack_sequence(nested.unbind(), enforce_sorted=False))[0], batch_first=True)
+    for row, ours in zip(rows, y, strict=True):
+        assert_close_relative(ours[: len(row)], rnn(row)[0], 1e-5, "row")
+
+
+@modules
+def test_nested_input_of_modules(name: str) -> None:
+    rows = [torch.randint(9, (n,)) if name in ("language model", "large") else torch.randn(n, 16) for n in (3, 5)]
+    with pytest.raises(TypeError, match="got a NestedTensor: "):
+        MODULES[name]()(torch.nested.nested_tensor(rows, layout=torch.jagged))
