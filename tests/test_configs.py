@@ -180,3 +180,29 @@ def test_wrong_values_set_later_are_refused(name: str, field: str, value: object
     setattr(inner, last, value)
     with pytest.raises(ValueError, match=message):
         built(config)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [1e308, 1e300, 10**400, float("inf"), float("nan")],
+    ids=lambda x: f"{x:.3}" if isinstance(x, float) else "int",
+)
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("mLSTM layer", "proj_factor"),
+        ("feedforward", "proj_factor"),
+        ("sLSTM block", "feedforward.proj_factor"),
+        ("language model", "mlstm_block.mlstm.proj_factor"),
+        *(("large", field) for field in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor")),
+    ],
+)
+def test_factors_that_give_no_size(name: str, field: str, factor: float) -> None:
+    config: Any = copy.deepcopy(CONFIGS[name])
+    inner = config
+    *parts, last = field.split(".")
+    for part in parts:
+        inner = getattr(inner, part)
+    setattr(inner, last, factor)
+    with pytest.raises(ValueError, match=f"{last} (times embedding_dim must be the size of a tensor|must be positive)"):
+        built(config)

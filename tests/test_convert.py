@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import __main__
-from xlstm_cuda.convert import convert, flat_yaml, load_large, sources, targets
+from xlstm_cuda.convert import convert, flat_yaml, folders, load_large, sources, targets
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -376,6 +379,8 @@ def test_other_models_are_refused(names: list[str], message: str, tmp_path: Path
         ({"chunkwise_kernel": None}, "chunkwise_kernel must be text, got None"),
         ({"v_dim_factor": 10**400}, "config.json: int too large"),
         ({"hidden_size": 10**400}, "embedding_dim is no size of a tensor"),
+        ({"ffn_proj_factor": 1e308}, "ffn_proj_factor times embedding_dim is no size of a tensor: 1e.308"),
+        ({"qk_dim_factor": 1e300}, "qk_dim_factor times embedding_dim is no size of a tensor: 1e.300"),
         ({"num_blocks": 10**12}, "the config has 1000000000000 blocks, the checkpoint 33 tensors"),
     ],
 )
@@ -417,6 +422,58 @@ def test_damaged_indices(index: str, message: str, tmp_path: Path) -> None:
     (source / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=f"index.json is damaged: {message}"):
         convert(source, tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_deeply_nested_json(depth: int, tmp_path: Path) -> None:
+    """It is converted, or one ValueError: also where it can be read but not be written again."""
+    source = hf_folder(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    text = json.dumps({**config, "deep": 0}).replace('"deep": 0', f'"deep": {"[" * depth}{"]" * depth}')
+    (source / "config.json").write_text(text)
+    try:
+        convert(source, tmp_path / "out", "hf")
+    except ValueError as error:
+        assert str(error).startswith(f"convert: {source / 'config.json'}: ")
+    (source / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match="index.json is damaged: it has no weight_map"):
+        convert(source, tmp_path / "no", "hf")
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "{absolute}", "sub/model.safetensors", "..", "a\\b", "C:x"]
+)
+def test_an_index_names_files_beside_it(name: str, tmp_path: Path) -> None:
+    source, other = nxai_folder(tmp_path / "nxai"), nxai_folder(tmp_path / "other")
+    shutil.copytree(other, source / "sub")
+    name = name.format(absolute=other / "model.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(draw(), name)}))
+    with pytest.raises(ValueError, match="its weight_map may name files beside it only, got"):
+        convert(source, tmp_path / "out", "hf")
+
+
+def test_files_may_be_links(tmp_path: Path) -> None:
+    """As all are in the cache of Hugging Face's hub."""
+    source, blobs = nxai_folder(tmp_path / "nxai"), tmp_path / "blobs"
+    blobs.mkdir()
+    (source / "model.safetensors").rename(blobs / "0123")
+    (source / "model.safetensors").symlink_to("../blobs/0123")
+    index = {"weight_map": dict.fromkeys(draw(), "model.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(source, tmp_path / "out", "hf")
+
+
+def test_tensors_without_their_values_in_the_file(tmp_path: Path) -> None:
+    """A file of a few bytes must not become terabytes."""
+    source = nxai_folder(tmp_path / "nxai")
+    config = (source / "config.yaml").read_text()
+    (source / "config.yaml").write_text(re.sub("vocab_size: .*", f"vocab_size: {2**50}", config))
+    for shape in ((2**50, DIM), (2**62, 2**62)):
+        huge = torch.zeros(1, 1).expand(2**50, DIM) if shape[1] == DIM else torch.zeros(0, 1).expand(0, 2**62)
+        torch.save({**draw(), "embedding.weight": huge, "lm_head.weight": huge}, source / "other.pt")
+        with pytest.raises(ValueError, match="embedding.weight (has shape .*, but not that many values)|does not fit"):
+            convert(source / "other.pt", tmp_path / "out", "nxai")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -577,7 +634,8 @@ def test_targets_that_are_links_or_here(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_interrupted_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the two renames: the old folder comes back."""
+    """Between the two renames, where names cannot be exchanged: the old folder comes back."""
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     source = nxai_folder(tmp_path / "nxai")
     shutil.copytree(source, tmp_path / "out")
     rename = Path.rename
@@ -592,6 +650,68 @@ def test_interrupted_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.Monk
         convert(source, tmp_path / "out", "hf", overwrite=True)
     assert_equal(load(tmp_path / "out"), load(source))
     assert {path.name for path in tmp_path.iterdir()} == {"nxai", "out"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from xlstm_cuda.convert import convert, folders
+
+source, target, moment = sys.argv[1:]
+exchange, rename = folders._exchange, Path.rename
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def then_killed(call):
+    return lambda *args: (call(*args), killed())
+
+if moment == "before":
+    folders._exchange = Path.rename = killed
+elif moment == "exchanged":
+    folders._exchange = Path.rename = then_killed(exchange)
+else:  # between the two renames of a system that cannot exchange
+    folders._exchange = lambda *_: False
+    Path.rename = then_killed(rename)
+convert(source, target, "hf", overwrite=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+@pytest.mark.parametrize("moment", ["before", "exchanged", "between renames"])
+def test_killed_in_the_last_moment(moment: str, tmp_path: Path) -> None:
+    """The target is there, old or new; where names cannot be exchanged, the next call brings it back and tidies up."""
+    source, target = nxai_folder(tmp_path / "nxai"), tmp_path / "out"
+    shutil.copytree(source, target)
+    other = tmp_path / ".out.12345678.mine"
+    other.mkdir()
+    run = subprocess.run([sys.executable, "-c", KILLED, source, target, moment], cwd=tmp_path, env=with_root())
+    assert run.returncode == -signal.SIGKILL
+    assert target.exists() or moment == "between renames"
+    with pytest.raises(FileExistsError, match="out exists; --overwrite replaces it"):
+        convert(source, target, "hf")
+    is_new = "backbone.embeddings.weight" in load(target)  # a file system that cannot exchange leaves the old one
+    assert not is_new or moment == "exchanged"
+    assert_equal(renamed(load(target)), load(source))
+    assert {path.name for path in tmp_path.iterdir()} == {"nxai", "out", other.name}
+    convert(source, target, "hf", overwrite=True)
+    assert "backbone.embeddings.weight" in load(target)
+    assert_equal(renamed(load(target)), load(source))
+
+
+def with_root() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def test_a_running_call_is_left_alone(tmp_path: Path) -> None:
+    source, target = nxai_folder(tmp_path / "nxai"), tmp_path / "out"
+    with folders.new_folder(target, False) as new:
+        convert(source, target, "nxai")
+        assert new.exists()
+        (new / "config.json").touch()
+        (new / "model.safetensors").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"nxai", "out"}
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def read(folder: Path, hf: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         raw = flat_yaml.loads(text) if path.suffix == ".yaml" else json.loads(text)
+        json.dumps(raw, indent=2)  # nested deeper than that, it could not be written again
         if not isinstance(raw, dict):
             raise ValueError(f"must hold the fields of a config, got {raw!r}")
         fields = _from_hf(raw) if hf else {**_MODEL, **raw}
@@ -139,6 +140,8 @@ def _check(fields: Mapping[str, Any]) -> None:
     for name in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
         if not _is_number(fields[name]) or fields[name] <= 0:
             raise ValueError(f"{name} must be a positive number, got {fields[name]!r}")
+        if fields[name] * float(fields["embedding_dim"]) >= 2**63:
+            raise ValueError(f"{name} times embedding_dim is no size of a tensor: {fields[name]!r}")
     for name in ("gate_soft_cap", "output_logit_soft_cap"):
         if fields[name] is not None and (not _is_number(fields[name]) or fields[name] <= 0):
             raise ValueError(f"{name} must be None or a positive number, got {fields[name]!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, configs, layouts, targets
+from . import checkpoints, configs, folders, layouts, targets
 from .checkpoints import Checkpoint
 from .layouts import OUT_NORM_BIAS
 
@@ -86,7 +86,7 @@ def convert(
         entries = [_entry(checkpoint, name, parts, wanted) for name, parts in names.items()]
         nbytes = sum(entry.nbytes for entry in entries)
         largest = max(entries, key=lambda entry: entry.nbytes)
-        with targets.new_folder(target, overwrite) as new, _bar(nbytes, progress) as written:
+        with folders.new_folder(target, overwrite) as new, _bar(nbytes, progress) as written:
             raw = checkpoint.config if checkpoint.hf else None
             configs.write(new, to, fields, raw, str(largest.dtype).removeprefix("torch."))
             targets.copy_side_files(folder, new, _SIDE_FILES)

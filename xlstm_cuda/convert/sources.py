@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,10 +71,14 @@ def _indexed(index: Path) -> list[str]:
     """The files that an index names."""
     try:
         names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"convert: {index} is damaged: it has no weight_map of names and files") from error
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"convert: {index} is damaged: its weight_map names no files")
+    for name in names:
+        # A link in the folder is its owner's doing, as in the cache of Hugging Face's hub; a path is the index's.
+        if not name.strip(".") or any(mark in name for mark in ("/", "\\", ":", "\0")):
+            raise ValueError(f"convert: {index}: its weight_map may name files beside it only, got {name!r}")
     return sorted(set(names))
 
 
@@ -154,4 +159,6 @@ def _checked(x: Tensor, name: str, path: Path) -> Tensor:
         raise ValueError(f"convert: {path}: {name} has dtype {x.dtype}, which is not converted")
     if x.layout != torch.strided or x.is_meta:
         raise ValueError(f"convert: {path}: {name} is a {'meta' if x.is_meta else x.layout} tensor, without plain data")
+    if prod(x.shape) * x.element_size() > x.untyped_storage().nbytes():
+        raise ValueError(f"convert: {path}: {name} has shape {tuple(x.shape)}, but not that many values in the file")
     return x

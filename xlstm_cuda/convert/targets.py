@@ -1,4 +1,4 @@
-"""Writing a checkpoint: safetensors files, tensor after tensor, in a folder that appears when it is complete."""
+"""Writing a checkpoint: safetensors files, tensor after tensor."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import ctypes
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .sources import DTYPES, SUFFIXES
+from .sources import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_CONFIGS = ("config.json", "config.yaml")
 
 
 @dataclass
@@ -35,40 +32,6 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
-
-
-@contextmanager
-def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which takes target's place at the end of the block, and is removed after an error.
-
-    Raises FileExistsError where target exists and must not, or is not the folder of a checkpoint.
-    """
-    if target.name in ("", ".."):  # "." cannot be renamed
-        target = target.resolve()
-    if os.path.lexists(target):
-        if not overwrite:
-            raise FileExistsError(f"convert: {target} exists; --overwrite replaces it")
-        if not target.is_dir() or (any(target.iterdir()) and not _is_checkpoint(target)):
-            raise FileExistsError(f"convert: {target} is not the folder of a checkpoint, and is not overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        yield new
-        try:
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-        except BaseException:  # Ctrl-C between the two must not lose the old one either
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """A config alone does not tell: many kinds of folders have a config.json."""
-    names = {path.name for path in folder.iterdir()}
-    return any(name in names for name in _CONFIGS) and any(name.endswith(SUFFIXES) for name in names)
 
 
 def write(

@@ -20,6 +20,12 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_width(config: str, name: str, factor: float, embedding_dim: int) -> None:
+    """Raises ValueError unless the product can be the size of a tensor: before a float of 1e308 becomes an int."""
+    fits = embedding_dim < 2**63 and -math.inf < factor < 2**63 and factor * embedding_dim < 2**63
+    require(fits, f"{config}: {name} times embedding_dim must be the size of a tensor, got {factor!r}")
+
+
 def check_config(config: Any, cls: type[Config]) -> None:
     """What every module does first with its config: fields may have been set since that was made.
 
@@ -118,6 +124,7 @@ class UpProjectionConfig(Config):
     round_proj_up_to_multiple_of: int = 64
 
     def rounded_width(self, embedding_dim: int) -> int:
+        require_width(type(self).__name__, "proj_factor", self.proj_factor, embedding_dim)
         round_ = math.ceil if self.round_proj_up_dim_up else math.floor
         multiple = self.round_proj_up_to_multiple_of
         return round_(self.proj_factor * embedding_dim / multiple) * multiple

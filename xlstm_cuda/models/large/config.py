@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...nn.config import Config, ignored, require
+from ...nn.config import Config, ignored, require, require_width
 
 _CHOICES = {
     "mode": ("train", "train_with_padding", "inference"),
@@ -95,6 +95,8 @@ class xLSTMLargeConfig(Config):
         for field in (*sizes, "qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
             value = getattr(self, field)
             require(0 < value < math.inf, f"{name}: {field} must be positive and finite, got {value}")
+        for field in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
+            require_width(name, field, getattr(self, field), self.embedding_dim)
         for field, factor in (("qk_dim", self.qk_dim_factor), ("v_dim", self.v_dim_factor)):
             width = getattr(self, field)
             require(
