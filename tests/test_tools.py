@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, models, slstm, slstm_step
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.functional import backend as use_backend
-from xlstm_cuda.testing import assert_close_relative
+from xlstm_cuda.testing import assert_close_relative, lstm_inputs, mlstm_inputs, slstm_inputs
 
 WAY_OUT = r"with xlstm_cuda.backend\('reference'\)"
 RNNS = [xnn.LSTM, xnn.sLSTM, xnn.mLSTM]
@@ -136,6 +136,26 @@ def test_torch_func_names_the_way_out(cls: Any) -> None:
         exact = torch.autograd.grad(loss(parameters, x[:, row]), list(parameters.values()))
         for name, expected in zip(parameters, exact, strict=True):
             assert_close_relative(per_sample[name][row], expected, 1e-10, name)
+
+
+@pytest.mark.parametrize("cell", ["slstm", "lstm", "mlstm"])
+def test_vmap_over_states(cell: str) -> None:
+    """Values of a state are not looked at: under vmap nobody can."""
+    make, function = {"slstm": (slstm_inputs, slstm), "lstm": (lstm_inputs, lstm), "mlstm": (mlstm_inputs, mlstm)}[cell]
+    inputs = make(3, 2, 1, 4, *[5] * (cell == "mlstm"), state=True, dtype=torch.float64)
+    kind, state = type(inputs["initial_state"]), inputs.pop("initial_state")
+    shared = {name: inputs.pop(name) for name in ("R", "b") if name in inputs}
+
+    def call(row: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
+        arguments = dict(zip(inputs, (x[None] for x in row), strict=True))
+        return function(**arguments, **shared, initial_state=kind(*(s[None] for s in before)))[0]
+
+    rows = tuple(inputs.values()), tuple(state)
+    with pytest.raises(RuntimeError, match=WAY_OUT):
+        vmap(call)(*rows)
+    with use_backend("reference"):
+        found = vmap(call)(*rows)
+    assert_close_relative(found, function(**inputs, **shared, initial_state=state), 1e-10, "h")
 
 
 @rnns

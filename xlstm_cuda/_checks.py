@@ -1,11 +1,12 @@
 """Checks of the public functions' arguments: every error names op, argument, what was expected and what came.
 
 TypeError: not a tensor, or a wrong dtype. ValueError: wrong shape, device, option or value. Values inside tensors are
-read only on the CPU (no synchronisation on a GPU) and never while torch.compile or torch.export trace.
+read only on the CPU (no synchronisation on a GPU) and never while torch.compile, torch.export or torch.func trace.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from itertools import combinations, pairwise
@@ -306,7 +307,7 @@ def _range(op: str, name: str, x: Tensor, top_name: str, top: int) -> None:
 
 def _readable(x: Tensor) -> bool:
     """Whether x's values may be looked at."""
-    return x.device.type == "cpu" and not _traced(x)
+    return x.device.type == "cpu" and not _traced(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _traced(x: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from ..nn.config import require
 
-EosId: TypeAlias = int | list[int] | tuple[int, ...] | None
+EosId: TypeAlias = int | Sequence[int] | None
 Step: TypeAlias = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids (B, 1), state -> logits (B, 1, V), the next state
 
 PREFILL_CHUNK_SIZE = 8192  # tokens of a row
