@@ -91,8 +91,9 @@ test-transformers: peers
 
 # An sdist, installed from another folder than this one, and tests of what is installed, in a third folder.
 SDIST := build/sdist
+.PHONY: test-sdist test-torches
 test-sdist: $(STAMP)
-	@rm -rf $(SDIST) && mkdir -p $(SDIST)
+	@rm -rf $(SDIST) xlstm_cuda.egg-info && mkdir -p $(SDIST)
 	@$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('$(SDIST)')" >$(SDIST)/log 2>&1 || { cat $(SDIST)/log; exit 1; }
 	XLSTM_CUDA=off PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --target $(SDIST)/installed $(SDIST)/*.tar.gz
 	@cp -r tests bench pyproject.toml $(SDIST)
@@ -177,4 +178,4 @@ $(CHOICE): always
 	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
 
 clean:
-	rm -rf build .venv xlstm_cuda/*.so
+	rm -rf build .venv xlstm_cuda/*.so xlstm_cuda.egg-info
