@@ -70,7 +70,7 @@ test-asan: $(STAMP)
 # found. test-transformers: its previous major version, and either one as if xlstm were not installed.
 peers: build/.peers$(subst /,_,$(PY))
 
-PEERS     := 'xlstm' 'mlstm_kernels' 'transformers>=5' 'tirex-ts' requests peft accelerate
+PEERS     := 'xlstm' 'mlstm_kernels' 'transformers>=5' 'tirex-ts' requests peft accelerate opacus onnx onnxscript onnxruntime
 PREVIOUS  := build/peers/transformers-4.57
 THIS_TORCH := import torch; print('torch==' + torch.__version__.partition('+')[0])
 build/.peers$(subst /,_,$(PY)): $(STAMP)
