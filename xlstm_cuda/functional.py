@@ -227,7 +227,7 @@ def slstm(
         F = exp(lambda(f) + m_{t-1} - m_t)     I = exp(i - m_t)
         c_t = F c_{t-1} + I tanh(z)            n_t = F n_{t-1} + I            h_t = sigmoid(o) c_t / n_t
 
-    n = 0 marks an empty element of the state: there c and m are ignored, F = 0 and m_t = i.
+    n = 0 marks an empty element of the state: there c, m and f are ignored, F = 0 and m_t = i.
 
     Args:
         x: input part of the gate pre-activations, order i, f, z, o: (B, S, 4, H, D), dtype T.

@@ -45,10 +45,10 @@ def slstm_step(
 
 
 def _cell(raw: Tensor, state: State, forget_gate: str) -> State:
-    """Equations 8 to 17, element by element; an element with n = 0 is empty: its c and m do not count."""
+    """Equations 8 to 17, element by element; an element with n = 0 is empty: its c, m and f do not count."""
     i, f, z, o = raw.unbind(1)
     empty = state[2] == 0
-    c, n, m = (s.masked_fill(empty, 0) for s in state[1:])
+    c, n, m, f = (s.masked_fill(empty, 0) for s in (*state[1:], f))
 
     decayed = m + (f if forget_gate == "exp" else logsigmoid(f))
     decayed = decayed.masked_fill(empty, -torch.inf)

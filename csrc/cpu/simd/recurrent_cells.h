@@ -62,7 +62,7 @@ struct LstmCell {
 // With log f the log forget gate, both arguments of the max below are <= 0 and one of them is 0 or nearly so:
 //   m = max(i, log f + m)     input = i - m     decayed = log f + m_before - m + nu     u = input - decayed
 //   alpha = sigmoid(u)        c_bar += alpha (tanh z - c_bar)                           nu = log(e^input + e^decayed)
-// An empty unit has nu = kEmptyLog, so that alpha = 1 at its first input.
+// An empty unit has nu = kEmptyLog and keeps nothing, whatever f is: alpha = 1 at its first input.
 template <class T, bool kExpForget>
 struct SlstmCell {
   static constexpr int kStates = 3;  // c_bar, nu, m
@@ -89,18 +89,19 @@ struct SlstmCell {
 
   // raw: i, f, z, o. saved: alpha (its sign bit: m follows i), f, tanh(z), sigmoid(o), c_bar before.
   XLSTM_INLINE_MEMBER static Vec<T> forward(const Vec<T>* raw, Vec<T>* state, Vec<T>* saved) {
-    const Vec<T> log_f = at_least<T>(kExpForget ? raw[1] : log_sigmoid<T>(raw[1]), kEmpty);
-    const Vec<T> i = at_least<T>(raw[0], kEmpty), kept = log_f + state[2];
-    const IntVec<T> input_wins = is_empty(state[1]) | (i > kept);
+    const Vec<T> i = raw[0], log_f = kExpForget ? raw[1] : log_sigmoid<T>(raw[1]), none = splat<T>(-INFINITY);
+    const IntVec<T> was_empty = is_empty(state[1]);
+    const Vec<T> kept = select<T>(was_empty, none, log_f + state[2]);
+    const IntVec<T> input_wins = was_empty | (i > kept);
     const Vec<T> m = select<T>(input_wins, i, kept);
-    const Vec<T> input = i - m, decayed = at_least<T>(kept - m + state[1], kEmpty), u = input - decayed;
+    const Vec<T> input = i - m, decayed = kept - m + state[1], u = input - decayed;
     const Vec<T> e = exp_nonpositive<T>(-abs<T>(u));
-    const IntVec<T> now_empty = is_empty(m);  // nothing kept and nothing written
+    const IntVec<T> now_empty = (i == none) & (m == none);  // nothing kept and nothing written
     const Vec<T> z = tanh<T>(raw[2]), zero = splat<T>(0);
     const Vec<T> alpha =
         select<T>(now_empty, zero, quotient<T>(select<T>(u < 0, e, splat<T>(1)), e + static_cast<T>(1)));
     saved[0] = select<T>(input_wins, -alpha, alpha);
-    saved[1] = raw[1];
+    saved[1] = select<T>(was_empty, zero, raw[1]);
     saved[2] = z;
     saved[3] = select<T>(now_empty, zero, sigmoid<T>(raw[3]));
     saved[4] = state[0];

@@ -66,7 +66,7 @@ struct LstmCell {
   }
 };
 
-// c_bar = c / n, nu = log n and m; an empty unit has nu = kEmptyLog.
+// c_bar = c / n, nu = log n and m; an empty unit has nu = kEmptyLog and keeps nothing, whatever f is.
 template <class A, bool kExpForget>
 struct SlstmCell {
   static constexpr int kStates = 3;  // c_bar, nu, m
@@ -75,8 +75,6 @@ struct SlstmCell {
 
   // Well above kEmptyLog, far below any log that a unit can reach.
   XLSTM_DEVICE static bool is_empty(A log) { return log < static_cast<A>(kEmptyLog / 10); }
-  // At least kEmptyLog; NaN stays.
-  XLSTM_DEVICE static A finite_log(A log) { return log < kEmpty ? kEmpty : log; }
 
   XLSTM_DEVICE static void load_state(const UnitState<A>& s, A (&state)[kStates]) {
     const bool empty = s.n == 0;
@@ -92,16 +90,17 @@ struct SlstmCell {
 
   // raw: i, f, z, o. saved: alpha (its sign bit: m follows i), f, tanh(z), sigmoid(o), c_bar before.
   XLSTM_DEVICE static A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) {
-    const A i = finite_log(raw[0]), log_f = finite_log(kExpForget ? raw[1] : cell_log_sigmoid(raw[1]));
-    const A kept = log_f + state[2];
-    const bool input_wins = is_empty(state[1]) || i > kept;
+    const A i = raw[0], log_f = kExpForget ? raw[1] : cell_log_sigmoid(raw[1]), none = -INFINITY;
+    const bool was_empty = is_empty(state[1]);
+    const A kept = was_empty ? none : log_f + state[2];
+    const bool input_wins = was_empty || i > kept;
     const A m = input_wins ? i : kept;
-    const A input = i - m, decayed = finite_log(kept - m + state[1]), u = input - decayed;
+    const A input = i - m, decayed = kept - m + state[1], u = input - decayed;
     const A e = std::exp(-std::fabs(u)), z = std::tanh(raw[2]);
-    const bool now_empty = is_empty(m);  // nothing kept and nothing written
+    const bool now_empty = i == none && m == none;  // nothing kept and nothing written
     const A alpha = now_empty ? A{0} : (u < 0 ? e : A{1}) / (1 + e);
     saved[0] = input_wins ? -alpha : alpha;
-    saved[1] = raw[1];
+    saved[1] = was_empty ? A{0} : raw[1];
     saved[2] = z;
     saved[3] = now_empty ? A{0} : cell_sigmoid(raw[3]);
     saved[4] = state[0];
