@@ -44,6 +44,21 @@ def test_states_recomputed_in_groups(backend: str) -> None:
         assert_close_relative(a, b, 1e-11)
 
 
+def test_sums_over_many_chunks() -> None:
+    """C and n round once a chunk, not once a token: tokens that are all the same add up with one-sided errors.
+
+    A sum of L terms of one sign within a chunk and of as many chunks, in whatever order, errs by less than eps times
+    their number.
+    """
+    S, L, D = 20_000, 64, 24
+    k = torch.rand(D).expand(1, 1, S, D) + 0.1
+    v, i, f = torch.ones(1, 1, S, 1), torch.zeros(1, 1, S), torch.full((1, 1, S), INF)
+    _, (C, n, _) = mlstm(k, k, v, i, f, chunk_size=L, return_state=True, backend="cpu")
+    exact, bound = S * k[0, 0, 0].double(), (S / L + L) * torch.finfo(torch.float32).eps
+    for name, x in (("C", C.flatten()), ("n", n.flatten())):
+        assert ((x - exact).abs() <= bound * exact).all(), name
+
+
 def test_forget_gates_that_almost_forget(backend: str) -> None:
     inputs = one_head([-INF], [-200.0], (1.0, 1.0, 0.0))
     _, state = mlstm(**inputs, return_state=True, backend=backend)

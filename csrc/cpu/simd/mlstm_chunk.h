@@ -163,11 +163,7 @@ static void advance_state(const MlstmInputs<T>& in, const Sequence& seq, const C
   if (carry && state.C != next.C) scale_row(next.C, g, state.C, dqk * dv);
   const T beta = !carry ? 0 : state.C != next.C ? 1 : g;
   gemm<T>(dqk, dv, 0, L, {k, 1, in.k.time}, {packed, L}, next.C, dv, beta);
-  if (carry)
-    scale_row(next.n, g, state.n, dqk);
-  else
-    fill_row<T>(next.n, 0, dqk);
-  for (int64_t s = 0; s < L; ++s) axpby_row<T>(next.n, 1, weights[s], k + s * in.k.time, dqk);
+  add_rows<T>(next.n, carry ? g : 0, state.n, weights, k, in.k.time, L, dqk);
 }
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

@@ -250,6 +250,7 @@ class BackwardSequence {
   }
 
   // dC <- g_bar dC + Q^T (scale b_bar dh / den), dn <- g_bar dn + Q^T (scale b_bar rho): what enters the chunk.
+  // The last reader of rho, which it scales in place.
   void state_grad(const Chunk& chunk) {
     have_dstate = chunk.start == Start::carry;
     if (!have_dstate) {
@@ -259,12 +260,11 @@ class BackwardSequence {
     }
     const T* q = in.q.at(seq.row, seq.head, chunk.begin);
     const T g = static_cast<T>(gates.g_bar);
-    scale_row(dn, g, dn, dqk);
     for (int64_t t = 0; t < chunk.len; ++t) {
-      const T inter = static_cast<T>(in.options.scale * gates.b_bar[t]);
-      weights[t] = inter * inverse_den[t];
-      axpby_row<T>(dn, 1, inter * rho[t], q + t * in.q.time, dqk);
+      weights[t] = static_cast<T>(in.options.scale * gates.b_bar[t]) * inverse_den[t];
+      rho[t] *= static_cast<T>(in.options.scale * gates.b_bar[t]);
     }
+    add_rows<T>(dn, g, dn, rho, q, in.q.time, chunk.len, dqk);
     pack_rows(p.dh.at(seq.row, seq.head, chunk.begin), p.dh.time, chunk.len, dv, packed, weights);
     gemm<T>(dqk, dv, 0, chunk.len, {q, 1, in.q.time}, {packed, chunk.len}, dC, dv, g);
   }

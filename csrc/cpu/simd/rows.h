@@ -33,6 +33,24 @@ XLSTM_INLINE void axpby_row(T* y, T alpha, T beta, const T* x, int64_t n) {
   });
 }
 
+// y = alpha x + sum_t weights[t] rows[t], `count` rows. They are summed first, in four sums that hide the latency of an
+// addition: y is rounded once, not once a row. x is not read where alpha is 0.
+template <class T>
+XLSTM_INLINE void add_rows(T* y, T alpha, const T* x, const T* weights, const T* rows, int64_t stride, int64_t count,
+                           int64_t n) {
+  for_vectors<T>(n, [&](int64_t j, int64_t lanes) {
+    Vec<T> sums[4] = {};
+    int64_t t = 0;
+    for (; t + 4 <= count; t += 4) {
+      XLSTM_UNROLL
+      for (int c = 0; c < 4; ++c) sums[c] += weights[t + c] * load_n(rows + (t + c) * stride + j, lanes);
+    }
+    for (; t < count; ++t) sums[0] += weights[t] * load_n(rows + t * stride + j, lanes);
+    const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    store_n(y + j, alpha == 0 ? sum : alpha * load_n(x + j, lanes) + sum, lanes);
+  });
+}
+
 template <class T>
 XLSTM_INLINE void fill_row(T* y, T value, int64_t n) {
   for_vectors<T>(n, [&](int64_t j, int64_t lanes) { store_n(y + j, splat(value), lanes); });
