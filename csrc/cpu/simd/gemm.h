@@ -115,22 +115,44 @@ XLSTM_INLINE void gemm_causal_out(int64_t L, int64_t K, Strided<T> A, PackedB<T>
   }
 }
 
-// C (L x N) = beta C + P B with P lower triangular.
+// Whether rows [k0, k1) of B hold inf or NaN. Four sums hide the latency of an addition.
+template <class T>
+XLSTM_INLINE bool has_non_finite(int64_t N, int64_t k0, int64_t k1, PackedB<T> B) {
+  const int64_t vectors = (k1 - k0) * kTileVecs;
+  Vec<T> sums[4] = {};
+  for (int64_t n = 0; n < N; n += kPanel<T>) {
+    const T* from = B.data + n * B.K + k0 * kPanel<T>;
+    int64_t x = 0;
+    for (; x + 4 <= vectors; x += 4) {
+      XLSTM_UNROLL
+      for (int j = 0; j < 4; ++j) sums[j] += load(from + (x + j) * kLanes<T>) * static_cast<T>(0);
+    }
+    for (; x < vectors; ++x) sums[0] += load(from + x * kLanes<T>) * static_cast<T>(0);
+  }
+  return reduce_add<T>(sums[0] + sums[1] + sums[2] + sums[3]) != 0;
+}
+
+// C (L x N) = beta C + P B with P lower triangular. A row of C depends on no row of B behind it, even of inf or NaN:
+// a band that meets one, where a zero of P would make NaN of it, is multiplied row by row.
 template <class T>
 XLSTM_INLINE void gemm_causal(int64_t L, int64_t N, const T* P, int64_t ldp, PackedB<T> B, T* C, int64_t ldc, T beta) {
   for (int64_t t = 0; t < L; t += kBand) {
-    const int64_t rows = min_of(kBand, L - t);
-    gemm<T>(rows, N, 0, t + rows, {P + t * ldp, ldp, 1}, B, C + t * ldc, ldc, beta);
+    const int64_t rows = min_of(kBand, L - t), step = has_non_finite<T>(N, t, t + rows, B) ? 1 : rows;
+    for (int64_t r = t; r < t + rows; r += step) {
+      gemm<T>(step, N, 0, r + step, {P + r * ldp, ldp, 1}, B, C + r * ldc, ldc, beta);
+    }
   }
 }
 
-// C (L x N) = beta C + P^T B with P lower triangular.
+// C (L x N) = beta C + P^T B with P lower triangular. A row of C depends on no row of B before it, as above.
 template <class T>
 XLSTM_INLINE void gemm_causal_transposed(int64_t L, int64_t N, const T* P, int64_t ldp, PackedB<T> B, T* C, int64_t ldc,
                                          T beta) {
   for (int64_t s = 0; s < L; s += kBand) {
-    const int64_t rows = min_of(kBand, L - s);
-    gemm<T>(rows, N, s, L, {P + s, 1, ldp}, B, C + s * ldc, ldc, beta);
+    const int64_t rows = min_of(kBand, L - s), step = has_non_finite<T>(N, s, s + rows, B) ? 1 : rows;
+    for (int64_t r = s; r < s + rows; r += step) {
+      gemm<T>(step, N, r, L, {P + r, 1, ldp}, B, C + r * ldc, ldc, beta);
+    }
   }
 }
 

@@ -188,9 +188,10 @@ class BackwardSequence {
       T *P_row = P + t * padded, *dS_row = dS + t * padded;
       for (int64_t s = 0; s < padded; s += kLanes<T>) {
         const Vec<T> d = scale * load(decay + s);
-        store(P_row + s, s <= t ? d * first_lanes<T>(load(P_row + s), t + 1 - s) : splat<T>(0));
-        store(dS_row + s,
-              s <= t ? d * (inverse_den[t] * first_lanes<T>(load(dS_row + s), t + 1 - s) + rho[t]) : splat<T>(0));
+        // selected, not multiplied by zero: rho may be anything
+        const Vec<T> x = d * load(P_row + s), y = d * (inverse_den[t] * load(dS_row + s) + rho[t]);
+        store(P_row + s, s <= t ? first_lanes<T>(x, t + 1 - s) : splat<T>(0));
+        store(dS_row + s, s <= t ? first_lanes<T>(y, t + 1 - s) : splat<T>(0));
       }
     }
   }

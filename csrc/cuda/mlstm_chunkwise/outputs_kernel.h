@@ -490,9 +490,10 @@ XLSTM_DEVICE void write_rows(Exchange<A>& from, const AnyView& to, int64_t offse
 }
 
 // A block's accumulators become output, in `exchange`; with what that held, the factor, their product is summed up.
+// odd: NaN where one of them is not finite.
 template <Output O, class A>
 XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], const Finish<A> (&finish)[2], const A* n,
-                               int columns, bool sum_up, A (&sums)[2]) {
+                               int columns, bool sum_up, A (&sums)[2], A& odd) {
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const int c = 8 * j + 2 * lane_pair();
@@ -506,9 +507,106 @@ XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], cons
       const A y = finish[half].scale * acc[j][2 * half + 1] + times_weight(n_y, finish[half].of_n);
       if (sum_up) sums[half] += x * two.x + y * two.y;
       two = {x, y};
+      odd += x * 0 + y * 0;
     }
   }
 }
+
+// ---- rows that met inf or NaN ----
+
+// In the products of a tile a row multiplies tokens that it may not see by zero, which makes NaN of inf and NaN. Where
+// an output is not finite, its row is computed again, by a warp, from the tokens that the row sees alone: slow, rare,
+// and without the matrix units.
+template <Product P, Output O>
+struct Again {
+  using A = Accumulator<P>;
+  static constexpr int kLanes = 32;
+
+  const MlstmOutputsArguments<A>& p;
+  const OutputsShared<P>& s;
+  int row;  // of the block
+
+  XLSTM_DEVICE int64_t lane() const { return threadIdx.x % kLanes; }
+  XLSTM_DEVICE int index() const { return s.at.first_row + row; }
+  XLSTM_DEVICE int64_t offset(const AnyView& x, int token) const {
+    return x.offset(s.at.batch, s.at.head, s.at.begin + token);
+  }
+
+  XLSTM_DEVICE A score(int other) const {
+    A sum = 0;
+    for (int64_t a = lane(); a < depth_of<O>(p.shape); a += kLanes) {
+      sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
+             load_any<A>(p.Y.data, p.Y.type, offset(p.Y, other) + a);
+    }
+    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    return sum;
+  }
+
+  XLSTM_DEVICE Token<A> token(int at, bool query) const {
+    const A scale = static_cast<A>(p.options.scale);
+    const int64_t t = s.at.token(p.shape, at);
+    Token<A> token = {(query ? p.gates.z : p.gates.y)[t], at, 0, 0, 0};
+    if (!query) return token;
+    token.start = p.gates.start[t] - s.at.begin;
+    if (O != Output::h) token.iota = scale * p.iota[t];
+    if (kUsesRho<O>) token.rho = scale * p.rho[t];
+    return token;
+  }
+
+  XLSTM_DEVICE A of_state(int64_t column) const {
+    const A weight = s.rows.of_state[row];
+    if (!s.plan.has_state || weight == 0) return 0;
+    A sum = 0;
+    for (int64_t a = 0; a < depth_of<O>(p.shape); ++a) {
+      const int64_t at = kStateTransposed<O> ? a * p.shape.head_dim_v + column : column * p.shape.head_dim_v + a;
+      sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
+             load_any<A>(p.states, element_type(P), s.at.slot * p.shape.head_dim_qk * p.shape.head_dim_v + at);
+    }
+    return weight * sum * (O == Output::dq ? static_cast<A>(p.options.scale) * s.rows.iota[row] : A{1});
+  }
+
+  // P of the row and a token that it sees.
+  XLSTM_DEVICE A weight(int other) const {
+    constexpr bool kQueries = kRowsAreQueries<O>;
+    const A x = score(other);
+    const Token<A> key = token(kQueries ? other : index(), false), query = token(kQueries ? index() : other, true);
+    return weighted<O, P == Product::tf32x3>(x, key, query, false);
+  }
+  XLSTM_DEVICE int start_of(int query) const { return max(0, p.gates.start[s.at.token(p.shape, query)] - s.at.begin); }
+
+  // One column per lane, before `finish`. What the row's own token or the state makes of it needs no other token.
+  XLSTM_DEVICE A sum_at(int64_t column) const {
+    const bool inside = column < columns_of<O>(p.shape);
+    const auto term = [&](int t) {
+      const A x = weight(t);
+      return inside ? x * load_any<A>(p.Z.data, p.Z.type, offset(p.Z, t) + column) : A{0};
+    };
+    A sum = term(index()) + (inside ? of_state(column) : A{0});
+    if (__all_sync(~0u, !inside || sum - sum != 0)) return sum;
+    if constexpr (kRowsAreQueries<O>) {
+      for (int t = start_of(index()); t < index(); ++t) sum += term(t);
+    } else {
+      for (int t = index() + 1; t < s.at.tokens && start_of(t) <= index(); ++t) sum += term(t);
+    }
+    return sum;
+  }
+
+  // Writes the row's columns of this block; returns their products with the factor, summed over the warp.
+  XLSTM_DEVICE A write(const Finish<A>& finish, const A* n, int columns, bool sum_up) const {
+    A dot = 0;
+#pragma unroll 1
+    for (int64_t c = lane(); c - lane() < columns; c += kLanes) {
+      const int64_t column = s.at.first_column + c;
+      A x = finish.scale * sum_at(column);
+      if (c >= columns) continue;
+      if (kUsesRho<O> && n) x += times_weight(n[c], finish.of_n);
+      if (sum_up) dot += x * load_any<A>(p.factor.data, p.factor.type, offset(p.factor, index()) + column);
+      store_two(const_cast<void*>(p.out.data), p.out.type, offset(p.out, index()) + column, x, x, false);
+    }
+    for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+    return dot;
+  }
+};
 
 template <Product P, Output O, int kMaxBlocks, class A>
 XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<P>& s, int column_tiles, int m,
@@ -522,7 +620,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
   };
   const Finish<A> of_rows[2] = {finish(m + lane_group(), 0), finish(m + lane_group() + 8, 1)};
   Exchange<A>& exchange = s.exchange();
-  A dots[2] = {};
+  A dots[2] = {}, odd = 0;
 #pragma unroll 1
   for (int block = 0; block < s.plan.blocks; ++block) {
     const int column = at.first_column + block * kTileRows, columns = columns_of<O>(p.shape) - column;
@@ -531,19 +629,29 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
 #pragma unroll
     for (int i = 0; i < kMaxBlocks; ++i) {
       if (i != block) continue;
-      finish_block<O>(exchange, sums.acc[i], of_rows, n ? n + block * kTileRows : nullptr, columns, sum_up, dots);
+      finish_block<O>(exchange, sums.acc[i], of_rows, n ? n + block * kTileRows : nullptr, columns, sum_up, dots, odd);
     }
     __syncwarp();
     write_rows(exchange, p.out, p.out.offset(at.batch, at.head, first) + column, rows, columns);
     __syncwarp();
   }
-  if (!sum_up) return;
-  A* to = p.row_sums + (int64_t{at.row} * column_tiles + at.column_tile) * p.shape.seqlen + first;
+  A* to = sum_up ? p.row_sums + (int64_t{at.row} * column_tiles + at.column_tile) * p.shape.seqlen + first : nullptr;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; sum_up && half < 2; ++half) {
     const A dot = sum_of_row(dots[half]);
     const int row = lane_group() + 8 * half;
     if (row < rows && lane_pair() == 0) to[row] = dot;
+  }
+  if (!__any_sync(~0u, odd != 0)) return;
+  __syncwarp();  // what is written again has been written by other lanes
+  const int columns = min(s.plan.blocks * kTileRows, columns_of<O>(p.shape) - at.first_column);
+#pragma unroll 1
+  for (int row = 0; row < rows; ++row) {
+    const Finish<A> own = row < 8 ? of_rows[0] : of_rows[1];
+    const int lane = row % 8 * 4;
+    const Finish<A> of_row = {__shfl_sync(~0u, own.scale, lane), __shfl_sync(~0u, own.of_n, lane)};
+    const A dot = Again<P, O>{p, s, m + row}.write(of_row, n, columns, sum_up);
+    if (sum_up && threadIdx.x % 32 == 0) to[row] = dot;
   }
 }
 
