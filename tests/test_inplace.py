@@ -85,6 +85,15 @@ def test_states_that_cannot_be_overwritten(case: str, message: str, eps: float) 
     mlstm_step(**inputs, eps=eps)  # as inputs they are free
 
 
+@both_paths
+def test_a_negated_view_is_no_state_to_overwrite(eps: float) -> None:
+    """Its memory holds the negative values; torch calls an op on a copy and then fails."""
+    inputs = tokens()
+    state = inputs["state"]._replace(C=torch._neg_view(inputs["state"].C))
+    with pytest.raises(ValueError, match="mlstm_step: state.C must not be a negated view"):
+        mlstm_step(**inputs | {"state": state}, inplace=True, eps=eps)
+
+
 def test_parts_of_one_table_are_a_state() -> None:
     """What lies apart is accepted, be it in one storage, and rows may lie apart from each other."""
     inputs, table = tokens(), torch.zeros(500)

@@ -223,7 +223,7 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
         if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
             wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
             _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
-        if s.is_neg():
+        if not _traced(s) and s.is_neg():
             _wrong_value(op, f"state.{name}", "not be a negated view with inplace=True", "one: use resolve_neg()")
         if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
             expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
