@@ -15,9 +15,9 @@ HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2
 
 # With which CUDA kernels the extension is built. XLSTM_CUDA says it (on, off, or auto: where there is an nvcc); where it
 # does not, they are built where there is a GPU to run them, for they take minutes. pip install . itself takes auto.
-CHOICE   := build/.cuda
+CHOICE     := build/.cuda
 ANY_PYTHON := $(if $(filter .venv/%,$(PY)),python3,$(PY))
-LEFT_OUT := No GPU was found: the CUDA kernels are left out. They are built with XLSTM_CUDA=on.
+LEFT_OUT   := No GPU was found: the CUDA kernels are left out. They are built with XLSTM_CUDA=on.
 
 # The executor that runs CUDA sources on a CPU, its self-test, and the libraries of backend="simt". It needs CUDA's
 # headers, no GPU and no nvcc.
