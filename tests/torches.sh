@@ -9,6 +9,7 @@ lowest=$(sed -n 's/^dependencies = \["torch>=\(.*\)"\]$/\1.0/p' pyproject.toml)
 core='test_import test_torch test_mlstm test_recurrent test_steps test_models'
 
 rm -rf $folder && mkdir -p $folder
+trap 'rm -rf $folder/venv' EXIT  # some gigabytes
 cp -r tests bench pyproject.toml $folder
 for torch in "torch==$lowest" torch; do
   "$python" -m venv $folder/venv
