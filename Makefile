@@ -50,21 +50,9 @@ test-all: $(STAMP) build/.simt
 test-elsewhere: $(STAMP)
 	$(PY) tests/elsewhere.py $(ARGS)
 
-# Random calls and the tests of the ops on an extension with AddressSanitizer and UndefinedBehaviorSanitizer, in a package
-# of its own. GCC; ASAN_SECONDS: of random calls.
-ASAN         := build/asan
-ASAN_SECONDS ?= 60
-ASAN_TESTS   := $(addprefix tests/test_,ops.py sizes.py inplace.py corners.py poison.py recurrent.py steps.py mlstm.py threads.py)
-ASAN_FIND    := import os, sys, pybind11, torch; print('-DPython_EXECUTABLE=' + sys.executable, '-Dpybind11_DIR=' + pybind11.get_cmake_dir(), '-DXLSTM_TORCH_DIR=' + os.path.dirname(torch.__file__))
-ASAN_ENV      = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-                ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0:allocator_may_return_null=1:max_allocation_size_mb=8192 \
-                UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(ASAN)/package
+# Random calls and the tests of the ops on an extension with sanitizers: tests/asan.sh.
 test-asan: $(STAMP)
-	@mkdir -p $(ASAN)/package
-	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S . -B $(ASAN)/cmake -G Ninja -DXLSTM_SANITIZE=ON -DXLSTM_CUDA=off $$($(PY) -c "$(ASAN_FIND)") >$(ASAN)/log && cmake --build $(ASAN)/cmake >>$(ASAN)/log && cmake --install $(ASAN)/cmake --prefix $(ASAN)/package >>$(ASAN)/log || { cat $(ASAN)/log; exit 1; }
-	tar -cf - --exclude='*.so' --exclude=__pycache__ xlstm_cuda | tar -xf - -C $(ASAN)/package
-	$(ASAN_ENV) $(PY) tests/fuzz.py --seconds $(ASAN_SECONDS)
-	$(ASAN_ENV) $(PY) -m pytest -o pythonpath="$(ASAN)/package ." -n 2 $(ASAN_TESTS) $(ARGS)
+	PATH="$(abspath $(dir $(PY))):$$PATH" bash tests/asan.sh $(PY) $(ARGS)
 
 # The packages that ours replaces (extra [peers]), for the tests in tests/peers, which make test runs too where they are
 # found. test-transformers: its previous major version, and either one as if xlstm were not installed.

@@ -188,7 +188,7 @@ def recurrent_values(draw: Draw, name: str) -> dict[str, Any]:
 # Wrong calls.
 
 WILD: tuple[Any, ...] = (
-    *(None, True, 0, 1, -1, 2**31, 2**62, 2**70, 0.5, -2.5, float("nan"), float("inf"), "exp", "no", "", b"x"),
+    *(None, True, 0, 1, -1, 2**31, 2**62, 2**70, 10**400, 0.5, -2.5, float("nan"), float("inf"), "exp", "no", "", b"x"),
     *([], (), [1.0], {}, {"a": 1}, object(), 1j, torch.float32, slice(None), print),
 )
 
@@ -220,6 +220,8 @@ def wild_tensor(draw: Draw, x: Tensor, is_raw: bool) -> Any:
         lambda: torch._neg_view(x) if x.is_floating_point() and not is_raw else x,
         lambda: x.numpy() if x.dtype != torch.bfloat16 else x,
         lambda: x.tolist(),
+        lambda: x if is_raw else x.to_sparse(),
+        lambda: x if is_raw else torch.nested.nested_tensor([x, x]),
         lambda: torch.zeros(()),
         lambda: torch.zeros(0),
     ]
