@@ -151,7 +151,7 @@ def test_a_reset_in_a_step_is_not_ignored(name: str) -> None:
     module, x = build(name), draw(name, 2, 9)
     reset = torch.rand(2, 9) < 0.4
     reset[0, 3] = True
-    close(module(x, None, True, reset=reset, is_step=True), module(x, None, True, reset=reset), torch.float64)
+    close(module(x, None, True, reset=reset, is_step=True), module(x, None, True, reset=reset))
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])

@@ -47,8 +47,8 @@ class ResidualLSTM(nn.Module):
 class LSTMCell(sLSTMCell):
     """The LSTM with the sLSTM's weights: its input gate is a sigmoid, and nothing is normalised."""
 
-    def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> Any:
-        """x (B, S, 4, H, D) -> (B, S, H, D)."""
+    def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, is_step: bool = False) -> Any:
+        """x (B, S, 4, H, D) -> (B, S, H, D). is_step makes no difference."""
         return functional.lstm(x, *self._weights(), initial_state=state, return_state=True, reset=reset)
 
 

@@ -490,10 +490,10 @@ XLSTM_DEVICE void write_rows(Exchange<A>& from, const AnyView& to, int64_t offse
 }
 
 // A block's accumulators become output, in `exchange`; with what that held, the factor, their product is summed up.
-// odd: NaN where one of them is not finite.
+// odd: NaN where one of a row is not finite.
 template <Output O, class A>
 XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], const Finish<A> (&finish)[2], const A* n,
-                               int columns, bool sum_up, A (&sums)[2], A& odd) {
+                               int columns, bool sum_up, A (&sums)[2], A (&odd)[2]) {
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const int c = 8 * j + 2 * lane_pair();
@@ -507,7 +507,7 @@ XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], cons
       const A y = finish[half].scale * acc[j][2 * half + 1] + times_weight(n_y, finish[half].of_n);
       if (sum_up) sums[half] += x * two.x + y * two.y;
       two = {x, y};
-      odd += x * 0 + y * 0;
+      odd[half] += x * 0 + y * 0;
     }
   }
 }
@@ -620,7 +620,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
   };
   const Finish<A> of_rows[2] = {finish(m + lane_group(), 0), finish(m + lane_group() + 8, 1)};
   Exchange<A>& exchange = s.exchange();
-  A dots[2] = {}, odd = 0;
+  A dots[2] = {}, odd[2] = {};
 #pragma unroll 1
   for (int block = 0; block < s.plan.blocks; ++block) {
     const int column = at.first_column + block * kTileRows, columns = columns_of<O>(p.shape) - column;
@@ -642,13 +642,15 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
     const int row = lane_group() + 8 * half;
     if (row < rows && lane_pair() == 0) to[row] = dot;
   }
-  if (!__any_sync(~0u, odd != 0)) return;
+  const unsigned odd_lanes[2] = {__ballot_sync(~0u, odd[0] != 0), __ballot_sync(~0u, odd[1] != 0)};
+  if ((odd_lanes[0] | odd_lanes[1]) == 0) return;
   __syncwarp();  // what is written again has been written by other lanes
   const int columns = min(s.plan.blocks * kTileRows, columns_of<O>(p.shape) - at.first_column);
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {
+    const int lane = row % 8 * 4;  // the first of the four that have the row
+    if (((row < 8 ? odd_lanes[0] : odd_lanes[1]) >> lane & 15) == 0) continue;
     const Finish<A> own = row < 8 ? of_rows[0] : of_rows[1];
-    const int lane = row % 8 * 4;
     const Finish<A> of_row = {__shfl_sync(~0u, own.scale, lane), __shfl_sync(~0u, own.of_n, lane)};
     const A dot = Again<P, O>{p, s, m + row}.write(of_row, n, columns, sum_up);
     if (sum_up && threadIdx.x % 32 == 0) to[row] = dot;
