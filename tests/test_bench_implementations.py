@@ -114,7 +114,7 @@ def test_inplace_steps_do_not_disturb_each_other() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_compiled_reference_agrees_and_is_compiled_beforehand(op: str) -> None:
+def test_the_reference_compiled_by_inductor_agrees_and_is_compiled_beforehand(op: str) -> None:
     reason = IMPLEMENTATIONS["reference-compiled"].missing()
     if reason is not None:
         assert not shutil.which("g++"), reason
