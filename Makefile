@@ -4,11 +4,8 @@
 # one experiment of examples/tasks, or its options: make tasks ARGS="parity --seed 1".
 TORCH ?= torch==2.13.0
 ARGS  ?=
-ifeq ($(filter undefined default,$(origin PYTHON)),)
-PY    := $(PYTHON)
-else
-PY    := .venv/bin/python
-endif
+PY    := $(if $(filter undefined default,$(origin PYTHON)),,$(PYTHON))
+PY    := $(or $(PY),.venv/bin/python)
 STAMP   := build/.installed$(subst /,_,$(PY))
 SOURCES := $(shell find csrc cmake -type f -not -path 'csrc/simt/*') CMakeLists.txt setup.py pyproject.toml
 HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)

@@ -28,7 +28,7 @@ pybind11::dict build_info() {
 
 }  // namespace
 
-// It needs no GIL: what it and the ops keep is constant, or belongs to a thread.
+// It needs no GIL: what it and the ops keep is constant, atomic, or belongs to a thread.
 PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   xlstm::cpu::simd_level();  // a wrong XLSTM_SIMD fails the import, with its own message
   m.def("build_info", &build_info,

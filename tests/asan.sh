@@ -13,10 +13,10 @@ import os, sys, pybind11, torch
 print('-DPython_EXECUTABLE=' + sys.executable, '-Dpybind11_DIR=' + pybind11.get_cmake_dir())
 print('-DXLSTM_TORCH_DIR=' + os.path.dirname(torch.__file__))")
 {
-  cmake -S . -B $folder/cmake -G Ninja -DXLSTM_SANITIZE=ON -DXLSTM_CUDA=off $options
-  cmake --build $folder/cmake
-  cmake --install $folder/cmake --prefix $folder/package
-} >$folder/log || { cat $folder/log; exit 1; }
+  cmake -S . -B $folder/cmake -G Ninja -DXLSTM_SANITIZE=ON -DXLSTM_CUDA=off $options &&
+    cmake --build $folder/cmake &&
+    cmake --install $folder/cmake --prefix $folder/package
+} >$folder/log 2>&1 || { cat $folder/log; exit 1; }
 tar -cf - --exclude='*.so' --exclude=__pycache__ xlstm_cuda | tar -xf - -C $folder/package
 
 compiler=${CXX:-g++}

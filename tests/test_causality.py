@@ -104,3 +104,23 @@ def test_the_state_behind_a_reset(backend: str, device: str) -> None:
     grads = torch.autograd.grad([*state], [inputs[name] for name in "qkvif"], [torch.ones_like(x) for x in state])
     for name, x in zip("qkvif", grads, strict=True):
         assert x[:, :, 71:].isfinite().all(), f"d{name}"
+
+
+def test_nan_stays_nan(backend: str, device: str) -> None:
+    """Also at a token that has an infinity of its own."""
+    inputs = mlstm_inputs(1, 1, S, DQK, DV, dtype=torch.float64, device=device)
+    inputs["v"][:, :, 3, 0], inputs["v"][:, :, 7, 0] = torch.nan, torch.inf
+    h = mlstm(**inputs, backend=backend)
+    assert h[:, :, 3:, 0].isnan().all() and h[..., 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_a_chunk_forgets_wholly_is_gone_forward_and_backward(dtype: torch.dtype) -> None:
+    """On a CPU a state times exactly 0 is not read: exp(-20 * 64) is 0 in every dtype."""
+    inputs = mlstm_inputs(1, 1, 256, DQK, DV, dtype=dtype, requires_grad=True)
+    with torch.no_grad():
+        inputs["f"].fill_(-20)
+        inputs["v"][:, :, 0] = torch.nan
+    result = results(inputs, torch.randn_like(inputs["v"]), "cpu", chunk_size=64)
+    for name in ("h", "dq"):
+        assert result[name][:, :, 128:].isfinite().all(), name

@@ -617,3 +617,42 @@ def test_plain_again_without_hook_or_parametrization() -> None:
     weight_norm(gate)
     parametrize.remove_parametrizations(gate, "weight")
     assert is_plain(GateLinear, gate)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_gates_get_no_input_in_eight_bits(dtype: torch.dtype, autocast: bool) -> None:
+    """A gate's weight of 8 bits, which it widens itself, says nothing of its input."""
+
+    class Gate(nn.Module):
+        def __init__(self, features: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, features).to(dtype), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float32
+            return x @ self.weight.to(x.dtype).mT
+
+    layer: Any = mlstm_layer()
+    layer.mlstm_cell.igate = Gate(layer.mlstm_cell.igate.in_features)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert layer(torch.randn(2, 5, DIM)).isfinite().all()
+
+
+class Wrapped(nn.Module):
+    """A block of a user's own, which knows nothing of steps."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, state: Any, return_state: bool, *, reset: Tensor | None = None) -> Any:
+        return self.block(x, state, return_state, reset=reset)
+
+
+def test_a_block_need_not_know_steps() -> None:
+    module: Any = stack()
+    x = torch.randn(2, 5, DIM)
+    expected = module(x)
+    module.blocks[0] = Wrapped(module.blocks[0])
+    assert torch.equal(module(x), expected)

@@ -147,13 +147,42 @@ def test_nested_fields_set_later_hold() -> None:
 def test_what_the_outer_config_decides_is_refused_inside(path: str, message: str) -> None:
     config: Any = lm_config()
     *parts, name = path.split(".")
-    for part in parts:
-        config = getattr(config, part)
-    for inner in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+
+    def inner(outer: Any) -> Any:
+        for part in parts:
+            outer = getattr(outer, part)
+        return outer
+
+    for outer in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        built(outer)
+        setattr(inner(outer), name, 0.75)
         with pytest.raises(ValueError, match=message):
-            setattr(inner, name, 0.75)
-        setattr(inner, name, getattr(inner, name))  # as it is
-    assert getattr(dataclasses.replace(config, **{name: 48}), name) == 48  # a config of its own
+            built(outer)
+        assert getattr(dataclasses.replace(inner(outer), **{name: 48}), name) == 48  # a config of its own
+
+
+def test_the_same_set_inside_and_outside() -> None:
+    block = xnn.sLSTMBlockConfig()
+    block.slstm.embedding_dim = 64
+    assert block.feedforward is not None
+    block.feedforward.embedding_dim = 64
+    assert form(built(block)) == form(built(xnn.sLSTMBlockConfig(xnn.sLSTMLayerConfig(embedding_dim=64))))
+
+
+def test_a_nested_config_stays_the_same_object() -> None:
+    """Who holds it can set it between two models."""
+    config = lm_config()
+    assert config.mlstm_block is not None
+    layer = config.mlstm_block.mlstm
+    built(config)
+    layer.num_heads = 8
+    blocks: Any = built(config).xlstm_block_stack.blocks
+    assert blocks[0].xlstm.mlstm_cell.num_heads == 8
+
+
+def test_equal_after_a_round_trip_through_a_dict() -> None:
+    for config in (lm_config(), dataclasses.replace(lm_config(), slstm_at="all")):
+        assert type(config).from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(

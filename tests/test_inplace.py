@@ -69,8 +69,8 @@ def overlapping(case: str) -> MLSTMState:
         ("C", "state.C must be contiguous in its last dimension and not expanded, nor overlap itself"),
         ("n", "state.n must be contiguous in its last dimension and not expanded, nor overlap itself"),
         ("strided m", "state.m must be contiguous in its last dimension"),
-        ("C and n", "state.C and state.n must not overlap in memory"),
-        ("n and m", "state.n and state.m must not overlap in memory"),
+        ("C and n", "state.C and state.n must not lie in one range of memory"),
+        ("n and m", "state.n and state.m must not lie in one range of memory"),
     ],
 )
 def test_states_that_cannot_be_overwritten(case: str, message: str, eps: float) -> None:

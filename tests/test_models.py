@@ -119,6 +119,15 @@ def test_tie_weights() -> None:
     assert before.keys() == dict(plain.named_parameters()).keys() and plain.lm_head.weight is before["lm_head.weight"]
 
 
+def test_tie_weights_leaves_an_adapted_head_alone() -> None:
+    """An adapter in the place of the head has no weight of its own to share."""
+    model = build(tie_weights=True)
+    head = model.lm_head
+    model.lm_head = torch.nn.Sequential(head)  # type: ignore[assignment]
+    model.tie_weights()
+    assert model.lm_head[0] is head and head.weight is model.token_embedding.weight  # type: ignore[index]
+
+
 @pytest.mark.parametrize("stored", ["lm_head.weight", "token_embedding.weight", "both"])
 def test_accelerate_loads_tied_weights(stored: str, tmp_path: Path) -> None:
     """Into a model without memory, from a file that has the shared matrix under one name, as safetensors wants it."""

@@ -251,7 +251,9 @@ def _apart(op: str, state: MLSTMState) -> None:
     ranges = {name: _range_of(x) for name, x in zip(state._fields, state, strict=True) if x.numel()}
     for (name, (begin, end)), (other, (first, last)) in combinations(ranges.items(), 2):
         if begin < last and first < end:
-            raise ValueError(f"{op}: state.{name} and state.{other} must not overlap in memory with inplace=True")
+            raise ValueError(
+                f"{op}: state.{name} and state.{other} must not lie in one range of memory with inplace=True"
+            )
 
 
 def _range_of(x: Tensor) -> tuple[int, int]:

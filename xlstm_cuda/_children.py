@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -10,6 +11,7 @@ from torch.nn.modules import module as _module
 from xlstm_cuda import _autocast
 
 _ORDINARY = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the last two: while a graph is recorded
+_COMPUTED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _GLOBAL_HOOKS = (
     _module._global_forward_pre_hooks,
     _module._global_forward_hooks,
@@ -37,11 +39,15 @@ def is_plain(kind: type[nn.Module], *children: nn.Module) -> bool:
 def call(child: nn.Module, x: Tensor) -> Tensor:
     """child(x) in the dtype of the child's weights, also under autocast, which would round a gate's bias to bfloat16.
 
-    Where they are not floating-point numbers (int8, packed) x stays as it is.
+    Weights in which nothing is computed (8 bits, packed) say nothing of x: it stays as it is, but for autocast's sake.
     """
     weight = getattr(child, "weight", None)  # a method of some quantised maps, and nothing that wrappers must have
     parameters = child.parameters() if not isinstance(weight, Tensor) else (weight,)
-    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    dtype = next((p.dtype for p in parameters if p.dtype in _COMPUTED), None)
+    if dtype is None:
+        autocast = _autocast.enabled(x.device.type)
+        quantised: Tensor = child(x.to(torch.promote_types(x.dtype, torch.float32)) if autocast else x)
+        return quantised
     with _autocast.disabled(x.device.type):
         y: Tensor = child(x.to(dtype))
     return y

@@ -159,7 +159,7 @@ def mlstm_step(
         v: (B, H, Dv) or (B, H, S, Dv), dtype T.
         i, f: gate pre-activations (B, H) or (B, H, S).
         state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
-        inplace: overwrite the state, which must have dtype A, a contiguous last dimension and no overlap in memory (the
+        inplace: overwrite the state, whose memory no input shares, and which must have dtype A, a contiguous last dimension and no overlap in memory (the
             ranges of C, n and m do not meet), and return it. C may be bfloat16 where A is float32: half the memory
             traffic on CUDA (the CPU widens it for each call), rounded after each call. Refused (ValueError) where an
             input or the state requires grad.

@@ -142,7 +142,7 @@ void check_own_memory(const char* op, std::initializer_list<std::pair<const char
     STD_TORCH_CHECK(!meets_itself(*x, &own), op, ": ", name, " must not be expanded, nor overlap itself in memory");
     for (const auto& [other, extent] : seen) {
       STD_TORCH_CHECK(own.second <= extent.first || extent.second <= own.first, op, ": ", name, " and ", other,
-                      " must not overlap in memory");
+                      " must not lie in one range of memory");
     }
     seen.emplace_back(name, own);
   }

@@ -55,6 +55,8 @@ def eos_ids(op: str, eos_id: EosId) -> tuple[int, ...]:
     Raises TypeError for what is no integer, ValueError for a negative one and an empty list.
     """
     if not isinstance(eos_id, Sequence):
+        if isinstance(eos_id, (set, frozenset, Tensor)):
+            raise TypeError(f"{op}: eos_id must be None, an integer or a list of them, got {type(eos_id).__name__}")
         check_count(f"{op}: eos_id", eos_id, 0, optional=True)
         return () if eos_id is None else (operator.index(eos_id),)
     require(len(eos_id) > 0, f"{op}: eos_id must be None, an integer or a list of them, got {eos_id!r}")

@@ -28,10 +28,6 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     weight_decay_on_embedding: bool = False
     add_embedding_dropout: bool = False
 
-    def check(self) -> None:
-        """Raises ValueError unless a module can be built from the config."""
-        require(self.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {self.vocab_size}")
-
 
 class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
@@ -39,6 +35,7 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
     def __init__(self, config: xLSTMLMModelConfig) -> None:
         super().__init__()
         check_config(config, xLSTMLMModelConfig)
+        require(config.vocab_size > 0, f"xLSTMLMModelConfig: vocab_size must be positive, got {config.vocab_size}")
         self.config = config
         self.xlstm_block_stack = xLSTMBlockStack(config)
         self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
@@ -111,7 +108,8 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
         self._tie(self.lm_head if self.token_embedding.weight.is_meta else self.token_embedding)
 
     def _tie(self, source: nn.Linear | nn.Embedding) -> None:
-        if self.config.tie_weights:
+        replaced = any("weight" not in x._parameters for x in (self.token_embedding, self.lm_head))  # by an adapter
+        if self.config.tie_weights and not replaced:
             self.token_embedding.weight = self.lm_head.weight = source.weight
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import Config, check_config, hand_down
 from .feedforward import FeedForwardConfig, GatedFeedForward
-from .inputs import check_input, check_tokens
+from .inputs import check_input, check_tokens, step_flag
 from .mlstm_layer import mLSTMLayer, mLSTMLayerConfig
 from .norms import LayerNorm
 from .slstm_layer import sLSTMLayer, sLSTMLayerConfig
@@ -88,7 +88,7 @@ class xLSTMBlock(nn.Module):
         if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
             return node
         check_input(x, self.dim)
-        y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset, is_step=is_step)
+        y = self.xlstm(self.xlstm_norm(x), state, return_state, reset=reset, **step_flag(is_step))
         if not return_state:
             return self._feedforward(x + y)
         y, following = y

@@ -6,7 +6,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -43,10 +43,18 @@ def check_config(config: Any, cls: type[Config]) -> None:
 
 
 def hand_down(outer: Config, inner: Config, *names: str) -> None:
-    """Sets fields of a config to those of the config around it, or beside it; from then on only that one decides."""
+    """Sets fields of a config to those of the config around it, or beside it, which decides about them.
+
+    Raises ValueError where one was set inside since, to another value.
+    """
+    handed_down: dict[str, Any] = inner.__dict__.setdefault("_handed_down", {})
     for name in names:
-        inner.__dict__[name] = getattr(outer, name)
-    inner.__dict__["_handed_down"] = {**inner._handed_down, **dict.fromkeys(names, type(outer).__name__)}
+        value, found = getattr(outer, name), getattr(inner, name)
+        owner = f"{name} is that of {type(outer).__name__}, set it there; it is {value!r}, got {found!r}"
+        unchanged = name not in handed_down or found in (value, handed_down[name])
+        require(unchanged, f"{type(inner).__name__}: {owner}")
+        handed_down[name] = value
+        setattr(inner, name, value)
 
 
 def ignored(default: Any) -> Any:
@@ -58,10 +66,8 @@ def ignored(default: Any) -> Any:
 class Config:
     """Base of all configs. Fields that begin with an underscore are filled in by the config around this one.
 
-    Fields may be set until a module is built, but for those that the config around this one sets (ValueError).
+    Fields may be set until a module is built; those that the config around this one decides about are refused then.
     """
-
-    _handed_down: ClassVar[Mapping[str, str]] = {}  # field: who set it; an instance's own where there are any
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith(f"{__package__.partition('.')[0]}."):
@@ -72,15 +78,6 @@ class Config:
 
     def check(self) -> None:
         """Raises ValueError unless a module can be built from the config."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        owner = self._handed_down.get(name)
-        if owner is not None and value != getattr(self, name):
-            raise ValueError(
-                f"{type(self).__name__}: {name} is that of {owner}, set it there; it is {getattr(self, name)!r}, "
-                f"got {value!r}"
-            )
-        super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data that JSON can hold; `from_dict` turns it back."""

@@ -43,6 +43,11 @@ def check_reset(reset: Tensor | None, x: Tensor) -> None:
     require(reset.shape == x.shape[:2], f"reset must have shape {tuple(x.shape[:2])}, got {tuple(reset.shape)}")
 
 
+def step_flag(is_step: bool) -> dict[str, bool]:
+    """The keyword of a step, for a call of a child: a user's own, in its place, need not know it elsewhere."""
+    return {"is_step": True} if is_step else {}
+
+
 def layer_state(state: Any) -> tuple[Any, Any]:
     """The state's window of the convolution and its cell's state, None and None for None.
 

@@ -16,7 +16,7 @@ from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
 from .gates import GateLinear
 from .init import linspace_, small_init_, wang_init_
-from .inputs import check_input, check_reset, check_tokens, layer_state
+from .inputs import check_input, check_reset, check_tokens, layer_state, step_flag
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
@@ -189,7 +189,7 @@ class mLSTMLayer(nn.Module):
         conv, conv_state = self.conv1d(u, conv_state, reset=reset)
         conv = F.silu(conv)
         q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(u)
-        h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset, is_step=is_step and reset is None)
+        h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset, **step_flag(is_step and reset is None))
         y = self.proj_down((h + self.learnable_skip * conv) * F.silu(z))
         return self.dropout(y), MLSTMLayerState(conv_state, cell_state)
 

@@ -17,7 +17,7 @@ from .._states import SLSTMState
 from .config import Config, check_config, ignored, require
 from .conv import CausalConv1d
 from .init import linspace_, powerlaw_, small_init_
-from .inputs import check_input, check_reset, check_tokens, layer_state
+from .inputs import check_input, check_reset, check_tokens, layer_state, step_flag
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import SLSTMLayerState
@@ -230,7 +230,7 @@ class sLSTMLayer(nn.Module):
         i_f = self._headwise(conv, self.fgate, self.igate)
         z_o = self._headwise(x, self.zgate, self.ogate)
         gates = torch.cat([i_f, z_o], dim=2)
-        h, cell_state = self.slstm_cell(gates, cell_state, reset=reset, is_step=is_step and reset is None)
+        h, cell_state = self.slstm_cell(gates, cell_state, reset=reset, **step_flag(is_step and reset is None))
         return self.group_norm(self.dropout(h)), SLSTMLayerState(conv_state, cell_state)
 
     def _headwise(self, x: Tensor, *gates: LinearHeadwise) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
 from .config import Config, check_config, hand_down, require
-from .inputs import check_input, check_tokens
+from .inputs import check_input, check_tokens, step_flag
 from .loading import CheckedLoading
 from .norms import LayerNorm
 from .slstm_layer import sLSTMCell
@@ -43,7 +43,8 @@ class xLSTMBlockStackConfig(Config):
     slstm_at: Sequence[int] | str = field(default_factory=list)
 
     _block_map: str | None = None
-    _all_positions: list[int] | None = None  # slstm_at where it was "all", which goes on to hold
+    # slstm_at where it was "all", which goes on to hold
+    _all_positions: list[int] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -56,7 +57,7 @@ class xLSTMBlockStackConfig(Config):
             accepted = value is None or isinstance(value, kind)
             require(accepted, f"{name}: {field_name} must be {expected} or None, got {given}")
         self.slstm_at = self._positions()
-        self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
+        self._own_blocks()
         if self.mlstm_block is not None:
             hand_down(self, self.mlstm_block.mlstm, "embedding_dim", "dropout", "bias", "context_length")
         if self.slstm_block is not None:
@@ -67,6 +68,13 @@ class xLSTMBlockStackConfig(Config):
                 block._num_blocks = self.num_blocks
                 block.__post_init__()
                 block.check()
+
+    def _own_blocks(self) -> None:
+        """Copies the nested configs, which others may use too; once, so that who holds one of the copies can set it."""
+        own = self.__dict__.get("_own", (None, None))
+        if own[0] is not self.mlstm_block or own[1] is not self.slstm_block:
+            self.mlstm_block, self.slstm_block = deepcopy(self.mlstm_block), deepcopy(self.slstm_block)
+            self.__dict__["_own"] = self.mlstm_block, self.slstm_block
 
     def _positions(self) -> list[int]:
         """`slstm_at` as a list, checked."""
@@ -157,7 +165,7 @@ class xLSTMBlockStack(CheckedLoading):
         check_input(x, self.config.embedding_dim)
         following = []
         for block, block_state in zip(self.blocks, self._states(state), strict=True):
-            x = block(x, block_state, return_state, reset=reset, is_step=is_step)
+            x = block(x, block_state, return_state, reset=reset, **step_flag(is_step))
             if return_state:
                 x, block_state = x
                 following.append(block_state)

@@ -150,20 +150,20 @@ struct StateRef {
   T *C, *n;  // (Dqk, Dv), (Dqk)
 };
 
-// next = g_bar state + K^T (a_bar V); `next` may be `state`. Where the chunk does not carry, `state` is not read.
+// next = g_bar state + K^T (a_bar V); `next` may be `state`. Where the chunk does not carry, or forgets all, `state` is
+// not read.
 template <class T>
 static void advance_state(const MlstmInputs<T>& in, const Sequence& seq, const Chunk& chunk, const Gates<T>& gates,
                           StateRef<const T> state, StateRef<T> next, T* weights, T* packed) {
   const int64_t L = chunk.len, dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   const T* k = in.k.at(seq.row, seq.head, chunk.begin);
-  const bool carry = chunk.start == Start::carry;
-  const T g = static_cast<T>(gates.g_bar);
+  const T g = chunk.start == Start::carry ? static_cast<T>(gates.g_bar) : 0;
+  const bool apart = g != 0 && state.C != next.C;
   for (int64_t s = 0; s < L; ++s) weights[s] = static_cast<T>(gates.a_bar[s]);
   pack_rows(in.v.at(seq.row, seq.head, chunk.begin), in.v.time, L, dv, packed, weights);
-  if (carry && state.C != next.C) scale_row(next.C, g, state.C, dqk * dv);
-  const T beta = !carry ? 0 : state.C != next.C ? 1 : g;
-  gemm<T>(dqk, dv, 0, L, {k, 1, in.k.time}, {packed, L}, next.C, dv, beta);
-  add_rows<T>(next.n, carry ? g : 0, state.n, weights, k, in.k.time, L, dqk);
+  if (apart) scale_row(next.C, g, state.C, dqk * dv);
+  gemm<T>(dqk, dv, 0, L, {k, 1, in.k.time}, {packed, L}, next.C, dv, apart ? 1 : g);
+  add_rows<T>(next.n, g, state.n, weights, k, in.k.time, L, dqk);
 }
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

@@ -574,7 +574,7 @@ struct Again {
   }
   XLSTM_DEVICE int start_of(int query) const { return max(0, p.gates.start[s.at.token(p.shape, query)] - s.at.begin); }
 
-  // One column per lane, before `finish`. What the row's own token or the state makes of it needs no other token.
+  // One column per lane, before `finish`. What is NaN by the row's own token or the state stays NaN.
   XLSTM_DEVICE A sum_at(int64_t column) const {
     const bool inside = column < columns_of<O>(p.shape);
     const auto term = [&](int t) {
@@ -582,7 +582,7 @@ struct Again {
       return inside ? x * load_any<A>(p.Z.data, p.Z.type, offset(p.Z, t) + column) : A{0};
     };
     A sum = term(index()) + (inside ? of_state(column) : A{0});
-    if (__all_sync(~0u, !inside || sum - sum != 0)) return sum;
+    if (__all_sync(~0u, !inside || sum != sum)) return sum;
     if constexpr (kRowsAreQueries<O>) {
       for (int t = start_of(index()); t < index(); ++t) sum += term(t);
     } else {

@@ -322,14 +322,18 @@ bool rows_aligned(const StepStateView& s, int vector) {
   return strides && reinterpret_cast<uintptr_t>(s.C.data) % (vector * sizeof(C)) == 0;
 }
 
+// Of columns of a head's state, a block each.
+template <class C, int kTokens>
+int64_t state_tiles(const MlstmShape& shape) {
+  return (shape.head_dim_v + kTile<C, kTokens> - 1) / kTile<C, kTokens>;
+}
+
 template <class A, class C, int kTokens>
 cudaError_t launch_state(const MlstmStepArguments& p, cudaStream_t stream) {
   constexpr int kColumns = kVector<C, kTokens>;
-  const int64_t tiles = (p.shape.head_dim_v + kTile<C, kTokens> - 1) / kTile<C, kTokens>;
-  const int64_t blocks = p.shape.batch * p.shape.num_heads * tiles;
-  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
+  const int64_t tiles = state_tiles<C, kTokens>(p.shape);
   Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
+  l.grid = dim3(static_cast<unsigned>(p.shape.batch * p.shape.num_heads * tiles));
   l.block = dim3(kStateThreads);
   l.shared_bytes = sizeof(StateShared<A, C, kTokens>);
   l.name = "mlstm_step state";
@@ -340,10 +344,8 @@ cudaError_t launch_state(const MlstmStepArguments& p, cudaStream_t stream) {
 
 template <class A>
 cudaError_t launch_normaliser(const MlstmStepArguments& p, cudaStream_t stream) {
-  const int64_t blocks = p.shape.batch * p.shape.num_heads;
-  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;  // before n and m change
   Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
+  l.grid = dim3(static_cast<unsigned>(p.shape.batch * p.shape.num_heads));
   l.block = dim3(kNormaliserThreads);
   l.shared_bytes = sizeof(NormaliserShared<A>);
   l.name = "mlstm_step normaliser";
@@ -351,11 +353,17 @@ cudaError_t launch_normaliser(const MlstmStepArguments& p, cudaStream_t stream) 
   return launch(l, normaliser<A>, p);
 }
 
+template <class A, class C, int kTokens>
+cudaError_t launch_both(const MlstmStepArguments& p, cudaStream_t stream) {
+  const int64_t blocks = p.shape.batch * p.shape.num_heads * state_tiles<C, kTokens>(p.shape);
+  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;  // said before n and m change
+  const cudaError_t error = launch_normaliser<A>(p, stream);
+  return error == cudaSuccess ? launch_state<A, C, kTokens>(p, stream) : error;
+}
+
 template <class A, class C>
 cudaError_t run(const MlstmStepArguments& p, cudaStream_t stream) {
-  const cudaError_t error = launch_normaliser<A>(p, stream);
-  if (error != cudaSuccess) return error;
-  return p.shape.seqlen == 1 ? launch_state<A, C, 1>(p, stream) : launch_state<A, C, kMaxTokens>(p, stream);
+  return p.shape.seqlen == 1 ? launch_both<A, C, 1>(p, stream) : launch_both<A, C, kMaxTokens>(p, stream);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <atomic>
 #include <stdexcept>
 
 #include "ops/device/errors.h"
@@ -16,12 +17,13 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 int capability_of(int device) {
-  static int known[kMaxDevices];  // a word each: threads may write the same value
-  if (device < kMaxDevices && known[device]) return known[device];
+  static std::atomic<int> known[kMaxDevices];
+  const int before = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (before != 0) return before;
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (device < kMaxDevices) known[device] = 10 * major + minor;
+  if (device < kMaxDevices) known[device].store(10 * major + minor, std::memory_order_relaxed);
   return 10 * major + minor;
 }
 
