@@ -159,10 +159,10 @@ def mlstm_step(
         v: (B, H, Dv) or (B, H, S, Dv), dtype T.
         i, f: gate pre-activations (B, H) or (B, H, S).
         state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
-        inplace: overwrite the state, whose memory no input shares, and which must have dtype A, a contiguous last dimension and no overlap in memory (the
-            ranges of C, n and m do not meet), and return it. C may be bfloat16 where A is float32: half the memory
-            traffic on CUDA (the CPU widens it for each call), rounded after each call. Refused (ValueError) where an
-            input or the state requires grad.
+        inplace: overwrite the state and return it. It must have dtype A, a contiguous last dimension and no overlap in
+            memory (the ranges of C, n and m do not meet); no input may share its memory, which is not checked. C may be
+            bfloat16 where A is float32: half the memory traffic on CUDA (the CPU widens it for each call), rounded
+            after each call. Refused (ValueError) where an input or the state requires grad.
         slots: int32 (B,), all different: row b reads and writes row slots[b] of a state with N rows; other rows stay.
             On CUDA the values are not checked: where slots[b] is no row of the state, h[b] is NaN and no row changes.
         input_gate, normalize, scale, eps, norm_grad, backend: as in `mlstm`.
