@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VOCAB, RecurrentLM, blocks_lm, tokens
+from tiny_models import VOCAB, Int8Linear, RecurrentLM, blocks_lm, tokens
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
@@ -325,19 +325,6 @@ def test_peft_on_the_convolution(run: Callable[[Any, Tensor], Any]) -> None:
 
 
 # Quantised
-
-
-class Int8Linear(nn.Module):
-    """An 8-bit weight, input and output of floating-point numbers."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.weight = nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
 @every_run

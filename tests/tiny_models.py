@@ -1,4 +1,7 @@
-"""Two tiny language models for tests of training: the paper's blocks, and LSTM, sLSTM and mLSTM modules."""
+"""Two tiny language models for tests of training: the paper's blocks, and LSTM, sLSTM and mLSTM modules.
+
+And a linear map in 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -91,3 +94,16 @@ def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tol
     assert actual.keys() == expected.keys()
     for name, e in expected.items():
         assert_close_relative(actual[name], e, tol, name)
+
+
+class Int8Linear(nn.Module):
+    """An 8-bit weight, input and output of floating-point numbers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.weight = nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias)

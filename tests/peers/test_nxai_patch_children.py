@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from nxai_models import CONFIGS, build, ids, randomise
+from tiny_models import Int8Linear
 from torch import Tensor, nn
 
 from xlstm_cuda import patch
@@ -81,19 +82,6 @@ def test_every_leaf_is_called(name: str, run: Callable[[Any], Tensor]) -> None:
         module.register_forward_hook(lambda *_, path=path: seen.add(path))
     assert_close_relative(run(built), expected, 1e-12)
     assert seen == set(leaves(built))
-
-
-class Int8Linear(nn.Module):
-    """An 8-bit weight, input and output of floating-point numbers."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.weight = nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
 class Packed(nn.Module):
