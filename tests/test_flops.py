@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -103,3 +105,25 @@ def test_the_reference_counts_nothing_twice() -> None:
     with FlopCounterMode(display=False) as counter, use_backend("reference"):
         slstm(**inputs)
     assert not any("xlstm_cuda" in str(op) for op in counter.get_flop_counts()["Global"])
+
+
+PROGRAM = """
+import sys, torch
+{first}
+{second}
+from xlstm_cuda import lstm
+counter = sys.modules["torch.utils.flop_counter"].FlopCounterMode(display=False)
+with counter:
+    lstm(torch.randn(2, 3, 4, 1, 5), torch.randn(4, 1, 5, 5))
+assert counter.get_total_flops() == 2 * 2 * 3 * 4 * 5 * 5
+"""
+OURS = "import xlstm_cuda; assert 'torch.utils.flop_counter' not in sys.modules or {late}"
+COUNTER = "import torch.utils.flop_counter"
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_counted_whichever_is_imported_first(late: bool) -> None:
+    """torch's counter brings triton along: it is not imported for those who do not count."""
+    lines = [OURS.format(late=late), COUNTER]
+    program = PROGRAM.format(first=lines[late], second=lines[not late])
+    subprocess.run([sys.executable, "-c", program], check=True)

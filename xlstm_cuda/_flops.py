@@ -7,20 +7,57 @@ more), and padding behind `lengths` counts as tokens do. Arguments: shapes, unde
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 Shape = Sequence[int]
+_COUNTER = "torch.utils.flop_counter"
 
 
 def register(namespace: str) -> None:
-    """For every op of a loaded library."""
+    """For every op of a loaded library: now, or when torch's counter is imported, which brings triton along."""
+    if _COUNTER in sys.modules:
+        _register(namespace)
+    else:
+        sys.meta_path.insert(0, _WhenImported(namespace))
+
+
+def _register(namespace: str) -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
     for name, formula in _FORMULAS.items():
         register_flop_formula(getattr(getattr(torch.ops, namespace), name))(formula)
+
+
+class _WhenImported(MetaPathFinder):
+    """Finds torch's counter as all others would, once, and registers behind its code."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _COUNTER or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _register(self.namespace)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def _mlstm_fwd(
