@@ -10,6 +10,8 @@
 
 namespace xlstm {
 
+enum class Type { bf16, f16, f32, f64 };
+
 // (batch, head, time[, feature]): the feature dimension, where there is one, has stride 1.
 template <class T>
 struct View {
@@ -19,6 +21,39 @@ struct View {
   XLSTM_HOST_DEVICE T* at(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * time; }
   XLSTM_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 };
+
+// The same with elements of a type that is known at run time.
+struct AnyView {
+  const void* data = nullptr;
+  Type type = Type::f32;
+  int64_t batch = 0, head = 0, time = 0;
+
+  XLSTM_HOST_DEVICE int64_t offset(int64_t b, int64_t h, int64_t t) const { return b * batch + h * head + t * time; }
+};
+
+// Elements in a row, of a type that is known at run time.
+struct Any {
+  const void* data = nullptr;
+  Type type = Type::f32;
+};
+
+// How the parameters of a kernel hold tensors of T. T = void: each of them says its type.
+template <class T>
+struct Holds {
+  using View = xlstm::View<T>;
+  using Pointer = T*;
+};
+template <>
+struct Holds<void> {
+  using View = AnyView;
+  using Pointer = Any;
+};
+template <>
+struct Holds<const void> : Holds<void> {};
+template <class T>
+using ViewOf = typename Holds<T>::View;
+template <class T>
+using PointerOf = typename Holds<T>::Pointer;
 
 // (batch, time, gate, head, feature): gate pre-activations of a recurrent cell; the feature dimension has stride 1.
 template <class T>

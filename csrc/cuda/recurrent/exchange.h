@@ -50,7 +50,7 @@ XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentFwdArguments& 
   using T = typename S::T;
   using A = typename S::A;
   const int D = static_cast<int>(p.shape.head_dim);
-  const A* h = static_cast<const A*>(p.initial.h);
+  const A* h = static_cast<const A*>(p.initial_state.h);
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBatchTile * S::kWidth; i += S::kThreads) {
     const int row = i / S::kWidth, unit = i % S::kWidth;

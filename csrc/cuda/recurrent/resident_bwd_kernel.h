@@ -203,7 +203,8 @@ class BwdBlock {
         continue;
       }
       const int64_t at = state_offset(tile, row);
-      const UnitState<A> final = load_unit_state<A>(p.final, at), grad = load_unit_state<A>(p.final_grad, at);
+      const UnitState<A> final = load_unit_state<A>(p.final_state, at),
+                         grad = load_unit_state<A>(p.final_state_grad, at);
       with_cell<A>(p.cell, [&](auto cell) {
         A d[decltype(cell)::kGrads];
         decltype(cell)::load_grad(final, grad, d);
@@ -274,8 +275,8 @@ class BwdBlock {
     for (int r = 0; r < kRows; ++r) {
       const Token& x = tokens[r];
       dh[r] = widen<A>(x.dh) + (x.left > 1 && !x.reset_behind() ? dh[r] : A{0});
-      if (x.left == 1 && p.final_grad.h)
-        dh[r] += static_cast<const A*>(p.final_grad.h)[state_offset(tile, cells.row + r)];
+      if (x.left == 1 && p.final_state_grad.h)
+        dh[r] += static_cast<const A*>(p.final_state_grad.h)[state_offset(tile, cells.row + r)];
     }
     if (cells.reader.helper > 1) return;  // helps others only
 #pragma unroll
@@ -370,9 +371,9 @@ class BwdBlock {
       const int row = cells.row + r;
       if (!exists(tile, row)) continue;
       const int64_t at = state_offset(tile, row);
-      const A* last = static_cast<const A*>(p.final_grad.h);
-      A* dh0 = static_cast<A*>(p.initial_grad.h) + at;
-      UnitState<A> state = load_unit_state<A>(p.final_grad, at);
+      const A* last = static_cast<const A*>(p.final_state_grad.h);
+      A* dh0 = static_cast<A*>(p.initial_state_grad.h) + at;
+      UnitState<A> state = load_unit_state<A>(p.final_state_grad, at);
       if (s.rows[tile][row].tokens == 0) {  // the final state is the initial one
         *dh0 = last ? last[at] : A{0};
       } else {
@@ -381,10 +382,10 @@ class BwdBlock {
         with_cell<A>(p.cell, [&](auto cell) {
           A d[decltype(cell)::kGrads];
           load_grads(d, tile, r, empty);
-          state = decltype(cell)::store_grad(load_unit_state<A>(p.initial, at), d);
+          state = decltype(cell)::store_grad(load_unit_state<A>(p.initial_state, at), d);
         });
       }
-      store_unit_state<A>(p.initial_grad, at, state);
+      store_unit_state<A>(p.initial_state_grad, at, state);
     }
   }
 };

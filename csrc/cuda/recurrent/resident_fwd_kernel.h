@@ -158,7 +158,7 @@ class ForwardScan {
       for (int cell = 0; cell < S::kCells; ++cell) {
         const int64_t b = batch_row(tile, cell), at = b * p.shape.hidden() + of_hidden();
         const bool exists = unit_exists() && b < p.shape.batch;
-        const UnitState<A> initial = exists ? load_unit_state<A>(p.initial, at) : UnitState<A>{};
+        const UnitState<A> initial = exists ? load_unit_state<A>(p.initial_state, at) : UnitState<A>{};
         with_cell<A>(p.cell, [&](auto functor) {
           A state[decltype(functor)::kStates];
           functor.load_state(initial, state);
@@ -171,8 +171,8 @@ class ForwardScan {
 
   // A row without tokens hands its state through, to the bit.
   XLSTM_DEVICE void pass_through(const UnitState<A>& initial, int64_t at) {
-    store_unit_state(p.final, at, initial);
-    static_cast<A*>(p.final.h)[at] = p.initial.h ? static_cast<const A*>(p.initial.h)[at] : A{0};
+    store_unit_state(p.final_state, at, initial);
+    static_cast<A*>(p.final_state.h)[at] = p.initial_state.h ? static_cast<const A*>(p.initial_state.h)[at] : A{0};
   }
 
   template <int kStates>
@@ -377,8 +377,8 @@ class ForwardScan {
     put_state(state, tile, cell);
     if (t + 1 < tokens) return;
     const int64_t at = b * hidden + of_hidden();
-    store_unit_state(p.final, at, Cell::store_state(state));
-    static_cast<A*>(p.final.h)[at] = device::widen<A>(h);
+    store_unit_state(p.final_state, at, Cell::store_state(state));
+    static_cast<A*>(p.final_state.h)[at] = device::widen<A>(h);
   }
 };
 

@@ -83,7 +83,7 @@ struct Cursor {
 };
 
 template <class P>
-XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepArguments& p, const Block& block, const Place& at) {
+XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepParams<void>& p, const Block& block, const Place& at) {
   const bool rows = P::kInContiguous != XLSTM_MUTANT("recurrent_step: rows of R taken for columns");
   const int64_t out = rows ? p.R.out : 1, in = rows ? 1 : p.R.in;
   const int64_t head = XLSTM_MUTANT("recurrent_step: R of the first head for all") ? 0 : block.head;
@@ -125,7 +125,7 @@ XLSTM_DEVICE int slab_position(int i) {
 
 // h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros behind the last input and batch row.
 template <class P>
-XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepArguments& p, const Block& block, int first) {
+XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepParams<void>& p, const Block& block, int first) {
   using T = typename P::Data;
   using A = typename P::A;
   constexpr int kAtOnce = P::kSlab < kThreads ? kThreads / P::kSlab : 1;  // batch rows
@@ -223,7 +223,7 @@ struct Unit {
 
 // Read before R and used at the end, as it lies in memory: a conversion would wait here.
 template <class P>
-XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepArguments& p, const Block& block) {
+XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepParams<void>& p, const Block& block) {
   using T = typename P::Data;
   using A = typename P::A;
   const int row = threadIdx.x / P::kUnits, unit = block.unit + threadIdx.x % P::kUnits;
@@ -243,14 +243,14 @@ XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepArguments& p, const Block& blo
 }
 
 template <class P>
-XLSTM_DEVICE void load_bias(typename P::A (&raw)[kGates], const RecurrentStepArguments& p, const Block& block) {
+XLSTM_DEVICE void load_bias(typename P::A (&raw)[kGates], const RecurrentStepParams<void>& p, const Block& block) {
   const int64_t hidden = p.shape.hidden(), of_row = block.head * p.shape.head_dim + block.unit;
   load_any(raw, p.b.data, p.b.type, of_row + threadIdx.x % P::kUnits, hidden);
 }
 
 // raw: the bias, without R h and x.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentStepArguments& p, const StepShared<P>& s, Unit<P>& u, A (&raw)[kGates]) {
+XLSTM_DEVICE void advance(const RecurrentStepParams<void>& p, const StepShared<P>& s, Unit<P>& u, A (&raw)[kGates]) {
   using T = typename P::Data;
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) {
@@ -274,7 +274,7 @@ XLSTM_DEVICE void advance(const RecurrentStepArguments& p, const StepShared<P>& 
 
 template <class T, bool kRows, int kTile>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    recurrent_step_kernel(RecurrentStepArguments p, int batch_tiles, int unit_tiles, bool whole) {
+    recurrent_step_kernel(RecurrentStepParams<void> p, int batch_tiles, int unit_tiles, bool whole) {
   using P = Plan<T, kRows, kTile>;
   XLSTM_SHARED(StepShared<P>, s);
   const Block block = block_at<P>(blockIdx.x, batch_tiles, unit_tiles);
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // Whether R can be read in whole vectors: none is misaligned or crosses an edge.
 template <class T, bool kRows>
-bool in_whole_vectors(const RecurrentStepArguments& p) {
+bool in_whole_vectors(const RecurrentStepParams<void>& p) {
   constexpr int kVector = Vector<T>::kCount;
   const WeightView<const void>& R = p.R;
   const bool strides = R.gate % kVector == 0 && R.head % kVector == 0 && (kRows ? R.out : R.in) % kVector == 0;
@@ -318,7 +318,7 @@ bool in_whole_vectors(const RecurrentStepArguments& p) {
 }
 
 template <class T, bool kRows, int kTile>
-cudaError_t launch_step(const RecurrentStepArguments& p, cudaStream_t stream) {
+cudaError_t launch_step(const RecurrentStepParams<void>& p, cudaStream_t stream) {
   using P = Plan<T, kRows, kTile>;
   const int64_t batch_tiles = (p.shape.batch + kTile - 1) / kTile;
   const int64_t unit_tiles = (p.shape.head_dim + P::kUnits - 1) / P::kUnits;
@@ -335,7 +335,7 @@ cudaError_t launch_step(const RecurrentStepArguments& p, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t run(const RecurrentStepArguments& p, cudaStream_t stream) {
+cudaError_t choose_tile(const RecurrentStepParams<void>& p, cudaStream_t stream) {
   const bool one = p.shape.batch == 1;
   if (p.R.in == 1) return one ? launch_step<T, true, 1>(p, stream) : launch_step<T, true, 8>(p, stream);
   return one ? launch_step<T, false, 1>(p, stream) : launch_step<T, false, 8>(p, stream);
@@ -343,17 +343,17 @@ cudaError_t run(const RecurrentStepArguments& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t recurrent_step(const RecurrentStepArguments& p, cudaStream_t stream) {
+cudaError_t run(const RecurrentStepParams<void>& p, const Allocator&, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
   switch (p.type) {
     case Type::bf16:
-      return run<__nv_bfloat16>(p, stream);
+      return choose_tile<__nv_bfloat16>(p, stream);
     case Type::f16:
-      return run<__half>(p, stream);
+      return choose_tile<__half>(p, stream);
     case Type::f32:
-      return run<float>(p, stream);
+      return choose_tile<float>(p, stream);
     default:
-      return run<double>(p, stream);
+      return choose_tile<double>(p, stream);
   }
 }
 

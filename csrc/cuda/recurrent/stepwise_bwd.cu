@@ -71,8 +71,8 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
     if (token.last) {
-      Functor::load_grad(load_unit_state<A>(p.final, at), load_unit_state<A>(p.final_grad, at), d);
-      if (p.final_grad.h) dh += static_cast<const A*>(p.final_grad.h)[at];
+      Functor::load_grad(load_unit_state<A>(p.final_state, at), load_unit_state<A>(p.final_state_grad, at), d);
+      if (p.final_state_grad.h) dh += static_cast<const A*>(p.final_state_grad.h)[at];
     }
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = widen<A>(token.saved[x]);
@@ -86,14 +86,14 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 template <class P, class A>
 XLSTM_DEVICE void finish(const RecurrentBwdArguments& p, const Item<P>& item, const Token<P>& token, A sum) {
   const int64_t at = item.state();
-  if (token.last) return pass_through<A>(p.initial_grad, p.final_grad, at);  // a row without tokens
+  if (token.last) return pass_through<A>(p.initial_state_grad, p.final_state_grad, at);  // a row without tokens
   with_cell<A>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A d[Functor::kGrads];
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
-    static_cast<A*>(p.initial_grad.h)[at] = sum;
-    store_unit_state(p.initial_grad, at, Functor::store_grad(load_unit_state<A>(p.initial, at), d));
+    static_cast<A*>(p.initial_state_grad.h)[at] = sum;
+    store_unit_state(p.initial_state_grad, at, Functor::store_grad(load_unit_state<A>(p.initial_state, at), d));
   });
 }
 

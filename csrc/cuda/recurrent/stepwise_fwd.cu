@@ -18,12 +18,13 @@ __global__ void __launch_bounds__(kStartThreads) stepwise_start_kernel(Recurrent
   const int64_t hidden = p.shape.hidden(), size = p.shape.batch * hidden;
   const int64_t at = int64_t{blockIdx.x} * kStartThreads + threadIdx.x;
   if (at >= size) return;
-  if (p.initial.h) h0[at] = narrow<T>(static_cast<const A*>(p.initial.h)[at]);
-  if (length_of(p.lengths, at / hidden, p.shape.seqlen) == 0) return pass_through<A>(p.final, p.initial, at);
+  if (p.initial_state.h) h0[at] = narrow<T>(static_cast<const A*>(p.initial_state.h)[at]);
+  if (length_of(p.lengths, at / hidden, p.shape.seqlen) == 0)
+    return pass_through<A>(p.final_state, p.initial_state, at);
   with_cell<A>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A state[Functor::kStates];
-    Functor::load_state(load_unit_state<A>(p.initial, at), state);
+    Functor::load_state(load_unit_state<A>(p.initial_state, at), state);
     store_carried(carried, state, at, size);
   });
 }
@@ -100,8 +101,8 @@ XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const Step<typename P:
 #pragma unroll
     for (int x = 0; saved_to && x < kSaved; ++x) saved_to[x * item.hidden] = narrow<T>(saved[x]);
     if (token.last) {
-      static_cast<A*>(p.final.h)[at] = widen<A>(new_h);
-      store_unit_state(p.final, at, Functor::store_state(state));
+      static_cast<A*>(p.final_state.h)[at] = widen<A>(new_h);
+      store_unit_state(p.final_state, at, Functor::store_state(state));
     }
   });
 }
@@ -175,7 +176,7 @@ cudaError_t run(const RecurrentFwdArguments& p, void* workspace, cudaStream_t st
   if (!configure<P>(l, grid, p.shape, stream)) return cudaErrorInvalidConfiguration;
   cudaError_t error = start(p, carried, h0, stream);
   for (int64_t t = 0; t < p.shape.seqlen && error == cudaSuccess; ++t) {
-    const Step<T, A> step = {t, p.initial.h ? h0 : nullptr, carried};
+    const Step<T, A> step = {t, p.initial_state.h ? h0 : nullptr, carried};
     const Loads loads = loads_of<P>(p.R, p.shape.head_dim, in_vectors<T>(t == 0 ? h0 : p.h, {}));
     error = launch(l, stepwise_fwd_kernel<F>, p, step, grid, loads);
   }

@@ -331,19 +331,6 @@ int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
-Product product_of(const RecurrentWeightGradArguments& p) {
-  switch (p.type) {
-    case Type::bf16:
-      return Product::bf16;
-    case Type::f16:
-      return Product::tf32;
-    case Type::f32:
-      return p.allow_tf32 ? Product::tf32 : Product::tf32x3;
-    default:
-      return Product::f64;
-  }
-}
-
 // Side of a block's tile.
 int side_of(const RecurrentWeightGradArguments& p) {
   return p.type == Type::f64 || p.shape.head_dim <= kTileRows ? kTileRows : 2 * kTileRows;
@@ -406,7 +393,7 @@ size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& p) {
 cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
   if (p.shape.hidden() == 0) return cudaSuccess;
   if (p.shape.seqlen > INT32_MAX / 2 || p.shape.head_dim > INT32_MAX / 2) return cudaErrorInvalidValue;
-  switch (product_of(p)) {
+  switch (product_of(p.type, p.allow_tf32)) {
     case Product::bf16:
       return choose_side<Product::bf16>(p, workspace, stream);
     case Product::tf32:

@@ -1,60 +1,8 @@
-#include "ops/common.h"
+#include "ops/checks.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace xlstm::ops {
-namespace {
-
-// The words by which training tools tell that a smaller batch may help; torch's own error stays behind its C interface.
-[[noreturn]] void out_of_memory(bool cpu, double bytes, const std::string& what) {
-  STD_TORCH_CHECK(false, "xlstm_cuda: ", cpu ? "DefaultCPUAllocator: can't allocate memory." : "CUDA out of memory.",
-                  " Tried to allocate ", static_cast<int64_t>(bytes), " bytes for ", what);
-  std::abort();
-}
-
-// Scratch memory of one thread, kept between calls up to a limit: fresh pages cost more than small kernels.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-
-  void* get(size_t bytes) {
-    if (bytes > size_ || (size_ > kKept && bytes <= kKept)) {
-      std::free(data_);
-      size_ = 0;
-      data_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-      if (data_ == nullptr) out_of_memory(true, static_cast<double>(bytes), "scratch");
-      size_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  static constexpr size_t kKept = size_t{64} << 20;
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-void* thread_scratch(int slot, size_t bytes) {
-  static thread_local Scratch slots[2];
-  return slots[slot].get(bytes);
-}
-
-void run(int64_t count, int64_t grain, const void* context, Runtime::Body body) {
-  if (count <= grain || torch::stable::get_num_threads() == 1) {
-    if (count > 0) body(context, 0, count);
-    return;
-  }
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
-
-}  // namespace
-
-const Runtime& cpu_runtime() {
-  static const Runtime runtime = {run, thread_scratch,
-                                  [] { return static_cast<int>(torch::stable::get_num_threads()); }};
-  return runtime;
-}
 
 std::string shape_string(const Shape& shape) {
   std::string text = "(";
@@ -146,50 +94,6 @@ void check_own_memory(const char* op, std::initializer_list<std::pair<const char
     }
     seen.emplace_back(name, own);
   }
-}
-
-Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype) {
-  const auto allocate = [&](const Shape& sizes) {
-    return torch::stable::empty(sizes, dtype, torch::headeronly::Layout::Strided, like.device());
-  };
-  try {
-    return allocate(shape);
-  } catch (const std::exception&) {
-    double bytes = static_cast<double>(allocate({0}).element_size());
-    for (int64_t size : shape) bytes *= static_cast<double>(size);
-    out_of_memory(like.is_cpu(), bytes, "a tensor of shape " + shape_string(shape));
-  }
-}
-
-Tensor as(const Tensor& x, ScalarType dtype) {
-  Tensor y = x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-  return y.dim() == 0 || y.size(-1) <= 1 || y.stride(-1) == 1 ? y : torch::stable::contiguous(y);
-}
-
-Tensor as_contiguous(const Tensor& x, ScalarType dtype) {
-  return torch::stable::contiguous(as(x, dtype));
-}
-
-OptionalTensor as_contiguous(const OptionalTensor& x, ScalarType dtype) {
-  return x ? OptionalTensor(as_contiguous(*x, dtype)) : std::nullopt;
-}
-
-void overwrite(const Tensor& x, const Tensor& y) {
-  Tensor memory = torch::stable::from_blob(x.mutable_data_ptr(), x.sizes(), x.strides(), x.device(), x.scalar_type());
-  torch::stable::copy_(memory, y);
-}
-
-Output::Output(const Tensor& like, ScalarType type) : result_(torch::stable::empty_like(like)), computed_(result_) {
-  const bool rows = result_.dim() == 0 || result_.size(-1) <= 1 || result_.stride(-1) == 1;
-  if (like.scalar_type() == type && rows) return;
-  Shape shape(like.sizes().begin(), like.sizes().end());
-  computed_ = empty(like, shape, type);
-}
-
-Tensor Output::result() const {
-  Tensor out = result_;
-  if (computed_.get() != result_.get()) torch::stable::copy_(out, computed_);
-  return out;
 }
 
 }  // namespace xlstm::ops

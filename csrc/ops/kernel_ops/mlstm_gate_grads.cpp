@@ -2,7 +2,7 @@
 // for whoever studies the kernels.
 #include "cuda/mlstm_chunkwise/gate_grads.h"
 #include "cuda/mlstm_chunkwise/normaliser.h"
-#include "ops/device/mlstm_vectors.h"
+#include "ops/kernel_ops/mlstm_vectors.h"
 #include "ops/library.h"
 
 namespace xlstm::ops {
@@ -19,14 +19,14 @@ std::tuple<Tensor, Tensor, Tensor> mlstm_normaliser(const Tensor& h, const Tenso
   const Tensor r_rows = as_contiguous(r, type), m_rows = as_contiguous(m, type);
   with_compute_type(type, [&](auto zero) {
     using A = decltype(zero);
-    Session session("mlstm_normaliser", h);
+    DeviceSession session("mlstm_normaliser", h);
     cuda::MlstmNormaliserArguments<A> p;
     p.shape = {tokens[0], tokens[1], tokens[2], 1, h.size(3)};
     p.options = {sigmoid_gate, normalize, norm_grad, 1, eps, 0};
-    p.h = any_view(session.in(h), h);
-    p.dh = any_view(session.in(dh), dh);
-    p.r = session.in_as<A>(r_rows), p.m = session.in_as<A>(m_rows);
-    p.iota = session.out_as<A>(iota), p.rho = session.out_as<A>(rho), p.kappa = session.out_as<A>(kappa);
+    p.h = view_of<void>(session.in(h), h);
+    p.dh = view_of<void>(session.in(dh), dh);
+    p.r = in_as<A>(session, r_rows), p.m = in_as<A>(session, m_rows);
+    p.iota = out_as<A>(session, iota), p.rho = out_as<A>(session, rho), p.kappa = out_as<A>(session, kappa);
     session.check(cuda::mlstm_normaliser(p, session.stream()));
     session.finish();
   });
@@ -61,20 +61,20 @@ Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, Opt
   const OptionalTensor starts = as_contiguous(start_dots, type), final = as_contiguous(dm, type);
   with_compute_type(type, [&](auto zero) {
     using A = decltype(zero);
-    Session session("mlstm_gate_grads", i);
+    DeviceSession session("mlstm_gate_grads", i);
     const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in, shape);
     session.check(cuda::mlstm_gates(gates, session.stream()));
     cuda::MlstmGateGradsArguments<A> p;
     p.shape = gates.shape, p.sigmoid_gate = sigmoid_gate, p.chunk_size = gates.chunk_size;
     p.i = gates.i, p.f = gates.f, p.reset = gates.reset, p.gates = gates.out;
-    p.q_dq = session.in_as<A>(rows[0]), p.k_dk = session.in_as<A>(rows[1]), p.row_tiles = q_dq.size(2);
-    p.kappa = session.in_as<A>(rows[2]);
-    p.chunk_dots = session.in_as<A>(rows[3]), p.start_dots = session.in_as<A>(starts);
+    p.q_dq = in_as<A>(session, rows[0]), p.k_dk = in_as<A>(session, rows[1]), p.row_tiles = q_dq.size(2);
+    p.kappa = in_as<A>(session, rows[2]);
+    p.chunk_dots = in_as<A>(session, rows[3]), p.start_dots = in_as<A>(session, starts);
     p.dot_tiles = chunk_dots.size(3);
-    p.dm = session.in_as<A>(final);
-    p.di = any_view(session.inout(di), di);
-    p.df = any_view(session.inout(df), df);
-    p.dm0 = session.out_as<A>(dm0);
+    p.dm = in_as<A>(session, final);
+    p.di = view_of<void>(session.inout(di), di);
+    p.df = view_of<void>(session.inout(df), df);
+    p.dm0 = out_as<A>(session, dm0);
     session.check(cuda::mlstm_gate_grads(p, session.stream()));
     session.finish();
   });
@@ -93,7 +93,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "bool sigmoid_gate, int chunk_size) -> Tensor dm0");
 }
 
-XLSTM_DEVICE_LIBRARY_IMPL(m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("mlstm_normaliser", TORCH_BOX(&mlstm_normaliser));
   m.impl("mlstm_gate_grads", TORCH_BOX(&mlstm_gate_grads));
 }

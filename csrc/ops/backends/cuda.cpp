@@ -5,8 +5,8 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "ops/device/errors.h"
-#include "ops/device/session.h"
+#include "ops/backends/architecture.h"
+#include "ops/backends/device.h"
 
 // Null where this library runs on a CPU build of torch, whose tensors never get here.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -41,13 +41,12 @@ const std::vector<std::string>& built_archs() {
 
 }  // namespace
 
-struct Session::State {
+struct DeviceSession::State {
   const char* op;
   int device;
   torch::stable::accelerator::DeviceGuard guard;
   const Tensor& like;
   cudaStream_t stream = nullptr;
-  std::vector<Tensor> kept;  // until the launches are made: memory given back earlier could be given out again
 
   State(const char* op_, const Tensor& like_) : op(op_), device(like_.get_device_index()), guard(device), like(like_) {}
 
@@ -57,7 +56,8 @@ struct Session::State {
   }
 };
 
-Session::Session(const char* op, const Tensor& like) : state_(new State(op, like)) {
+DeviceSession::DeviceSession(const char* op, const Tensor& like)
+    : arithmetic_(compute_type(like)), state_(new State(op, like)) {
   const std::string problem = unsupported_device(capability_of(state_->device), built_archs());
   if (!problem.empty()) refuse(problem);
   void* stream = nullptr;
@@ -67,40 +67,38 @@ Session::Session(const char* op, const Tensor& like) : state_(new State(op, like
   state_->stream = static_cast<cudaStream_t>(stream);
 }
 
-Session::~Session() = default;
+DeviceSession::~DeviceSession() = default;
 
-const void* Session::in(const Tensor& x) {
+const void* DeviceSession::in(const Tensor& x) {
   state_->check_device(x);
-  state_->kept.push_back(x);
   return x.const_data_ptr();
 }
 
-void* Session::out(const Tensor& x) {
+void* DeviceSession::out(const Tensor& x) {
   state_->check_device(x);
   return x.mutable_data_ptr();
 }
 
-void* Session::inout(const Tensor& x) {
+void* DeviceSession::inout(const Tensor& x) {
   return out(x);
 }
 
-void* Session::workspace(size_t bytes) {
-  state_->kept.push_back(empty(state_->like, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
-  return state_->kept.back().mutable_data_ptr();
+void* DeviceSession::workspace(size_t bytes) {
+  return keep(empty(state_->like, {static_cast<int64_t>(bytes)}, ScalarType::Byte)).mutable_data_ptr();
 }
 
-cudaStream_t Session::stream() const {
+cudaStream_t DeviceSession::stream() const {
   return state_->stream;
 }
 
-std::string Session::text(cudaError_t error) const {
+std::string DeviceSession::text(cudaError_t error) const {
   return cudaGetErrorString(error);
 }
 
-const char* Session::op() const {
+const char* DeviceSession::op() const {
   return state_->op;
 }
 
-void Session::finish() {}
+void DeviceSession::finish() {}
 
 }  // namespace xlstm::ops

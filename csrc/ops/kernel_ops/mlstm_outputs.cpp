@@ -1,7 +1,7 @@
 // mlstm_outputs: h, dq, dk or dv of the chunkwise mLSTM from the states at the borders of its chunks, by itself, for
 // tests and for reading the kernels.
 #include "cuda/mlstm_chunkwise/outputs.h"
-#include "ops/device/mlstm_vectors.h"
+#include "ops/kernel_ops/mlstm_vectors.h"
 #include "ops/library.h"
 
 namespace xlstm::ops {
@@ -25,21 +25,21 @@ struct Inputs {
 // per_token: r of h, row sums of dq and dk.
 template <class A>
 void run(const Inputs& in, cuda::MlstmOutputsArguments<A> p, const Tensor& out, const Tensor& per_token) {
-  Session session(kOp, in.X);
+  DeviceSession session(kOp, in.X);
   const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in.gates, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape.cu_seqlens = gates.shape.cu_seqlens;
   p.gates = gates.out;
-  p.X = any_view(session.in(in.X), in.X);
-  p.Y = any_view(session.in(in.Y), in.Y);
-  p.Z = any_view(session.in(in.Z), in.Z);
-  p.out = any_view(session.out(out), out);
+  p.X = view_of<void>(session.in(in.X), in.X);
+  p.Y = view_of<void>(session.in(in.Y), in.Y);
+  p.Z = view_of<void>(session.in(in.Z), in.Z);
+  p.out = view_of<void>(session.out(out), out);
   p.states = session.in(in.states);
   p.normalisers = static_cast<const A*>(session.in(in.normalisers));
-  p.iota = session.in_as<A>(in.iota);
-  p.rho = session.in_as<A>(in.rho);
-  if (in.factor) p.factor = any_view(session.in(*in.factor), *in.factor);
-  A* values = session.out_as<A>(per_token);
+  p.iota = in_as<A>(session, in.iota);
+  p.rho = in_as<A>(session, in.rho);
+  if (in.factor) p.factor = view_of<void>(session.in(*in.factor), *in.factor);
+  A* values = out_as<A>(session, per_token);
   if (p.output == cuda::Output::h) p.r = values;
   if (in.factor) p.row_sums = values;
   session.check(cuda::mlstm_outputs(p, session.stream()));
@@ -97,7 +97,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "bool outer_state_is_zero) -> (Tensor out, Tensor per_token)");
 }
 
-XLSTM_DEVICE_LIBRARY_IMPL(m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("mlstm_outputs", TORCH_BOX(&mlstm_outputs));
 }
 

@@ -1,6 +1,6 @@
 // recurrent_weight_grad: the gradients of R and b by themselves, for tests and for whoever studies the kernel.
 #include "cuda/recurrent/weight_grad.h"
-#include "ops/device/session.h"
+#include "ops/backends/device.h"
 #include "ops/library.h"
 #include "ops/recurrent.h"
 
@@ -20,15 +20,15 @@ std::tuple<Tensor, Tensor> recurrent_weight_grad(const Tensor& dx, const Tensor&
   const OptionalTensor start = as_contiguous(h0, type);
   const Tensor dR = empty(h, {kGates, s.num_heads, s.head_dim, s.head_dim}, h.scalar_type());
   const Tensor db = empty(h, {kGates, s.num_heads, s.head_dim}, type);
-  Session session("recurrent_weight_grad", h);
-  const Flags resets = reset ? Flags{session.in_as<bool>(reset), reset->stride(0), reset->stride(1)} : Flags{};
+  DeviceSession session("recurrent_weight_grad", h);
+  const Flags resets = reset ? Flags{in_as<bool>(session, reset), reset->stride(0), reset->stride(1)} : Flags{};
   const cuda::RecurrentWeightGradArguments arguments = {s,
                                                         type_of(h),
                                                         allow_tf32,
                                                         session.in(dx),
                                                         session.in(h),
                                                         session.in(start),
-                                                        session.in_as<int64_t>(checked_lengths(lengths, s)),
+                                                        in_as<int64_t>(session, checked_lengths(lengths, s)),
                                                         resets,
                                                         session.out(dR),
                                                         session.out(db),
@@ -48,7 +48,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "-> (Tensor dR, Tensor db)");
 }
 
-XLSTM_DEVICE_LIBRARY_IMPL(m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("recurrent_weight_grad", TORCH_BOX(&recurrent_weight_grad));
 }
 

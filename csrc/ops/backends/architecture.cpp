@@ -1,4 +1,4 @@
-#include "ops/device/errors.h"
+#include "ops/backends/architecture.h"
 
 #include <cstdlib>
 

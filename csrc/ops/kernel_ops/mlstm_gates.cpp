@@ -1,7 +1,7 @@
 // mlstm_gates, mlstm_chunks: the gate vectors and the chunk slots of the chunkwise mLSTM by themselves, for tests and
 // for whoever studies the kernels.
 #include "cuda/mlstm_chunkwise/gates.h"
-#include "ops/device/session.h"
+#include "ops/backends/device.h"
 #include "ops/library.h"
 
 namespace xlstm::ops {
@@ -20,27 +20,27 @@ struct Outputs {
   }
 };
 
-cuda::AnyView gate_view(Session& session, const Tensor& x) {
+AnyView gate_view(DeviceSession& session, const Tensor& x) {
   return {session.in(x), type_of(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
 template <class A>
 void run(const Tensor& i, const Tensor& f, const OptionalTensor& m0, const OptionalTensor& cu_seqlens,
          const OptionalTensor& reset, cuda::MlstmGatesArguments<A> p, const Outputs& out) {
-  Session session("mlstm_gates", i);
-  p.shape.cu_seqlens = session.in_as<int32_t>(cu_seqlens);
+  DeviceSession session("mlstm_gates", i);
+  p.shape.cu_seqlens = in_as<int32_t>(session, cu_seqlens);
   p.i = gate_view(session, i);
   p.f = gate_view(session, f);
-  if (reset) p.reset = {session.in_as<bool>(reset), reset->stride(0), reset->stride(1)};
-  p.m0 = session.in_as<A>(m0);
+  if (reset) p.reset = {in_as<bool>(session, reset), reset->stride(0), reset->stride(1)};
+  p.m0 = in_as<A>(session, m0);
   const auto pairs = [&](const Tensor& x) { return session.out_as<cuda::Pair<A>>(x); };
   p.out = {pairs(out.y),
            pairs(out.z),
-           session.out_as<A>(out.m),
-           session.out_as<int32_t>(out.start),
+           out_as<A>(session, out.m),
+           out_as<int32_t>(session, out.start),
            pairs(out.M),
-           session.out_as<A>(out.g)};
-  p.m_final = session.out_as<A>(out.m_final);
+           out_as<A>(session, out.g)};
+  p.m_final = out_as<A>(session, out.m_final);
   session.check(cuda::mlstm_gates(p, session.stream()));
   session.finish();
 }
@@ -104,7 +104,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "-> (Tensor y, Tensor z, Tensor m, Tensor start, Tensor M, Tensor g, Tensor m_final)");
 }
 
-XLSTM_DEVICE_LIBRARY_IMPL(m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("mlstm_gates", TORCH_BOX(&mlstm_gates));
 }
 

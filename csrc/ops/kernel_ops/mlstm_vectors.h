@@ -2,14 +2,9 @@
 // Gate vectors in the memory of a session, for ops that run the gate scan and then kernels that use it.
 #include "cuda/mlstm_chunkwise/gates.h"
 #include "cuda/mlstm_chunkwise/product.h"
-#include "ops/device/session.h"
+#include "ops/backends/device.h"
 
 namespace xlstm::ops {
-
-// (B, H, S[, D])
-inline cuda::AnyView any_view(const void* data, const Tensor& x) {
-  return {data, type_of(x), x.stride(0), x.stride(1), x.stride(2)};
-}
 
 inline cuda::Product product_numbered(const char* op, int64_t number) {
   const bool known = number >= 0 && number <= static_cast<int64_t>(cuda::Product::f64);
@@ -18,12 +13,12 @@ inline cuda::Product product_numbered(const char* op, int64_t number) {
 }
 
 template <class T>
-T* allocate(Session& session, int64_t count) {
+T* allocate(DeviceSession& session, int64_t count) {
   return static_cast<T*>(session.workspace(sizeof(T) * static_cast<size_t>(count)));
 }
 
 template <class A>
-cuda::GateVectors<A> allocate_gate_vectors(Session& session, const MlstmShape& shape, int chunk_size) {
+cuda::GateVectors<A> allocate_gate_vectors(DeviceSession& session, const MlstmShape& shape, int chunk_size) {
   const int64_t rows = shape.batch * shape.num_heads, tokens = rows * shape.seqlen;
   const int64_t slots = rows * cuda::chunk_slots(shape, chunk_size);
   return {
@@ -46,16 +41,16 @@ struct GateInputs {
 
 // The gate scan's arguments with all tensors in the session; the final m is not kept.
 template <class A>
-cuda::MlstmGatesArguments<A> gate_arguments(Session& session, const GateInputs& in, MlstmShape shape) {
+cuda::MlstmGatesArguments<A> gate_arguments(DeviceSession& session, const GateInputs& in, MlstmShape shape) {
   cuda::MlstmGatesArguments<A> p;
-  shape.cu_seqlens = session.in_as<int32_t>(in.cu_seqlens);
+  shape.cu_seqlens = in_as<int32_t>(session, in.cu_seqlens);
   p.shape = shape;
   p.sigmoid_gate = in.sigmoid_gate;
   p.chunk_size = in.chunk_size;
-  p.i = any_view(session.in(in.i), in.i);
-  p.f = any_view(session.in(in.f), in.f);
-  if (in.reset) p.reset = {session.in_as<bool>(in.reset), in.reset->stride(0), in.reset->stride(1)};
-  p.m0 = session.in_as<A>(in.m0);
+  p.i = view_of<void>(session.in(in.i), in.i);
+  p.f = view_of<void>(session.in(in.f), in.f);
+  if (in.reset) p.reset = {in_as<bool>(session, in.reset), in.reset->stride(0), in.reset->stride(1)};
+  p.m0 = in_as<A>(session, in.m0);
   p.out = allocate_gate_vectors<A>(session, shape, in.chunk_size);
   p.m_final = allocate<A>(session, shape.num_sequences * shape.num_heads);
   return p;

@@ -1,8 +1,8 @@
 // Sessions on the host executor: tensors are on the CPU, kernels see copies of them between guard pages.
 #include <cstring>
 
-#include "ops/device/errors.h"
-#include "ops/device/session.h"
+#include "ops/backends/architecture.h"
+#include "ops/backends/device.h"
 #include "simt/executor.h"
 
 namespace xlstm::ops {
@@ -22,7 +22,7 @@ size_t extent(const Tensor& x) {
 
 }  // namespace
 
-struct Session::State {
+struct DeviceSession::State {
   struct Result {
     void* tensor;
     const uint8_t* copy;
@@ -45,21 +45,22 @@ struct Session::State {
   }
 };
 
-Session::Session(const char* op, const Tensor&) : state_(new State{op}) {
+DeviceSession::DeviceSession(const char* op, const Tensor& like)
+    : arithmetic_(compute_type(like)), state_(new State{op}) {
   const std::string problem =
       unsupported_device(static_cast<int>(simt::options().compute_capability), {"80", "90a", "100", "120"});
   if (!problem.empty()) refuse(problem);
 }
 
-Session::~Session() {
+DeviceSession::~DeviceSession() {
   simt::release_all();
 }
 
-const void* Session::in(const Tensor& x) {
+const void* DeviceSession::in(const Tensor& x) {
   return state_->copy(x.const_data_ptr(), extent(x));
 }
 
-void* Session::out(const Tensor& x) {
+void* DeviceSession::out(const Tensor& x) {
   void* tensor = x.mutable_data_ptr();
   const size_t bytes = extent(x);
   uint8_t* memory = state_->stage(tensor, bytes);
@@ -67,7 +68,7 @@ void* Session::out(const Tensor& x) {
   return memory;
 }
 
-void* Session::inout(const Tensor& x) {
+void* DeviceSession::inout(const Tensor& x) {
   void* tensor = x.mutable_data_ptr();
   const size_t bytes = extent(x);
   uint8_t* memory = state_->copy(tensor, bytes);
@@ -75,23 +76,23 @@ void* Session::inout(const Tensor& x) {
   return memory;
 }
 
-void* Session::workspace(size_t bytes) {
+void* DeviceSession::workspace(size_t bytes) {
   return simt::allocate(bytes);
 }
 
-cudaStream_t Session::stream() const {
+cudaStream_t DeviceSession::stream() const {
   return nullptr;
 }
 
-std::string Session::text(cudaError_t error) const {
+std::string DeviceSession::text(cudaError_t error) const {
   return "CUDA error " + std::to_string(static_cast<int>(error));
 }
 
-const char* Session::op() const {
+const char* DeviceSession::op() const {
   return state_->op;
 }
 
-void Session::finish() {
+void DeviceSession::finish() {
   for (const State::Result& result : state_->results) {
     if (result.bytes) std::memcpy(result.tensor, result.copy, result.bytes);
   }

@@ -1,8 +1,8 @@
 // mlstm_states: the states between the chunks of the mLSTM by themselves, for tests and for whoever studies the kernel.
 #include "cuda/mlstm_chunkwise/states.h"
-#include "ops/device/mlstm_vectors.h"
+#include "ops/kernel_ops/mlstm_vectors.h"
 #include "ops/library.h"
-#include "ops/mlstm_chunkwise.h"
+#include "ops/mlstm.h"
 
 namespace xlstm::ops {
 namespace {
@@ -32,23 +32,23 @@ template <class A>
 void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const OptionalTensor& iota,
          const OptionalTensor& rho, const OptionalTensor& C, const OptionalTensor& n, const Forward& forward,
          cuda::MlstmStatesArguments<A> p, const Outputs& out) {
-  Session session("mlstm_states", rows);
+  DeviceSession session("mlstm_states", rows);
   const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape = gates.shape, p.chunk_size = gates.chunk_size, p.gates = gates.out;
-  p.rows = any_view(session.in(rows), rows);
-  p.columns = any_view(session.in(columns), columns);
-  p.iota = session.in_as<A>(iota), p.rho = session.in_as<A>(rho);
-  p.start = {session.in_as<A>(C), session.in_as<A>(n), nullptr};
-  p.end = {session.out_as<A>(out.C), session.out_as<A>(out.n), nullptr};
-  p.states = session.out(out.states), p.normalisers = session.out_as<A>(out.normalisers);
+  p.rows = view_of<void>(session.in(rows), rows);
+  p.columns = view_of<void>(session.in(columns), columns);
+  p.iota = in_as<A>(session, iota), p.rho = in_as<A>(session, rho);
+  p.start = {in_as<A>(session, C), in_as<A>(session, n), nullptr};
+  p.end = {out_as<A>(session, out.C), out_as<A>(session, out.n), nullptr};
+  p.states = session.out(out.states), p.normalisers = out_as<A>(session, out.normalisers);
   if (forward) {
     p.backward = true;
     p.forward_states = session.in(forward.states);
-    p.forward_normalisers = session.in_as<A>(forward.normalisers);
-    p.initial = {session.in_as<A>(forward.C0), session.in_as<A>(forward.n0), nullptr};
-    p.final = {session.in_as<A>(forward.C), session.in_as<A>(forward.n), nullptr};
-    p.chunk_dots = session.out_as<A>(out.chunk_dots), p.start_dots = session.out_as<A>(out.start_dots);
+    p.forward_normalisers = in_as<A>(session, forward.normalisers);
+    p.initial = {in_as<A>(session, forward.C0), in_as<A>(session, forward.n0), nullptr};
+    p.final = {in_as<A>(session, forward.C), in_as<A>(session, forward.n), nullptr};
+    p.chunk_dots = out_as<A>(session, out.chunk_dots), p.start_dots = out_as<A>(session, out.start_dots);
   }
   session.check(cuda::mlstm_states(p, session.stream()));
   session.finish();
@@ -99,7 +99,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "int product) -> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
 }
 
-XLSTM_DEVICE_LIBRARY_IMPL(m) {
+XLSTM_LIBRARY_IMPL(CPU, m) {
   m.impl("mlstm_states", TORCH_BOX(&mlstm_states));
 }
 
