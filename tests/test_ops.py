@@ -47,6 +47,27 @@ def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[st
     assert {name: n if value is None else int(value) for n, (name, value) in enumerate(given)} == numbers
 
 
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("op", ["mlstm_fwd", "mlstm_bwd", "mlstm_step", "mlstm_step_"])
+def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
+    """In the schema, in Python and in C++: they travel by their places."""
+    (schema,) = [schema for schema in schemas(namespace) if schema.name == f"{namespace}::{op}"]
+    options = [argument.name for argument in schema.arguments][-len(_ops.MlstmOptions._fields) :]
+    assert options == list(_ops.MlstmOptions._fields)
+    defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    assert defaults == _ops.MlstmOptions._field_defaults
+    source = re.sub("//.*", "", (ROOT / "csrc" / "core" / "mlstm_chunkwise.h").read_text())
+    (body,) = re.findall(r"struct MlstmOptions {([^}]*)}", source)
+    assert re.findall(r"(\w+) = ", body) == options
+
+
+@pytest.mark.parametrize("op", ["recurrent_fwd", "recurrent_bwd"])
+def test_options_of_the_recurrent_ops_have_one_order(op: str) -> None:
+    schema = getattr(torch.ops.xlstm_cuda, op).default._schema
+    names = [argument.name for argument in schema.arguments if argument.name != "save"]
+    assert names[-len(_ops.RecurrentOptions._fields) :] == list(_ops.RecurrentOptions._fields)
+
+
 @pytest.mark.parametrize("cell", [-1, 3, 2**40])
 def test_an_unknown_cell_is_refused(cell: int) -> None:
     ops, x, R = torch.ops.xlstm_cuda, torch.zeros(1, 2, 4, 1, 3), torch.zeros(4, 1, 3, 3)

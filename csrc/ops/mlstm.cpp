@@ -2,9 +2,6 @@
 #include "ops/mlstm.h"
 
 #include "ops/library.h"
-#if defined(XLSTM_DEVICE_KEY)
-#include "cuda/mlstm_chunkwise/chunkwise.h"
-#endif
 
 namespace xlstm::ops {
 namespace {

@@ -3,9 +3,6 @@
 
 #include "ops/library.h"
 #include "ops/mlstm.h"
-#if defined(XLSTM_DEVICE_KEY)
-#include "cuda/mlstm_step/mlstm_step.h"
-#endif
 
 namespace xlstm::ops {
 namespace {

@@ -2,9 +2,6 @@
 #include "ops/recurrent.h"
 
 #include "ops/library.h"
-#if defined(XLSTM_DEVICE_KEY)
-#include "cuda/recurrent/scan.h"
-#endif
 
 namespace xlstm::ops {
 namespace {

@@ -1,9 +1,6 @@
 // recurrent_step: one token of the LSTM or the sLSTM.
 #include "ops/library.h"
 #include "ops/recurrent.h"
-#if defined(XLSTM_DEVICE_KEY)
-#include "cuda/recurrent/step.h"
-#endif
 
 namespace xlstm::ops {
 namespace {

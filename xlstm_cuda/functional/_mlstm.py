@@ -11,7 +11,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import MLSTM, check_transforms, dense
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._ops import MlstmOptions, accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain, is_usual
@@ -99,8 +99,8 @@ def mlstm(
                 **gates,
             )
     else:
-        options = _mlstm_options(q, **gates)
-        h, final = _mlstm(namespace, (q, k, v, i, f), state, cu_seqlens, reset, options, chunk_size or 0, norm_grad)
+        options = _options(q, **gates, chunk_size=chunk_size, norm_grad=norm_grad)
+        h, final = _mlstm(namespace, (q, k, v, i, f), state, cu_seqlens, reset, options)
     return (h, final) if return_state else h
 
 
@@ -169,23 +169,37 @@ def mlstm_step(
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
             )
-    options = _mlstm_options(q, **gates)
+    options = _options(q, **gates, norm_grad=norm_grad)
     if not needs_grad:
         return _mlstm_step(namespace, inputs, state, slots, options, inplace)
     if q.ndim == 4:
-        return _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
+        return _mlstm_step_with_grad(namespace, inputs, state, slots, options)
     inputs = tuple(x.unsqueeze(2) for x in inputs)
-    h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options, norm_grad)
+    h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options)
     return h.squeeze(2), state
 
 
-# Below the arguments. options: (sigmoid_gate, normalize, scale, eps) of the ops.
+# Below the arguments.
 
 
-def _mlstm_options(
-    q: Tensor, input_gate: str, normalize: bool, scale: float | None, eps: float
-) -> tuple[bool, bool, float, float]:
-    return input_gate == "sigmoid", normalize, float(q.shape[-1] ** -0.5 if scale is None else scale), float(eps)
+def _options(
+    q: Tensor,
+    input_gate: str,
+    normalize: bool,
+    scale: float | None,
+    eps: float,
+    chunk_size: int | None = None,
+    norm_grad: bool = True,
+) -> MlstmOptions:
+    return MlstmOptions(
+        sigmoid_gate=input_gate == "sigmoid",
+        normalize=normalize,
+        scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+        eps=float(eps),
+        chunk_size=chunk_size or 0,
+        allow_tf32=q.dtype == torch.float32 and allow_tf32(),
+        norm_grad=norm_grad,
+    )
 
 
 def _mlstm(
@@ -194,17 +208,14 @@ def _mlstm(
     state: Sequence[Tensor] | None,
     cu_seqlens: Tensor | None,
     reset: Tensor | None,
-    options: tuple[bool, bool, float, float],
-    chunk_size: int,
-    norm_grad: bool,
+    options: MlstmOptions,
 ) -> tuple[Tensor, MLSTMState]:
     every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
-    ops_options = (*options, chunk_size, inputs[0].dtype == torch.float32 and allow_tf32())
     if _checks.needs_grad(*every):
         check_transforms()
-        h, C, n, m = MLSTM.apply(namespace, ops_options, norm_grad, *every)
+        h, C, n, m = MLSTM.apply(namespace, options, *every)
     else:
-        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *ops_options)
+        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *options)
     return h, MLSTMState(C, n, m)
 
 
@@ -213,7 +224,7 @@ def _mlstm_step(
     inputs: Sequence[Tensor],
     state: MLSTMState,
     slots: Tensor | None,
-    options: tuple[bool, bool, float, float],
+    options: MlstmOptions,
     inplace: bool,
 ) -> tuple[Tensor, MLSTMState]:
     ops, tokens = library(namespace), [dense(x) for x in inputs]
@@ -253,11 +264,10 @@ def _mlstm_step_with_grad(
     inputs: Sequence[Tensor],
     state: MLSTMState,
     slots: Tensor | None,
-    options: tuple[bool, bool, float, float],
-    norm_grad: bool,
+    options: MlstmOptions,
 ) -> tuple[Tensor, MLSTMState]:
     rows = state if slots is None else [s.index_select(0, slots) for s in state]
-    h, after = _mlstm(namespace, inputs, rows, None, None, options, 0, norm_grad)
+    h, after = _mlstm(namespace, inputs, rows, None, None, options)
     if slots is not None:
         index = slots.long()
         pairs = zip(state, after, strict=True)

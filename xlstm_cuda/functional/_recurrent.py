@@ -12,7 +12,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import Recurrent, check_transforms, dense
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import CELLS, accumulate_dtype, library
+from xlstm_cuda._ops import CELLS, RecurrentOptions, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
@@ -267,7 +267,7 @@ def _scan(
     reversed_heads: int = 0,
 ) -> tuple[Tensor, Cell]:
     inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(state), lengths, reset))]
-    options = cell, reversed_heads, x.dtype == torch.float32 and allow_tf32()
+    options = RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
     if _checks.needs_grad(*inputs):
         check_transforms()
         h, *final = Recurrent.apply(namespace, options, *inputs)

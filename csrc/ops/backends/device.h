@@ -6,7 +6,7 @@
 #include <forward_list>
 #include <memory>
 
-#include "cuda/types.h"
+#include "cuda/launchers.h"
 #include "ops/backends/session.h"
 #include "ops/checks.h"
 
