@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
       product_grads(p, item, tokens);
       stabiliser_grads(p, item, tokens, s.maps[buffer][warp]);
     }
-    if (!XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read"));
     double dm_warp = 0;
     dm = fold(s.maps[buffer], warps, dm, warp, dm_warp);
     if (warp < warps) store_grads(p, item, tokens, dm_warp);

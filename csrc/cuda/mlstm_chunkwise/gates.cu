@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments
     const int count = static_cast<int>(max(int64_t{0}, min(int64_t{kTokens}, left)));
     Tokens tokens;
     if (thread / 32 * kMaxChunk < size) scan_chunks(p, item, first, count, tokens, s.maps[buffer][chunk]);
-    if (!XLSTM_MUTANT("mlstm_gates: no barrier before the maps are read")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_gates: no barrier before the maps are read"));
     double M_chunk = 0;
     M = fold(s.maps[buffer], chunks, M, chunk, M_chunk);
     if (chunk < chunks) {

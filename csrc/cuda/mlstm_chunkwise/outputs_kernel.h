@@ -189,7 +189,7 @@ struct Loader {
   XLSTM_DEVICE void prepare(const OutputsTiling& tiling) const {
     const Item at = locate<O>(p, tiling);
     const int a = depth_of<O>(p.shape), b = columns_of<O>(p.shape);
-    const int rows = at.tokens + (XLSTM_MUTANT("mlstm_outputs: tokens behind the chunk are read") ? 1 : 0);
+    const int rows = at.tokens + XLSTM_MUTANT("mlstm_outputs: tokens behind the chunk are read");
     const int64_t Dqk = p.shape.head_dim_qk, Dv = p.shape.head_dim_v;
     s.X = token_matrix<P>(p.X, at.batch, at.head, at.begin, rows, a);
     s.Y = token_matrix<P>(p.Y, at.batch, at.head, at.begin, rows, a);
@@ -297,7 +297,7 @@ XLSTM_DEVICE Token<A> token_at(const TokenVectors<A>& vectors, int at, int first
 // P of a key and a query from their score. Selected, not multiplied by zero: the score may be anything.
 template <Output O, bool kAccurate, class A>
 XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool blind) {
-  const bool visible = query.start <= key.index && key.index + (blind ? 1 : 0) <= query.index;
+  const bool visible = query.start <= key.index && key.index + blind <= query.index;
   if (O == Output::dv) score *= query.iota;
   if (kUsesRho<O>) score = query.iota * score + query.rho;
   return visible ? decay<kAccurate>(key.log, query.log) * score : 0;
@@ -692,13 +692,9 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   Sums<P, kMaxBlocks> sums;
   int stage = 0;
   for (Step step = s.plan.first(); step.phase != Phase::end; s.plan.advance(step)) {
-    if (XLSTM_MUTANT("mlstm_outputs: one group too few is waited for")) {
-      cp_async_wait<kStages - 1>();
-    } else {
-      cp_async_wait<kStages - 2>();
-    }
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("mlstm_outputs: one group too few is waited for"));
     // Now everybody's copies are there, and nobody reads the stage of the step before any more.
-    if (!XLSTM_MUTANT("mlstm_outputs: no barrier before a step")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_outputs: no barrier before a step"));
     const int before = stage == 0 ? kStages - 1 : stage - 1;
     load_next(XLSTM_MUTANT("mlstm_outputs: a stage is filled while it is read") ? stage : before);
 

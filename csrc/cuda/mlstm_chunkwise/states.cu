@@ -295,7 +295,7 @@ XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>
   }
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (threadIdx.x % 32 == 0) s.dots[threadIdx.x / 32] = sum;
-  if (!XLSTM_MUTANT("mlstm_states: no barrier before the dots of warps")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_states: no barrier before the dots of warps"));
   if (threadIdx.x != 0) return;
   sum = 0;
   for (const A part : s.dots) sum += part;
@@ -307,12 +307,12 @@ template <Product P, int kColumns, class A>
 XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
                                   const MlstmStatesArguments<A>& p, const Block& block, int chunk) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
-  A* to = p.chunk_dots + (block.slot + chunk) * block.tiles + block.tile;
+  const int64_t slot = block.slot + chunk;
+  A* to = p.chunk_dots + slot * block.tiles + block.tile;
   if (chunk == block.chunks - 1) {
     store_dot(state, s, p.shape, block, p.final.C + block.state * size, p.final.n + block.state * dqk, to);
   } else {
-    const int64_t next =
-        block.slot + chunk + (XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? 0 : 1);
+    const int64_t next = XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? slot : slot + 1;
     const Element<P>* C = static_cast<const Element<P>*>(p.forward_states) + next * size;
     store_dot(state, s, p.shape, block, C, p.forward_normalisers + next * dqk, to);
   }
@@ -338,12 +338,11 @@ template <Product P, int kColumns, class A>
 XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
                              const Block& block, const Step<A>& step) {
   const int64_t slot = block.slot + step.chunk, dqk = p.shape.head_dim_qk;
-  const bool late = XLSTM_MUTANT("mlstm_states: the state decays before it is stored");
-  if (late) scale_state(state, step.g_bar);
+  if (XLSTM_MUTANT("mlstm_states: the state decays before it is stored")) scale_state(state, step.g_bar);
   Element<P>* C = static_cast<Element<P>*>(p.states) + slot * dqk * p.shape.head_dim_v;
   store_state(state, p.shape, block, C, element_type(P), p.normalisers + slot * dqk);
   if (p.backward) store_chunk_dot(state, s, p, block, step.chunk);
-  if (!late) scale_state(state, step.g_bar);
+  scale_state(state, step.g_bar);
 }
 
 template <Product P, int kColumns>
@@ -387,18 +386,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   TokenGates<A> gates = load_gates(p, block, next);
   int stage = 0, parity = 0;
   while (step.chunk >= 0) {
-    if (XLSTM_MUTANT("mlstm_states: one copy too many in flight")) {
-      cp_async_wait<2>();
-    } else {
-      cp_async_wait<1>();
-    }
-    if (!XLSTM_MUTANT("mlstm_states: no barrier between steps")) __syncthreads();
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("mlstm_states: one copy too many in flight"));
+    sync_threads(XLSTM_MUTANT("mlstm_states: no barrier between steps"));
     const Step<A> after = walk.next();
     const int free = XLSTM_MUTANT("mlstm_states: stage overwritten while it is read") ? stage : (stage + 2) % kStages;
     load_tokens<P, kColumns>(s.stages[free], p, block, after);
     cp_async_commit();
-    store_weights(s, XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1,
-                  gates);
+    const int other = XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1;
+    store_weights(s, other, gates);
     gates = load_gates(p, block, after);
     if (step.opens) pass_state(state, s, p, block, step);
     multiply_step(state, s, stage, parity, step.count, has_n(block));

@@ -67,7 +67,7 @@ XLSTM_DEVICE void gates(const MlstmStepArguments& p, const Where& at, Normaliser
     s.input[t] = static_cast<A>(sigmoid(i));
     s.floor[t] = 1;
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens"));
   if (t >= tokens) return;
   const A* m = static_cast<const A*>(p.state.m) + at.row * p.state.m_batch + at.head * p.state.m_head;
   double next = *m;
@@ -94,7 +94,7 @@ XLSTM_DEVICE A block_sums(A (&sums)[kMaxTokens], int tokens, NormaliserShared<A>
     for (int step = 16; step > 0; step /= 2) sums[t] += __shfl_xor_sync(~0u, sums[t], step);
     if (lane == 0) s.partial[t][warp] = sums[t];
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps"));
   A total = 0;
   if (static_cast<int>(threadIdx.x) < tokens) {
     for (int w = 0; w < kNormaliserWarps; ++w) total += s.partial[threadIdx.x][w];
@@ -275,9 +275,9 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
       const bool inside = a < p.shape.head_dim_qk;
       load_columns(values[j], from + (inside ? a : 0) * p.state.C_row, whole && inside, inside ? columns : 0);
     }
-    if (first > 0 && !XLSTM_MUTANT("mlstm_step: slab staged while it is read")) __syncthreads();
+    if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
     stage(p, at, first, tokens, s);
-    if (!XLSTM_MUTANT("mlstm_step: slab read before it is staged")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= tokens) break;
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   }
 
   reduce<A, C, kTokens>(sums, tokens, s);
-  if (!XLSTM_MUTANT("mlstm_step: h read before all warps wrote it")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: h read before all warps wrote it"));
   for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
     const int t = x / kWidth, c = x % kWidth;
     if (tile + c >= p.shape.head_dim_v) continue;

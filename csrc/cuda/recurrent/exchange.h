@@ -82,7 +82,7 @@ struct BlockExchange {
 
   // One barrier per step: h is written beside the h that slower warps still read.
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
-    if (tile == 0 && !XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it")) __syncthreads();
+    if (tile == 0) device::sync_threads(XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it"));
     return s.h[t % 2][tile];
   }
 
@@ -131,8 +131,10 @@ struct ClusterExchange {
 
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
     const int phase = (t - 1) / 2 + XLSTM_MUTANT("resident_fwd: cluster waits for the wrong phase");
-    const bool waits = t > 0 && !XLSTM_MUTANT("resident_fwd: cluster does not wait for h");
-    if (waits) device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2);
+    if (t > 0) {
+      device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2,
+                                    XLSTM_MUTANT("resident_fwd: cluster does not wait for h"));
+    }
     if (threadIdx.x == 0 && t + 1 < steps) device::mbarrier_arrive_expect_tx(full((t + 1) % 2, tile), bytes(tile));
     return s.h[t % 2][tile];
   }
@@ -212,7 +214,7 @@ struct GridExchange {
         *reinterpret_cast<uint4*>(slot(b, x / packets) + first + x % packets * S::kPacket) = absent;
       }
     }
-    if (!XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent")) device::grid_sync();
+    device::grid_sync(XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent"));
   }
 
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
@@ -223,7 +225,7 @@ struct GridExchange {
     } else {
       stage(to, t - 1, tile);
     }
-    if (!XLSTM_MUTANT("resident_fwd: grid reads h before it is staged")) __syncthreads();
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: grid reads h before it is staged"));
     return to;
   }
 

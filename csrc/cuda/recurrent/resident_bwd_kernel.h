@@ -133,7 +133,7 @@ class BwdBlock {
         if (message > 0) receive(dh, tile, message - 1);
         draw = XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
         step(tile, t, dh, s.draw[draw]);
-        if (!XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there")) __syncthreads();
+        sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
         const bool more = tile + 1 < team.tiles;
         load_token(more ? tile + 1 : 0, more ? t : t - 1);
         send(tile, message, s.draw[draw]);
@@ -357,8 +357,9 @@ class BwdBlock {
         for (int j = 0; j < 4; ++j) sums[i][0][j] += sums[i][chain][j];
       }
       const A(&sum)[4] = sums[i][0];
-      const bool wrong = XLSTM_MUTANT("resident_bwd: sums sent to another block");
-      const int owner = (first_in(i) / C::kUnits + wrong) % team.blocks, unit = first_in(i) % C::kUnits + g;
+      const int unit = first_in(i) % C::kUnits + g, of_unit = first_in(i) / C::kUnits;
+      const int owner =
+          XLSTM_MUTANT("resident_bwd: sums sent to another block") ? (of_unit + 1) % team.blocks : of_unit;
       inbox.send(owner, tile, message, source, unit, c, sum[0], sum[1]);
       inbox.send(owner, tile, message, source, unit + 8, c, sum[2], sum[3]);
     }

@@ -238,7 +238,7 @@ class ForwardScan {
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2, column = threadIdx.x / 32 % S::kGroups * 8 + g;
 #pragma unroll
     for (int x = 0; x < 8; ++x) partial[part.split][x / 2][c + x % 2][column] = sums[x / 4][x % 4];
-    if (!XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them")) __syncthreads();
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them"));
     if (!place.has_cells()) return;
 #pragma unroll
     for (int x = 0; x < S::kCells * kGates; ++x) {

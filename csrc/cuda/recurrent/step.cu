@@ -287,9 +287,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     uint4 weights[P::kRounds][P::kPerRound];  // 16 bytes of T each
 #pragma unroll
     for (int round = 0; whole && round < P::kRounds; ++round) load_weights<true>(weights[round], cursor);
-    if (first > 0 && !XLSTM_MUTANT("recurrent_step: h staged while it is read")) __syncthreads();
+    if (first > 0) sync_threads(XLSTM_MUTANT("recurrent_step: h staged while it is read"));
     stage(s, p, block, first);
-    if (!XLSTM_MUTANT("recurrent_step: h read before it is staged")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("recurrent_step: h read before it is staged"));
 #pragma unroll
     for (int round = 0; whole && round < P::kRounds; ++round) accumulate(sums, weights[round], s, at, round);
 #pragma unroll 1
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   typename P::A raw[kGates] = {};
   if (unit.exists && p.b.data) load_bias<P>(raw, p, block);
   store_partial(s, sums, at);
-  if (!XLSTM_MUTANT("recurrent_step: sums read before all warps wrote them")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("recurrent_step: sums read before all warps wrote them"));
   if (unit.exists) advance(p, s, unit, raw);
 }
 

@@ -104,7 +104,7 @@ XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBwdArguments& p, int64_t t, co
   if (t + 1 == p.shape.seqlen) return {};
   const int64_t hidden = p.shape.hidden(), of_head = block.head * p.shape.head_dim;
   return vectors_of<P>(block, p.shape.batch, hidden, [&](int64_t b) {
-    const int64_t after = t + (XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? 0 : 1);
+    const int64_t after = XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? t : t + 1;
     const int64_t place = token_of(p.shape, p.lengths, block.head, b, after);
     return static_cast<const T*>(p.dx) + place * kGates * hidden + of_head;
   });

@@ -115,7 +115,7 @@ XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const Step<type
   const int64_t hidden = p.shape.hidden(), of_head = block.head * p.shape.head_dim;
   return vectors_of<P>(block, p.shape.batch, 0, [&](int64_t b) {
     if (step.t == 0) return step.h0 + b * hidden + of_head;
-    const int64_t t = step.t - (XLSTM_MUTANT("recurrent_stepwise_fwd: h of the token itself") ? 0 : 1);
+    const int64_t t = XLSTM_MUTANT("recurrent_stepwise_fwd: h of the token itself") ? step.t : step.t - 1;
     return static_cast<const T*>(p.h) + token_of(p.shape, p.lengths, block.head, b, t) * hidden + of_head;
   });
 }

@@ -306,7 +306,7 @@ XLSTM_DEVICE void multiply(Shared<P>& s, const Matrix<typename P::T>& m, const V
       accumulate<Loads::elements, P>(sums, m, v);
   }
   store_sums<P>(s, sums, v.rows);
-  if (!XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them"));
 }
 
 // Of one unit and batch row, part after part.
