@@ -8,6 +8,13 @@
 #define XLSTM_HOST_DEVICE
 #endif
 
+// After a switch over all values of an enum.
+#if defined(_MSC_VER) && !defined(__CUDA_ARCH__)
+#define XLSTM_UNREACHABLE __assume(0)
+#else
+#define XLSTM_UNREACHABLE __builtin_unreachable()
+#endif
+
 namespace xlstm {
 
 // (batch, head, time[, feature]): the feature dimension, where there is one, has stride 1.

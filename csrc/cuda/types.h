@@ -6,7 +6,23 @@
 
 namespace xlstm::cuda {
 
-enum class Type { bf16, f16, f32, f64 };
+// The one table of element types, X(name, bytes, element); CUDA's own elements are known in kernels only. No switch
+// over an enum has a default: the compiler names the places that a new row leaves open.
+#define XLSTM_TYPES(X)      \
+  X(bf16, 2, __nv_bfloat16) \
+  X(f16, 2, __half)         \
+  X(f32, 4, float)          \
+  X(f64, 8, double)
+
+#define XLSTM_ENUMERATOR(name, bytes, element) name,
+enum class Type { XLSTM_TYPES(XLSTM_ENUMERATOR) };
+#undef XLSTM_ENUMERATOR
+
+#define XLSTM_BYTES(name, bytes, element) type == Type::name ? bytes:
+XLSTM_HOST_DEVICE constexpr int bytes_of(Type type) {
+  return XLSTM_TYPES(XLSTM_BYTES) 0;
+}
+#undef XLSTM_BYTES
 
 // A tensor whose element type is known at run time.
 struct Any {

@@ -21,10 +21,6 @@ int choose_chunk_size(const MlstmShape& shape, int64_t wish) {
   return best;
 }
 
-size_t element_bytes(Product product) {
-  return product == Product::bf16 ? 2 : product == Product::f64 ? 8 : 4;
-}
-
 // One call: sizes, and what more than one kernel needs.
 template <class A>
 struct Plan {
@@ -48,7 +44,7 @@ struct Plan {
 
   void* new_states() const {
     return memory.allocate(memory.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
-                                               element_bytes(in.product));
+                                               bytes_of(element_type(in.product)));
   }
   A* new_normalisers() const { return memory.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }

@@ -748,9 +748,10 @@ cudaError_t launch_outputs(const MlstmOutputsArguments<Accumulator<P>>& p, const
       return launch_output<P, Output::dq, kMaxBlocks>(p, tiling, stream);
     case Output::dk:
       return launch_output<P, Output::dk, kMaxBlocks>(p, tiling, stream);
-    default:
+    case Output::dv:
       return launch_output<P, Output::dv, kMaxBlocks>(p, tiling, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace

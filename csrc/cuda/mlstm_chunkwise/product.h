@@ -13,7 +13,16 @@ enum class Product {
 };
 
 XLSTM_HOST_DEVICE constexpr Type element_type(Product product) {
-  return product == Product::bf16 ? Type::bf16 : product == Product::f64 ? Type::f64 : Type::f32;
+  switch (product) {
+    case Product::bf16:
+      return Type::bf16;
+    case Product::tf32:
+    case Product::tf32x3:
+      return Type::f32;
+    case Product::f64:
+      return Type::f64;
+  }
+  XLSTM_UNREACHABLE;
 }
 
 }  // namespace xlstm::cuda

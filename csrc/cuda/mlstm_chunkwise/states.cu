@@ -447,9 +447,10 @@ cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t st
       return choose_columns<Product::tf32>(p, stream);
     case Product::tf32x3:
       return choose_columns<Product::tf32x3>(p, stream);
-    default:
-      return cudaErrorInvalidValue;
+    case Product::f64:
+      break;
   }
+  return cudaErrorInvalidValue;
 }
 cudaError_t choose_product(const MlstmStatesArguments<double>& p, cudaStream_t stream) {
   return p.product == Product::f64 ? launch_states<Product::f64, kTileRows>(p, stream) : cudaErrorInvalidValue;

@@ -422,16 +422,15 @@ cudaError_t launch_resident_bwd(const RecurrentBwdArguments& p, const RecurrentP
     return launch_bwd<F, kResidentUnits, 256, Variant::block>(p, plan, memory, stream);
   }
   if constexpr (kTeams) {
-    switch (plan.units) {
-      case 64:
-        return cluster ? launch_bwd<F, 64, 256, Variant::cluster>(p, plan, memory, stream)
-                       : launch_bwd<F, 64, 256, Variant::grid>(p, plan, memory, stream);
-      case 32:
-        return cluster ? launch_bwd<F, 32, 256, Variant::cluster>(p, plan, memory, stream)
-                       : launch_bwd<F, 32, 256, Variant::grid>(p, plan, memory, stream);
-      default:
-        return launch_bwd<F, 16, 256, Variant::grid>(p, plan, memory, stream);
+    if (plan.units == 64) {
+      return cluster ? launch_bwd<F, 64, 256, Variant::cluster>(p, plan, memory, stream)
+                     : launch_bwd<F, 64, 256, Variant::grid>(p, plan, memory, stream);
     }
+    if (plan.units == 32) {
+      return cluster ? launch_bwd<F, 32, 256, Variant::cluster>(p, plan, memory, stream)
+                     : launch_bwd<F, 32, 256, Variant::grid>(p, plan, memory, stream);
+    }
+    if (plan.units == 16 && !cluster) return launch_bwd<F, 16, 256, Variant::grid>(p, plan, memory, stream);
   }
   return cudaErrorInvalidConfiguration;
 }

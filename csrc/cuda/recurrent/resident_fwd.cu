@@ -4,13 +4,9 @@
 namespace xlstm::cuda {
 namespace {
 
-int64_t element_size(Type type) {
-  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
-}
-
 // Where blocks of a grid leave h for each other: rows of whole 16 bytes. The output, if its rows are such.
 int64_t slot_width(const RecurrentFwdArguments& p) {
-  const int64_t packet = 16 / element_size(p.type);
+  const int64_t packet = 16 / bytes_of(p.type);
   return (p.shape.head_dim + packet - 1) / packet * packet;
 }
 
@@ -23,7 +19,7 @@ bool in_output(const RecurrentFwdArguments& p) {
 size_t resident_fwd_workspace(const RecurrentFwdArguments& p, const RecurrentPlan& plan) {
   if (plan.variant != Variant::grid || in_output(p)) return 0;
   const int64_t rows = p.shape.batch * p.shape.seqlen * p.shape.num_heads;
-  return static_cast<size_t>(rows * slot_width(p) * element_size(p.type));
+  return static_cast<size_t>(rows * slot_width(p) * bytes_of(p.type));
 }
 
 cudaError_t resident_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* workspace,
@@ -38,9 +34,10 @@ cudaError_t resident_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& pl
     case Type::f32:
       return p.allow_tf32 ? resident_fwd_tf32(p, plan, slots, width, stream)
                           : resident_fwd_tf32x3(p, plan, slots, width, stream);
-    default:
+    case Type::f64:
       return resident_fwd_f64(p, plan, slots, width, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda

@@ -420,14 +420,13 @@ cudaError_t launch_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan
   }
   if constexpr (kTeams) {
     const bool cluster = plan.variant == Variant::cluster;
-    switch (plan.units) {
-      case 64:
-        return cluster ? run(ForwardShape<F, 64, Variant::cluster>{}) : run(ForwardShape<F, 64, Variant::grid>{});
-      case 32:
-        return cluster ? run(ForwardShape<F, 32, Variant::cluster>{}) : run(ForwardShape<F, 32, Variant::grid>{});
-      default:
-        return run(ForwardShape<F, 16, Variant::grid>{});
+    if (plan.units == 64) {
+      return cluster ? run(ForwardShape<F, 64, Variant::cluster>{}) : run(ForwardShape<F, 64, Variant::grid>{});
     }
+    if (plan.units == 32) {
+      return cluster ? run(ForwardShape<F, 32, Variant::cluster>{}) : run(ForwardShape<F, 32, Variant::grid>{});
+    }
+    if (plan.units == 16 && !cluster) return run(ForwardShape<F, 16, Variant::grid>{});
   }
   return cudaErrorInvalidConfiguration;
 }

@@ -345,16 +345,7 @@ cudaError_t run(const RecurrentStepArguments& p, cudaStream_t stream) {
 
 cudaError_t recurrent_step(const RecurrentStepArguments& p, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
-  switch (p.type) {
-    case Type::bf16:
-      return run<__nv_bfloat16>(p, stream);
-    case Type::f16:
-      return run<__half>(p, stream);
-    case Type::f32:
-      return run<float>(p, stream);
-    default:
-      return run<double>(p, stream);
-  }
+  return with_type(p.type, [&]<class T>() { return run<T>(p, stream); });
 }
 
 }  // namespace xlstm::cuda

@@ -367,9 +367,10 @@ cudaError_t with_fragments(Type type, bool allow_tf32, Call f) {
       return f(Fragments<__half>{});
     case Type::f32:
       return allow_tf32 ? f(Fragments<float>{}) : f(Fragments<float, Passes::three>{});
-    default:
+    case Type::f64:
       return f(Fragments<double>{});
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda::stepwise

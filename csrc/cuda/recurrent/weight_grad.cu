@@ -335,9 +335,10 @@ Product product_of(const RecurrentWeightGradArguments& p) {
       return Product::tf32;
     case Type::f32:
       return p.allow_tf32 ? Product::tf32 : Product::tf32x3;
-    default:
+    case Type::f64:
       return Product::f64;
   }
+  XLSTM_UNREACHABLE;
 }
 
 // Side of a block's tile.
@@ -409,9 +410,10 @@ cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& p, void* w
       return choose_side<Product::tf32>(p, workspace, stream);
     case Product::tf32x3:
       return choose_side<Product::tf32x3>(p, workspace, stream);
-    default:
+    case Product::f64:
       return launch_kernels<Product::f64, kTileRows>(p, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda
