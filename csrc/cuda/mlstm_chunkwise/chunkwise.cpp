@@ -21,9 +21,9 @@ int choose_chunk_size(const MlstmShape& shape, int64_t wish) {
   return best;
 }
 
-// One call: sizes, and what more than one kernel needs.
+// One pass, forward or backward: sizes, and what more than one kernel needs.
 template <class A>
-struct Plan {
+struct Pass {
   const MlstmForwardArguments<A>& in;
   const Allocator& memory;
   cudaStream_t stream;
@@ -33,7 +33,7 @@ struct Plan {
   void* states = nullptr;    // C entering each chunk
   A* normalisers = nullptr;  // n entering each chunk
 
-  Plan(const MlstmForwardArguments<A>& in_, const Allocator& memory_, cudaStream_t stream_)
+  Pass(const MlstmForwardArguments<A>& in_, const Allocator& memory_, cudaStream_t stream_)
       : in(in_),
         memory(memory_),
         stream(stream_),
@@ -94,7 +94,7 @@ struct Plan {
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsArguments<A> outputs_arguments(Output output) const {
+  MlstmOutputsArguments<A> outputs_arguments(OutputKind output) const {
     MlstmOutputsArguments<A> a{};
     a.shape = in.shape;
     a.options = in.options;
@@ -119,10 +119,10 @@ struct Plan {
 
 template <class A>
 cudaError_t mlstm_forward(const MlstmForwardArguments<A>& in, const Allocator& memory, cudaStream_t stream) {
-  Plan<A> plan(in, memory, stream);
-  XLSTM_RETURN_ERROR(plan.compute_gates(in.final.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(in.final.C, in.final.n));
-  MlstmOutputsArguments<A> h = plan.outputs_arguments(Output::h);
+  Pass<A> pass(in, memory, stream);
+  XLSTM_RETURN_ERROR(pass.compute_gates(in.final.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(in.final.C, in.final.n));
+  MlstmOutputsArguments<A> h = pass.outputs_arguments(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -134,55 +134,55 @@ cudaError_t mlstm_backward(const MlstmBackwardArguments<A>& arguments, const All
   const MlstmForwardArguments<A>& in = arguments.forward;
   const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
-  Plan<A> plan(in, memory, stream);
+  Pass<A> pass(in, memory, stream);
 
   // Again what the forward pass had: cheaper to compute than to keep.
   const MlstmState<A> final = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
                                memory.get<A>(sequences)};
-  XLSTM_RETURN_ERROR(plan.compute_gates(final.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(final.C, final.n));
+  XLSTM_RETURN_ERROR(pass.compute_gates(final.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(final.C, final.n));
 
-  A *iota = plan.new_tokens(), *rho = plan.new_tokens(), *kappa = plan.new_tokens();
+  A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
   const MlstmNormaliserArguments<A> normaliser = {in.shape,     in.options, in.h, arguments.dh, in.r,
-                                                  plan.gates.m, iota,       rho,  kappa};
+                                                  pass.gates.m, iota,       rho,  kappa};
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
   const int64_t dot_tiles = mlstm_states_tiles(in.product, in.shape);
-  MlstmStatesArguments<A> dC = plan.states_arguments(true);
+  MlstmStatesArguments<A> dC = pass.states_arguments(true);
   dC.rows = in.q;
   dC.columns = arguments.dh;
   dC.iota = iota, dC.rho = rho;
   dC.start = arguments.final_grad;
   dC.end = arguments.initial_grad;
-  dC.states = plan.new_states();
-  dC.normalisers = plan.new_normalisers();
-  dC.forward_states = plan.states, dC.forward_normalisers = plan.normalisers;
+  dC.states = pass.new_states();
+  dC.normalisers = pass.new_normalisers();
+  dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
   dC.initial = in.initial;
   dC.final = {final.C, final.n, final.m};
-  dC.chunk_dots = memory.get<A>(plan.slots * dot_tiles);
+  dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
   dC.start_dots = memory.get<A>(sequences * dot_tiles);
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
   const int64_t row_tiles = mlstm_outputs_column_tiles(in.product, dqk);
-  MlstmOutputsArguments<A> dq = plan.outputs_arguments(Output::dq);
+  MlstmOutputsArguments<A> dq = pass.outputs_arguments(OutputKind::dq);
   dq.X = arguments.dh, dq.Y = in.v, dq.Z = in.k;
   dq.out = arguments.dq;
   dq.iota = iota, dq.rho = rho;
   dq.factor = in.q;
-  dq.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsArguments<A> dk = plan.outputs_arguments(Output::dk);
+  MlstmOutputsArguments<A> dk = pass.outputs_arguments(OutputKind::dk);
   dk.X = in.v, dk.Y = arguments.dh, dk.Z = in.q;
   dk.out = arguments.dk;
   dk.iota = iota, dk.rho = rho;
   dk.factor = in.k;
-  dk.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dk.row_sums = memory.get<A>(pass.tokens * row_tiles);
   dk.states = dC.states, dk.normalisers = dC.normalisers;
   dk.outer_state_is_zero = arguments.final_grad.C == nullptr && arguments.final_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsArguments<A> dv_ = plan.outputs_arguments(Output::dv);
+  MlstmOutputsArguments<A> dv_ = pass.outputs_arguments(OutputKind::dv);
   dv_.X = in.k, dv_.Y = in.q, dv_.Z = arguments.dh;
   dv_.out = arguments.dv;
   dv_.iota = iota, dv_.rho = rho;
@@ -193,10 +193,10 @@ cudaError_t mlstm_backward(const MlstmBackwardArguments<A>& arguments, const All
   MlstmGateGradsArguments<A> gates;
   gates.shape = in.shape;
   gates.sigmoid_gate = in.options.sigmoid_gate;
-  gates.chunk_size = plan.chunk_size;
+  gates.chunk_size = pass.chunk_size;
   gates.i = in.i, gates.f = in.f;
   gates.reset = in.reset;
-  gates.gates = plan.gates;
+  gates.gates = pass.gates;
   gates.q_dq = dq.row_sums, gates.k_dk = dk.row_sums;
   gates.row_tiles = row_tiles;
   gates.kappa = kappa;

@@ -30,8 +30,9 @@ XLSTM_DEVICE A partial_dot(const T* x, const T* y, int64_t columns, int64_t vect
 
 // dh.h of a token; every lane of the group gets it.
 template <class A>
-XLSTM_DEVICE A output_dot(const MlstmNormaliserArguments<A>& p, int64_t row, int64_t token, bool whole, int lanes) {
-  const int64_t b = row / p.shape.num_heads, head = row % p.shape.num_heads, dv = p.shape.head_dim_v;
+XLSTM_DEVICE A output_dot(const MlstmNormaliserArguments<A>& p, int64_t batch_head, int64_t token, bool whole,
+                          int lanes) {
+  const int64_t b = batch_head / p.shape.num_heads, head = batch_head % p.shape.num_heads, dv = p.shape.head_dim_v;
   const int64_t h = p.h.offset(b, head, token), dh = p.dh.offset(b, head, token);
   A sum = 0;
   with_type(p.h.type, [&]<class T>() {

@@ -45,7 +45,7 @@ template <class A>
 cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream) {
   const bool good = p.chunk_size == 64 || p.chunk_size == 128 || p.chunk_size == 256;
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
-  const bool by_v = p.output == Output::h || p.output == Output::dv;
+  const bool by_v = p.output == OutputKind::h || p.output == OutputKind::dv;
   const int64_t columns = by_v ? p.shape.head_dim_v : p.shape.head_dim_qk;
   const OutputsTiling tiling = make_tiling(p.product, columns, p.shape, p.chunk_size);
   if constexpr (sizeof(A) == sizeof(double)) {

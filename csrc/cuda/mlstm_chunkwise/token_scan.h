@@ -17,15 +17,16 @@ constexpr int kMaxScanThreads = 512;
 // The head of a sequence that a block walks.
 struct Item {
   Sequence tokens;
-  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
-  int64_t slot;              // of its first chunk, in (B, H, slots)
+  int64_t head, state, batch_head;  // state: index into (N, H); batch_head: into (B, H)
+  int64_t slot;                     // of its first chunk, in (B, H, slots)
 };
 
 XLSTM_DEVICE Item locate(const MlstmShape& shape, int chunk_size) {
   const int64_t state = blockIdx.x, head = state % shape.num_heads, sequence = state / shape.num_heads;
   const Sequence tokens = find_sequence(shape, sequence);
-  const int64_t row = tokens.row * shape.num_heads + head;
-  return {tokens, head, state, row, row * chunk_slots(shape, chunk_size) + first_slot(shape, chunk_size, sequence)};
+  const int64_t batch_head = tokens.row * shape.num_heads + head;
+  return {tokens, head, state, batch_head,
+          batch_head * chunk_slots(shape, chunk_size) + first_slot(shape, chunk_size, sequence)};
 }
 
 // Threads for sequences of the usual length; packed ones may be longer: their lengths are known on the device only.

@@ -27,7 +27,7 @@ XLSTM_DEVICE int pair_position(int unit, int row) {
   return unit * (kBatchTile / 2) + (row / 2 ^ unit / 4 % 4);
 }
 
-// A place to read from: every kHelpers'th source.
+// What a thread reads: every kHelpers'th source.
 struct Reader {
   int unit, row, helper;
   bool wanted;  // the unit exists

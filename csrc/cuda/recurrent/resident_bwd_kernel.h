@@ -14,7 +14,7 @@ using namespace device;
 // kDimension: the longest head. A warp has kMTiles tiles of 16 rows of R^T, its weights of kSteps products each in
 // registers. Few tiles: kSplits warps share one, each with a part of the d raw, and count as sources of their own.
 template <class F_, int kUnits_, int kThreads_, Variant kVariant_>
-struct BwdPlan {
+struct BwdTraits {
   using F = F_;
   using T = typename F::Element;
   using A = typename F::Sum;
@@ -224,7 +224,7 @@ class BwdBlock {
   }
 
   // Where a row's token number t lies, times the hidden units of all heads.
-  XLSTM_DEVICE int64_t place(int tile, int row, int t) const {
+  XLSTM_DEVICE int64_t token_offset(int tile, int row, int t) const {
     const BatchRow& r = s.rows[tile][row];
     return r.offset + p.shape.token(team.head, t, r.tokens) * hidden();
   }
@@ -240,7 +240,7 @@ class BwdBlock {
       const int row = cells.row + r, length = cells.exist ? s.rows[tile][row].tokens : 0;
       Token& x = tokens[r];
       x.left = t < 0 ? 0 : length - t;
-      const int64_t token = place(tile, row, t);
+      const int64_t token = token_offset(tile, row, t);
       const T* saved = static_cast<const T*>(p.saved) + token * kSaved + cells.of_head;
 #pragma unroll
       for (int i = 0; i < kSaved; ++i, saved += hidden()) x.saved[i] = x.left > 0 ? *saved : T{};
@@ -302,7 +302,7 @@ class BwdBlock {
       const bool counts = tokens[first + r].left > 0;
       if (counts) store_grads(d[r], tile, first + r);
       const bool stored = exists(tile, row) || (cells.exist && XLSTM_MUTANT("resident_bwd: rows behind the batch"));
-      T* dx = static_cast<T*>(p.dx) + place(tile, row, t) * kGates + cells.of_head;
+      T* dx = static_cast<T*>(p.dx) + token_offset(tile, row, t) * kGates + cells.of_head;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate, dx += hidden()) {
         const T rounded = counts ? narrow<T>(d_raw[r][gate]) : T{};
@@ -401,7 +401,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 
 template <class F, int kUnits, int kThreads, Variant kVariant>
 cudaError_t launch_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* memory, cudaStream_t stream) {
-  using C = BwdPlan<F, kUnits, kThreads, kVariant>;
+  using C = BwdTraits<F, kUnits, kThreads, kVariant>;
   device::Launch l;
   l.block = dim3(C::kThreads);
   l.shared_bytes = sizeof(BwdMemory<C>);

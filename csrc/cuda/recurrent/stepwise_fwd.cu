@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kStartThreads) stepwise_start_kernel(Recurrent
 // ---- a step ----
 
 template <class T, class A>
-struct Step {
+struct TimeStep {
   int64_t t;
   const T* h0;  // (B, H, D), or null: zero
   A* carried;
@@ -42,7 +42,7 @@ template <class P>
 struct Token {
   using A = typename P::A;
   bool exists, counts, last, fresh;  // fresh: a reset
-  int64_t place;                     // among all tokens
+  int64_t index;                     // among all tokens
   typename P::T x[kGates];
   A carried[kMaxCarried];
 };
@@ -55,11 +55,11 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentFwdArguments& p, int64_t t, cons
   token.exists = item.exists;
   if (!item.exists) return token;
   const int64_t length = length_of(p.lengths, item.batch, p.shape.seqlen);
-  token.place = token_of(p.shape, p.lengths, block.head, item.batch, t);
+  token.index = token_of(p.shape, p.lengths, block.head, item.batch, t);
   token.counts = t < length || XLSTM_MUTANT("recurrent_stepwise_fwd: tokens behind the end of a row");
   token.last = t == length - 1;
   if (!token.counts) return token;
-  const int64_t at = token.place - item.batch * p.shape.seqlen;  // in its row
+  const int64_t at = token.index - item.batch * p.shape.seqlen;  // in its row
   token.fresh = p.reset.at(item.batch, at) && !XLSTM_MUTANT("recurrent_stepwise_fwd: resets ignored");
   const T* x = static_cast<const T*>(p.x.data) + item.batch * p.x.batch + at * p.x.time + block.head * p.x.head;
 #pragma unroll
@@ -74,12 +74,12 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentFwdArguments& p, int64_t t, cons
 
 // raw: R h and the bias.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const Step<typename P::T, A>& step, const Item<P>& item,
+XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const TimeStep<typename P::T, A>& step, const Item<P>& item,
                           const Token<P>& token, A (&raw)[kGates]) {
   using T = typename P::T;
-  const int64_t place = token.place * item.hidden, at = item.state();
-  T* h = static_cast<T*>(p.h) + place + item.of_row;
-  T* saved_to = p.saved ? static_cast<T*>(p.saved) + place * kSaved + item.of_row : nullptr;
+  const int64_t offset = token.index * item.hidden, at = item.state();
+  T* h = static_cast<T*>(p.h) + offset + item.of_row;
+  T* saved_to = p.saved ? static_cast<T*>(p.saved) + offset * kSaved + item.of_row : nullptr;
   if (!token.counts) {
     *h = T(0.f);
 #pragma unroll
@@ -108,7 +108,7 @@ XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const Step<typename P:
 
 // h of the step before, for the products of a block.
 template <class P, class A>
-XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const Step<typename P::T, A>& step,
+XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const TimeStep<typename P::T, A>& step,
                                  const Block& block) {
   using T = typename P::T;
   if (step.t == 0 && !step.h0) return {};
@@ -122,9 +122,9 @@ XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const Step<type
 
 template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
-    stepwise_fwd_kernel(RecurrentFwdArguments p, Step<typename F::Element, typename F::Sum> step, Grid grid,
+    stepwise_fwd_kernel(RecurrentFwdArguments p, TimeStep<typename F::Element, typename F::Sum> step, Grid grid,
                         Loads loads) {
-  using P = Plan<F, false>;
+  using P = StepwiseTraits<F, false>;
   using A = typename P::A;
   XLSTM_SHARED(Shared<P>, s);
   const Block block = block_of<P>(grid);
@@ -164,7 +164,7 @@ cudaError_t start(const RecurrentFwdArguments& p, A* carried, T* h0, cudaStream_
 
 template <class F>
 cudaError_t run(const RecurrentFwdArguments& p, void* workspace, cudaStream_t stream) {
-  using P = Plan<F, false>;
+  using P = StepwiseTraits<F, false>;
   using T = typename P::T;
   using A = typename P::A;
   auto* const carried = static_cast<A*>(workspace);
@@ -175,7 +175,7 @@ cudaError_t run(const RecurrentFwdArguments& p, void* workspace, cudaStream_t st
   if (!configure<P>(l, grid, p.shape, stream)) return cudaErrorInvalidConfiguration;
   cudaError_t error = start(p, carried, h0, stream);
   for (int64_t t = 0; t < p.shape.seqlen && error == cudaSuccess; ++t) {
-    const Step<T, A> step = {t, p.initial.h ? h0 : nullptr, carried};
+    const TimeStep<T, A> step = {t, p.initial.h ? h0 : nullptr, carried};
     const Loads loads = loads_of<P>(p.R, p.shape.head_dim, in_vectors<T>(t == 0 ? h0 : p.h, {}));
     error = launch(l, stepwise_fwd_kernel<F>, p, step, grid, loads);
   }

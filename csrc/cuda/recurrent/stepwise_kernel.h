@@ -22,7 +22,7 @@ constexpr int kSplits = kWarps * kGatesOfWarp / kGates;  // warps with the same 
 // kGateValues: each gate has vectors of its own (d raw), and the products of the gates are added up; else all gates
 // share one (h), and each has its product.
 template <class Fragments_, bool kGateValues_>
-struct Plan {
+struct StepwiseTraits {
   using F = Fragments_;
   using T = typename F::Element;
   using A = typename F::Sum;
