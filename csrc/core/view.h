@@ -8,9 +8,32 @@
 #define XLSTM_HOST_DEVICE
 #endif
 
+// After a switch over all values of an enum.
+#if defined(_MSC_VER) && !defined(__CUDA_ARCH__)
+#define XLSTM_UNREACHABLE __assume(0)
+#else
+#define XLSTM_UNREACHABLE __builtin_unreachable()
+#endif
+
 namespace xlstm {
 
-enum class Type { bf16, f16, f32, f64 };
+// The one table of element types, X(name, bytes, element); CUDA's own elements are known in kernels only. No switch
+// over an enum has a default: the compiler names the places that a new row leaves open.
+#define XLSTM_TYPES(X)      \
+  X(bf16, 2, __nv_bfloat16) \
+  X(f16, 2, __half)         \
+  X(f32, 4, float)          \
+  X(f64, 8, double)
+
+#define XLSTM_ENUMERATOR(name, bytes, element) name,
+enum class Type { XLSTM_TYPES(XLSTM_ENUMERATOR) };
+#undef XLSTM_ENUMERATOR
+
+#define XLSTM_BYTES(name, bytes, element) type == Type::name ? bytes:
+XLSTM_HOST_DEVICE constexpr int bytes_of(Type type) {
+  return XLSTM_TYPES(XLSTM_BYTES) 0;
+}
+#undef XLSTM_BYTES
 
 // (batch, head, time[, feature]): the feature dimension, where there is one, has stride 1.
 template <class T>

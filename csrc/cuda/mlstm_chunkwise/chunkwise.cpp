@@ -22,13 +22,9 @@ int choose_chunk_size(const MlstmShape& shape, int64_t asked) {
   return best;
 }
 
-size_t element_bytes(Product product) {
-  return product == Product::bf16 ? 2 : product == Product::f64 ? 8 : 4;
-}
-
-// One call: sizes, and what more than one kernel needs.
+// One pass, forward or backward: sizes, and what more than one kernel needs.
 template <class A>
-struct Plan {
+struct Pass {
   const MlstmForwardParams<void, A>& in;
   const Allocator& memory;
   cudaStream_t stream;
@@ -39,7 +35,7 @@ struct Plan {
   void* states = nullptr;    // C entering each chunk
   A* normalisers = nullptr;  // n entering each chunk
 
-  Plan(const MlstmForwardParams<void, A>& in_, const Allocator& memory_, cudaStream_t stream_)
+  Pass(const MlstmForwardParams<void, A>& in_, const Allocator& memory_, cudaStream_t stream_)
       : in(in_),
         memory(memory_),
         stream(stream_),
@@ -51,7 +47,7 @@ struct Plan {
 
   void* new_states() const {
     return memory.allocate(memory.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
-                                               element_bytes(product));
+                                               bytes_of(element_type(product)));
   }
   A* new_normalisers() const { return memory.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }
@@ -101,7 +97,7 @@ struct Plan {
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsArguments<A> outputs_arguments(Output output) const {
+  MlstmOutputsArguments<A> outputs_arguments(OutputKind output) const {
     MlstmOutputsArguments<A> a{};
     a.shape = in.shape;
     a.options = in.options;
@@ -126,10 +122,10 @@ struct Plan {
 
 template <class A>
 cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, cudaStream_t stream) {
-  Plan<A> plan(in, memory, stream);
-  XLSTM_RETURN_ERROR(plan.compute_gates(in.final_state.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(in.final_state.C, in.final_state.n));
-  MlstmOutputsArguments<A> h = plan.outputs_arguments(Output::h);
+  Pass<A> pass(in, memory, stream);
+  XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(in.final_state.C, in.final_state.n));
+  MlstmOutputsArguments<A> h = pass.outputs_arguments(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -141,54 +137,54 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   const MlstmForwardParams<void, A>& in = p.forward;
   const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
-  Plan<A> plan(in, memory, stream);
+  Pass<A> pass(in, memory, stream);
 
   // Again what the forward pass had: cheaper to compute than to keep.
   const MlstmState<A> final = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
                                memory.get<A>(sequences)};
-  XLSTM_RETURN_ERROR(plan.compute_gates(final.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(final.C, final.n));
+  XLSTM_RETURN_ERROR(pass.compute_gates(final.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(final.C, final.n));
 
-  A *iota = plan.new_tokens(), *rho = plan.new_tokens(), *kappa = plan.new_tokens();
-  const MlstmNormaliserArguments<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, plan.gates.m, iota, rho, kappa};
+  A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
+  const MlstmNormaliserArguments<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
-  const int64_t dot_tiles = mlstm_states_tiles(plan.product, in.shape);
-  MlstmStatesArguments<A> dC = plan.states_arguments(true);
+  const int64_t dot_tiles = mlstm_states_tiles(pass.product, in.shape);
+  MlstmStatesArguments<A> dC = pass.states_arguments(true);
   dC.rows = in.q;
   dC.columns = p.dh;
   dC.iota = iota, dC.rho = rho;
   dC.start = p.final_state_grad;
   dC.end = p.initial_state_grad;
-  dC.states = plan.new_states();
-  dC.normalisers = plan.new_normalisers();
-  dC.forward_states = plan.states, dC.forward_normalisers = plan.normalisers;
+  dC.states = pass.new_states();
+  dC.normalisers = pass.new_normalisers();
+  dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
   dC.initial = in.initial_state;
   dC.final = {final.C, final.n, final.m};
-  dC.chunk_dots = memory.get<A>(plan.slots * dot_tiles);
+  dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
   dC.start_dots = memory.get<A>(sequences * dot_tiles);
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
-  const int64_t row_tiles = mlstm_outputs_column_tiles(plan.product, dqk);
-  MlstmOutputsArguments<A> dq = plan.outputs_arguments(Output::dq);
+  const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
+  MlstmOutputsArguments<A> dq = pass.outputs_arguments(OutputKind::dq);
   dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
   dq.out = p.dq;
   dq.iota = iota, dq.rho = rho;
   dq.factor = in.q;
-  dq.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsArguments<A> dk = plan.outputs_arguments(Output::dk);
+  MlstmOutputsArguments<A> dk = pass.outputs_arguments(OutputKind::dk);
   dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
   dk.out = p.dk;
   dk.iota = iota, dk.rho = rho;
   dk.factor = in.k;
-  dk.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dk.row_sums = memory.get<A>(pass.tokens * row_tiles);
   dk.states = dC.states, dk.normalisers = dC.normalisers;
   dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsArguments<A> dv_ = plan.outputs_arguments(Output::dv);
+  MlstmOutputsArguments<A> dv_ = pass.outputs_arguments(OutputKind::dv);
   dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
   dv_.out = p.dv;
   dv_.iota = iota, dv_.rho = rho;
@@ -199,10 +195,10 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   MlstmGateGradsArguments<A> gates;
   gates.shape = in.shape;
   gates.sigmoid_gate = in.options.sigmoid_gate;
-  gates.chunk_size = plan.chunk_size;
+  gates.chunk_size = pass.chunk_size;
   gates.i = in.i, gates.f = in.f;
   gates.reset = in.reset;
-  gates.gates = plan.gates;
+  gates.gates = pass.gates;
   gates.q_dq = dq.row_sums, gates.k_dk = dk.row_sums;
   gates.row_tiles = row_tiles;
   gates.kappa = kappa;

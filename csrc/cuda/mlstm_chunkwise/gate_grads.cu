@@ -67,7 +67,7 @@ XLSTM_DEVICE double suffix_sums(double (&values)[kTokens], unsigned cuts, const 
 
 // Sets: boundary; forget: a boundary where f is below kHardForget; wins: m follows i there, not the m before it.
 struct Tokens {
-  int place, count;                 // place: of the first one in the sequence
+  int in_sequence, count;           // in_sequence: index of the first one
   int64_t first;                    // in the batch row
   int64_t at;                       // in (B, H, S)
   double di[kTokens], df[kTokens];  // df: of log f
@@ -95,7 +95,7 @@ XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsArgum
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) to[j] = 0;
   for (int64_t n = 0; n < p.row_tiles; ++n) {
-    const A* part = parts + (item.row * p.row_tiles + n) * p.shape.seqlen + tokens.first;
+    const A* part = parts + (item.batch_head * p.row_tiles + n) * p.shape.seqlen + tokens.first;
     take_tokens(part, 1, tokens.count, [&](int j, A sum) { to[j] += sum; });
   }
 }
@@ -126,8 +126,8 @@ XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& ite
   Pair<A> y[kTokens], z[kTokens];
   load_tokens(y, p.gates.y + tokens.at, tokens.count);
   load_tokens(z, p.gates.z + tokens.at, tokens.count);
-  const bool starts_chunk = tokens.place % p.chunk_size == 0;
-  Pair<A> before = starts_chunk ? p.gates.M[item.slot + tokens.place / p.chunk_size] : p.gates.z[tokens.at - 1];
+  const bool starts_chunk = tokens.in_sequence % p.chunk_size == 0;
+  Pair<A> before = starts_chunk ? p.gates.M[item.slot + tokens.in_sequence / p.chunk_size] : p.gates.z[tokens.at - 1];
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     if (has(tokens.boundary, j)) before = {has(tokens.forget, j) ? static_cast<A>(kEmptyLog) : A{0}, A{0}};
@@ -142,12 +142,13 @@ template <class A>
 XLSTM_DEVICE void product_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
   load_row_sums(tokens.df, p, p.q_dq, item, tokens);
   load_row_sums(tokens.di, p, p.k_dk, item, tokens);
-  const int last = tokens.count - 1, behind = tokens.place + tokens.count;
+  const int last = tokens.count - 1, behind = tokens.in_sequence + tokens.count;
   const bool partial = behind == item.tokens.end - item.tokens.begin;
   const bool ends_chunk = last >= 0 && (behind % p.chunk_size == 0 ||
                                         (partial && !XLSTM_MUTANT("mlstm_gate_grads: partial chunks end nowhere")));
   const double dot =
-      ends_chunk ? sum_parts(p.chunk_dots + (item.slot + tokens.place / p.chunk_size) * p.dot_tiles, p.dot_tiles) : 0;
+      ends_chunk ? sum_parts(p.chunk_dots + (item.slot + tokens.in_sequence / p.chunk_size) * p.dot_tiles, p.dot_tiles)
+                 : 0;
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     tokens.df[j] -= tokens.di[j];
@@ -250,17 +251,17 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
   for (int begin = (length - 1) / tile * tile; begin >= 0 && length > 0; begin -= tile) {
     const int warps = (min(tile, length - begin) + kWarpTokens - 1) / kWarpTokens;
     Tokens tokens;
-    tokens.place = begin + thread * kTokens;
-    tokens.count = max(0, min(kTokens, length - tokens.place));
-    tokens.first = item.tokens.begin + tokens.place;
-    tokens.at = item.row * p.shape.seqlen + tokens.first;
+    tokens.in_sequence = begin + thread * kTokens;
+    tokens.count = max(0, min(kTokens, length - tokens.in_sequence));
+    tokens.first = item.tokens.begin + tokens.in_sequence;
+    tokens.at = item.batch_head * p.shape.seqlen + tokens.first;
     if (warp < warps) {
       find_boundaries(p, item, tokens);
       find_wins(p, item, tokens);
       product_grads(p, item, tokens);
       stabiliser_grads(p, item, tokens, s.maps[buffer][warp]);
     }
-    if (!XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read"));
     double dm_warp = 0;
     dm = fold(s.maps[buffer], warps, dm, warp, dm_warp);
     if (warp < warps) store_grads(p, item, tokens, dm_warp);

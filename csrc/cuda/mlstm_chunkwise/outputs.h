@@ -13,7 +13,8 @@
 
 namespace xlstm::cuda {
 
-enum class Output { h, dq, dk, dv };
+enum class OutputKind { h, dq, dk, dv };
+using Output = OutputKind;  // the name that csrc/ops uses
 
 // A: float, or double for Product::f64.
 template <class A>
@@ -21,7 +22,7 @@ struct MlstmOutputsArguments {
   MlstmShape shape;
   MlstmOptions options;  // norm_grad and chunk_size are not looked at
   Product product = Product::f64;
-  Output output = Output::h;
+  OutputKind output = OutputKind::h;
   int chunk_size = 64;  // 64, 128 or 256
   AnyView X, Y, Z;
   AnyView out;                     // written, (B, H, S, b)

@@ -18,14 +18,14 @@ struct Factors {
 };
 
 struct Where {
-  int64_t batch, head, row;  // row: of the state
+  int64_t batch, head, state_row;
   bool exists;
 };
 
 XLSTM_DEVICE Where locate(const MlstmStepParams<void>& p, int64_t item) {
-  const int64_t b = item / p.shape.num_heads,
-                row = p.slots && !XLSTM_MUTANT("mlstm_step: slots ignored") ? p.slots[b] : b;
-  return {b, item % p.shape.num_heads, row, row >= 0 && row < p.state_rows};
+  const int64_t b = item / p.shape.num_heads;
+  const int64_t state_row = p.slots && !XLSTM_MUTANT("mlstm_step: slots ignored") ? p.slots[b] : b;
+  return {b, item % p.shape.num_heads, state_row, state_row >= 0 && state_row < p.state_rows};
 }
 
 // ---- n, m and the factors: one block per batch row and head ----
@@ -67,9 +67,9 @@ XLSTM_DEVICE void gates(const MlstmStepParams<void>& p, const Where& at, Normali
     s.input[t] = static_cast<A>(sigmoid(i));
     s.floor[t] = 1;
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens"));
   if (t >= tokens) return;
-  const A* m = static_cast<const A*>(p.state.m) + at.row * p.state.m_batch + at.head * p.state.m_head;
+  const A* m = static_cast<const A*>(p.state.m) + at.state_row * p.state.m_batch + at.head * p.state.m_head;
   double next = *m;
   if (!p.options.sigmoid_gate) {
     double forget, input;
@@ -80,7 +80,7 @@ XLSTM_DEVICE void gates(const MlstmStepParams<void>& p, const Where& at, Normali
   }
   __syncwarp(XLSTM_MUTANT("mlstm_step: m overwritten while others read it") ? 1u << t : (1u << tokens) - 1);
   if (t + 1 == tokens) {
-    static_cast<A*>(p.next.m)[at.row * p.next.m_batch + at.head * p.next.m_head] = static_cast<A>(next);
+    static_cast<A*>(p.next.m)[at.state_row * p.next.m_batch + at.head * p.next.m_head] = static_cast<A>(next);
   }
 }
 
@@ -94,7 +94,7 @@ XLSTM_DEVICE A block_sums(A (&sums)[kMaxTokens], int tokens, NormaliserShared<A>
     for (int step = 16; step > 0; step /= 2) sums[t] += __shfl_xor_sync(~0u, sums[t], step);
     if (lane == 0) s.partial[t][warp] = sums[t];
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps"));
   A total = 0;
   if (static_cast<int>(threadIdx.x) < tokens) {
     for (int w = 0; w < kNormaliserWarps; ++w) total += s.partial[threadIdx.x][w];
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepParams
   gates(p, at, s);
   __syncthreads();
 
-  const A* n = static_cast<const A*>(p.state.n) + at.row * p.state.n_batch + at.head * p.state.n_head;
-  A* next = static_cast<A*>(p.next.n) + at.row * p.next.n_batch + at.head * p.next.n_head;
+  const A* n = static_cast<const A*>(p.state.n) + at.state_row * p.state.n_batch + at.head * p.state.n_head;
+  A* next = static_cast<A*>(p.next.n) + at.state_row * p.next.n_batch + at.head * p.next.n_head;
   A sums[kMaxTokens] = {};
   for (int64_t a = threadIdx.x; a < p.shape.head_dim_qk; a += kNormaliserThreads) {
     A value = n[a];
@@ -263,9 +263,10 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   }
   __syncthreads();
 
-  const C* from = static_cast<const C*>(p.state.C.data) + at.row * p.state.C_batch + at.head * p.state.C_head + column;
-  C* to =
-      static_cast<C*>(const_cast<void*>(p.next.C.data)) + at.row * p.next.C_batch + at.head * p.next.C_head + column;
+  const C* from =
+      static_cast<const C*>(p.state.C.data) + at.state_row * p.state.C_batch + at.head * p.state.C_head + column;
+  C* to = static_cast<C*>(const_cast<void*>(p.next.C.data)) + at.state_row * p.next.C_batch + at.head * p.next.C_head +
+          column;
   A sums[kTokens][kColumns] = {};
   for (int64_t first = 0; at.exists && first < p.shape.head_dim_qk; first += kSlab) {
     A values[kLoads][kColumns];
@@ -275,9 +276,9 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
       const bool inside = a < p.shape.head_dim_qk;
       load_columns(values[j], from + (inside ? a : 0) * p.state.C_row, whole && inside, inside ? columns : 0);
     }
-    if (first > 0 && !XLSTM_MUTANT("mlstm_step: slab staged while it is read")) __syncthreads();
+    if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
     stage(p, at, first, tokens, s);
-    if (!XLSTM_MUTANT("mlstm_step: slab read before it is staged")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= tokens) break;
@@ -303,7 +304,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   }
 
   reduce<A, C, kTokens>(sums, tokens, s);
-  if (!XLSTM_MUTANT("mlstm_step: h read before all warps wrote it")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: h read before all warps wrote it"));
   for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
     const int t = x / kWidth, c = x % kWidth;
     if (tile + c >= p.shape.head_dim_v) continue;

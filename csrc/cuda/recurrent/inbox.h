@@ -27,7 +27,7 @@ XLSTM_DEVICE int pair_position(int unit, int row) {
   return unit * (kBatchTile / 2) + (row / 2 ^ unit / 4 % 4);
 }
 
-// A place to read from: every kHelpers'th source.
+// What a thread reads: every kHelpers'th source.
 struct Reader {
   int unit, row, helper;
   bool wanted;  // the unit exists
@@ -37,7 +37,7 @@ struct Reader {
 template <int kHelpers, class A, class At>
 XLSTM_DEVICE RowPair<A> sum_of_sources(int helper, int sources, At pair) {
   RowPair<A> sum{};
-  if (XLSTM_MUTANT("resident_bwd: the last source left out")) --sources;
+  sources -= XLSTM_MUTANT("resident_bwd: the last source left out");
 #pragma unroll 8
   for (int source = helper; source < sources; source += kHelpers) {
     const RowPair<A> part = pair(source);
@@ -67,7 +67,7 @@ class BlockInbox {
   }
   // One buffer: who sends the next message has passed the barrier between the cells and their product.
   XLSTM_DEVICE RowPair<A> receive(int tile, int, const Reader& at) {
-    if (!XLSTM_MUTANT("resident_bwd: block reads sums before they are written")) __syncthreads();
+    device::sync_threads(XLSTM_MUTANT("resident_bwd: block reads sums before they are written"));
     if (!at.wanted) return {};
     return sum_of_sources<1, A>(0, C::kSources,
                                 [&](int source) { return s.sums[tile][source][pair_position(at.unit, at.row)]; });
@@ -118,10 +118,9 @@ class ClusterInbox {
 
   // A block may leave after its last receive: then nothing is under way to it.
   XLSTM_DEVICE RowPair<A> receive(int tile, int message, const Reader& at) {
-    const bool wrong = XLSTM_MUTANT("resident_bwd: cluster waits for the other parity");
-    if (!XLSTM_MUTANT("resident_bwd: cluster reads sums before they are there")) {
-      device::mbarrier_wait_cluster(device::shared_address(&full(tile, message)), (message / 2 + wrong) % 2);
-    }
+    const int phase = message / 2 + XLSTM_MUTANT("resident_bwd: cluster waits for the other parity");
+    device::mbarrier_wait_cluster(device::shared_address(&full(tile, message)), phase % 2,
+                                  XLSTM_MUTANT("resident_bwd: cluster reads sums before they are there"));
     if (!at.wanted) return {};
     return sum_of_sources<C::kHelpers, A>(at.helper, blocks, [&](int source) {
       return s.sums[buffer(message)][tile][source][pair_position(at.unit, at.row)];
@@ -169,7 +168,7 @@ class GridInbox {
   XLSTM_DEVICE void start() {
     uint64_t* own = at(rank, 0, 0, 0);
     for (int64_t i = threadIdx.x; i < int64_t{2} * tiles * blocks * kCells; i += C::kThreads) own[i] = 0;
-    if (!XLSTM_MUTANT("resident_bwd: grid sends before inboxes are clear")) device::grid_sync();
+    device::grid_sync(XLSTM_MUTANT("resident_bwd: grid sends before inboxes are clear"));
   }
   XLSTM_DEVICE void expect(int, int, int) {}
 

@@ -18,9 +18,10 @@ cudaError_t resident_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& pl
     case Type::f32:
       return p.allow_tf32 ? resident_bwd_tf32(p, plan, workspace, stream)
                           : resident_bwd_tf32x3(p, plan, workspace, stream);
-    default:
+    case Type::f64:
       return resident_bwd_f64(p, plan, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda

@@ -15,7 +15,7 @@ template <class P>
 struct Token {
   using A = typename P::A;
   bool exists, counts, last, cut;  // cut: no gradient from the token after, which a reset precedes
-  int64_t place;                   // among all tokens
+  int64_t index;                   // among all tokens
   typename P::T dh, saved[kSaved];
   A carried[kMaxCarried];
 };
@@ -29,7 +29,7 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, cons
   token.exists = item.exists;
   if (!item.exists) return token;
   const int64_t length = length_of(p.lengths, item.batch, p.shape.seqlen);
-  token.place = token_of(p.shape, p.lengths, head, item.batch, t);
+  token.index = token_of(p.shape, p.lengths, head, item.batch, t);
   token.counts = t < length || XLSTM_MUTANT("recurrent_stepwise_bwd: tokens behind the end of a row");
   token.last = t == length - 1;
   if (!token.counts) return token;
@@ -45,9 +45,9 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, cons
     }
   }
   if (t < 0) return token;
-  const int64_t place = token.place * item.hidden;
-  token.dh = static_cast<const T*>(p.dh)[place + item.of_row];
-  const T* saved = static_cast<const T*>(p.saved) + place * kSaved + item.of_row;
+  const int64_t offset = token.index * item.hidden;
+  token.dh = static_cast<const T*>(p.dh)[offset + item.of_row];
+  const T* saved = static_cast<const T*>(p.saved) + offset * kSaved + item.of_row;
 #pragma unroll
   for (int x = 0; x < kSaved; ++x) token.saved[x] = saved[x * item.hidden];
   return token;
@@ -59,7 +59,7 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
                           A sum) {
   using T = typename P::T;
   const int64_t at = item.state();
-  T* dx = static_cast<T*>(p.dx) + token.place * kGates * item.hidden + item.of_row;
+  T* dx = static_cast<T*>(p.dx) + token.index * kGates * item.hidden + item.of_row;
   if (!token.counts) {
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) dx[gate * item.hidden] = T(0.f);
@@ -104,16 +104,16 @@ XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBwdArguments& p, int64_t t, co
   if (t + 1 == p.shape.seqlen) return {};
   const int64_t hidden = p.shape.hidden(), of_head = block.head * p.shape.head_dim;
   return vectors_of<P>(block, p.shape.batch, hidden, [&](int64_t b) {
-    const int64_t after = t + (XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? 0 : 1);
-    const int64_t place = token_of(p.shape, p.lengths, block.head, b, after);
-    return static_cast<const T*>(p.dx) + place * kGates * hidden + of_head;
+    const int64_t after = XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? t : t + 1;
+    const int64_t index = token_of(p.shape, p.lengths, block.head, b, after);
+    return static_cast<const T*>(p.dx) + index * kGates * hidden + of_head;
   });
 }
 
 template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
     stepwise_bwd_kernel(RecurrentBwdArguments p, int64_t t, typename F::Sum* carried, Grid grid, Loads loads) {
-  using P = Plan<F, true>;
+  using P = StepwiseTraits<F, true>;
   using A = typename P::A;
   XLSTM_SHARED(Shared<P>, s);
   const Block block = block_of<P>(grid);
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <class F>
 cudaError_t run(const RecurrentBwdArguments& p, void* workspace, cudaStream_t stream) {
-  using P = Plan<F, true>;
+  using P = StepwiseTraits<F, true>;
   using T = typename P::T;
   auto* const carried = static_cast<typename P::A*>(workspace);
   Launch l;

@@ -267,12 +267,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   int stage = 0, products = 0;
   bool add = false;
   for (int64_t step = 0; step < steps; ++step) {
-    if (XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight")) {
-      cp_async_wait<kStages - 1>();
-    } else {
-      cp_async_wait<kStages - 2>();
-    }
-    if (!XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages")) __syncthreads();
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight"));
+    sync_threads(XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages"));
     const int free = XLSTM_MUTANT("recurrent_weight_grad: stage overwritten while it is read")
                          ? stage
                          : (stage + kStages - 1) % kStages;
@@ -301,7 +297,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const bool with_db = block.first_in == 0 && j == 0;
   A d[4] = {}, db[2] = {};
 #pragma unroll 4
-  for (int split = XLSTM_MUTANT("recurrent_weight_grad: a split left out") ? 1 : 0; split < cut.splits; ++split) {
+  for (int split = XLSTM_MUTANT("recurrent_weight_grad: a split left out"); split < cut.splits; ++split) {
     const S& slab = slabs[split * tiles + index];
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
@@ -400,9 +396,10 @@ cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& p, void* w
       return choose_side<Product::tf32>(p, workspace, stream);
     case Product::tf32x3:
       return choose_side<Product::tf32x3>(p, workspace, stream);
-    default:
+    case Product::f64:
       return launch_kernels<Product::f64, kTileRows>(p, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda

@@ -9,10 +9,10 @@ namespace {
 
 constexpr const char* kOp = "mlstm_outputs";
 
-cuda::Output output_numbered(int64_t number) {
-  const bool known = number >= 0 && number <= static_cast<int64_t>(cuda::Output::dv);
+cuda::OutputKind output_numbered(int64_t number) {
+  const bool known = number >= 0 && number <= static_cast<int64_t>(cuda::OutputKind::dv);
   STD_TORCH_CHECK(known, kOp, ": output must be 0 (h), 1 (dq), 2 (dk) or 3 (dv), got ", number);
-  return static_cast<cuda::Output>(number);
+  return static_cast<cuda::OutputKind>(number);
 }
 
 struct Inputs {
@@ -40,7 +40,7 @@ void run(const Inputs& in, cuda::MlstmOutputsArguments<A> p, const Tensor& out, 
   p.rho = in_as<A>(session, in.rho);
   if (in.factor) p.factor = view_of<void>(session.in(*in.factor), *in.factor);
   A* values = out_as<A>(session, per_token);
-  if (p.output == cuda::Output::h) p.r = values;
+  if (p.output == cuda::OutputKind::h) p.r = values;
   if (in.factor) p.row_sums = values;
   session.check(cuda::mlstm_outputs(p, session.stream()));
   session.finish();
@@ -54,10 +54,10 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
                                          double eps, int64_t chunk_size, bool outer_state_is_zero) {
   NoGrad guard;
   STD_TORCH_CHECK(X.dim() == 4 && Z.dim() == 4 && states.dim() == 5, kOp, ": X, Z and states have 4, 4, 5 dimensions");
-  const cuda::Output kind = output_numbered(output);
+  const cuda::OutputKind kind = output_numbered(output);
   const cuda::Product arithmetic = product_numbered(kOp, product);
   const int64_t B = X.size(0), H = X.size(1), S = X.size(2), a = X.size(3), b = Z.size(3);
-  const bool by_v = kind == cuda::Output::h || kind == cuda::Output::dv;
+  const bool by_v = kind == cuda::OutputKind::h || kind == cuda::OutputKind::dv;
   const ScalarType type = compute_type(X);
   const int L = static_cast<int>(chunk_size);
   const GateInputs gates = {i,
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
   check_shape(kOp, "Y", Y, {B, H, S, a});
 
   const Tensor out = empty(X, {B, H, S, b}, X.scalar_type());
-  const int64_t tiles = kind == cuda::Output::h ? 1 : factor ? cuda::mlstm_outputs_column_tiles(arithmetic, b) : 0;
+  const int64_t tiles = kind == cuda::OutputKind::h ? 1 : factor ? cuda::mlstm_outputs_column_tiles(arithmetic, b) : 0;
   const Tensor per_token = empty(X, {B, H, tiles, S}, type);
   with_compute_type(type, [&](auto zero) {
     cuda::MlstmOutputsArguments<decltype(zero)> p;
