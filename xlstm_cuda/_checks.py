@@ -257,7 +257,7 @@ def _apart(op: str, state: MLSTMState) -> None:
 
 
 def _range_of(x: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of the one behind the last; none of a tensor without memory of its own."""
+    """Addresses of the first byte and of the one after the last; none of a tensor without memory of its own."""
     try:
         begin = x.data_ptr()
     except RuntimeError:

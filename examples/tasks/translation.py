@@ -32,7 +32,7 @@ from .task import Models, Options, Results, Task, Verdict, fingerprint, option
 
 BYTES = 256
 START, END = 2, 3  # ASCII's own marks of where a text starts and ends
-IGNORED = -100  # label behind the end
+IGNORED = -100  # label after the end
 COPY = "source as it is"
 TOLERANCE = 1.0  # points of chrF that count as equal
 BUCKET = 2  # batches in a group of pairs of similar length
@@ -69,7 +69,7 @@ class Translator(nn.Module):
 
 
 class XLSTMEncoder(nn.Module):
-    """Sources of different lengths in one batch, padded at the left: `reset` empties the state behind the padding."""
+    """Sources of different lengths in one batch, padded at the left: `reset` empties the state after the padding."""
 
     def __init__(self, config: xLSTMLMModelConfig, embed: nn.Embedding) -> None:
         super().__init__()
