@@ -37,7 +37,7 @@ XLSTM_HOST_DEVICE inline int64_t first_slot(const MlstmShape& shape, int chunk_s
   return shape.cu_seqlens ? shape.cu_seqlens[sequence] / chunk_size + sequence : 0;
 }
 
-// The sequence that owns a slot of batch row `row`: the last one whose first slot is not behind it.
+// The sequence that owns a slot of batch row `row`: the last one whose first slot is not after it.
 XLSTM_HOST_DEVICE inline int64_t owner_of_slot(const MlstmShape& shape, int chunk_size, int64_t row, int64_t slot) {
   if (!shape.cu_seqlens) return row;
   int64_t low = 0, high = shape.num_sequences;  // first_slot(low) <= slot < first_slot(high)

@@ -40,7 +40,7 @@ XLSTM_DEVICE Pair<A> split(double x) {
 
 // ---- a chunk by itself ----
 
-// Tokens behind the sequence's end forget nothing and write nothing.
+// Tokens past the sequence's end forget nothing and write nothing.
 struct LogGates {
   double i[kTokens], f[kTokens];
   unsigned reset, forget;  // forget: f is below kHardForget
@@ -113,7 +113,7 @@ XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned bou
 // What a thread knows of its tokens before it knows M. All of it starts anew at a boundary.
 struct Tokens {
   double b[kTokens];  // sum of log forget gates
-  double x[kTokens];  // max of y, and of the empty state behind a boundary
+  double x[kTokens];  // max of y, and of the empty state after a boundary
   unsigned cut;       // no path from the chunk's incoming state
 };
 
@@ -185,7 +185,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item,
 
 // ---- from chunk to chunk ----
 
-// The stabiliser behind `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
+// The stabiliser after `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
 XLSTM_DEVICE double fold(const ChunkMap (&maps)[kMaxChunks], int count, double M, int mine, double& M_mine) {
   for (int c = 0; c < count; ++c) {
     if (c == mine) M_mine = M;
@@ -210,7 +210,7 @@ XLSTM_DEVICE void store_stabilised(const MlstmGatesArguments<A>& p, const Item& 
                [&](int j) { return p.sigmoid_gate ? A{0} : static_cast<A>(tokens.b[j] + z_of(p, tokens, j, M)); });
 }
 
-// By the chunk's last thread: behind the sequence's end b and x stay as they are at the last token.
+// By the chunk's last thread: past the sequence's end b and x stay as they are at the last token.
 template <class A>
 XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, const Tokens& tokens,
                               double M) {

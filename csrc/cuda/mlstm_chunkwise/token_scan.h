@@ -86,7 +86,7 @@ XLSTM_DEVICE void with_type(Type type, F f) {
   }
 }
 
-// take(j, token) for the first `count` tokens from `from` on, and with zeros behind.
+// take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
   constexpr int kCount = Vector<T>::kCount;

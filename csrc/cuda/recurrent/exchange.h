@@ -1,6 +1,6 @@
 #pragma once
 // How h of a step gets to all blocks of a team, one policy per variant (plan.h). h of a batch tile lies in shared
-// memory, row by row, as T, zeros behind the batch and behind the last unit.
+// memory, row by row, as T, zeros past the batch and past the last unit.
 //   start()              after the rows before the first step are staged
 //   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
 //   give(t, tile, ..)    h of step t, by all lanes of a warp: one value each
@@ -154,7 +154,7 @@ struct ClusterExchange {
 
  private:
   XLSTM_DEVICE uint32_t full(int buffer, int tile) const { return device::shared_address(&s.full[buffer][tile]); }
-  // Nobody sends what lies behind the units of all blocks and behind the batch.
+  // No block sends what lies past the units of all blocks or past the batch.
   XLSTM_DEVICE void clear(HiddenRows<S>& to) const {
     for (int x = threadIdx.x; x < kBatchTile * S::kWidth; x += S::kThreads) {
       to.row[x / S::kWidth][x % S::kWidth] = typename S::T{};

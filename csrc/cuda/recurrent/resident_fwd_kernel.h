@@ -17,7 +17,7 @@ struct ForwardShared {
   A state[S::kTiles][3][S::kCells * S::kThreads];                           // of a cell; read by its thread alone
   A partial[2][kPartials > 0 ? kPartials : 1][kGates][kBatchTile][kPitch];  // step by step one of two
   A bias[kGates][S::kUnits];
-  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 behind the batch
+  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
 };
 
 // Weights pass through before anything else is in use.
@@ -202,7 +202,7 @@ class ForwardScan {
                [&](A(&d)[4], const typename F::Weights& w, int k) { F::multiply(d, w, from + k * F::kDepth); });
   }
 
-  // Four chains of sums. Four steps at a time, so that their loads overlap; behind the last step, zeros.
+  // Four chains of sums. Four steps at a time, so that their loads overlap; past the last step, zeros.
   template <class Product>
   XLSTM_DEVICE void accumulate(A (&sums)[2][4], const Weights& weights, Product product) const {
     A odd[2][4] = {};
@@ -295,7 +295,7 @@ class ForwardScan {
   XLSTM_DEVICE void step(const Weights& weights, int t, int tile) {
     const bool last_tile = tile + 1 == team.tiles, more = !last_tile || t + 1 < p.shape.seqlen;
     const int next_t = last_tile ? t + 1 : t, next_tile = last_tile ? 0 : tile + 1;
-    // with 128 registers: addresses where they are used, one cell after the other, and the loads behind them
+    // with 128 registers: addresses where they are used, one cell after the other, and the loads after them
     constexpr bool kRoomy = S::kThreads <= 256;
     constexpr int kTogether = kRoomy ? S::kCells : 1;
     int64_t next_x[S::kCells] = {};

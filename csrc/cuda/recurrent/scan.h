@@ -17,9 +17,9 @@ struct RecurrentFwdArguments {
   const int64_t* lengths;              // (B,), or null
   Flags reset;                         // (B, S)
   RecurrentState<const void> initial;  // A; any pointer may be null: zero. h is of T's precision
-  void* h;                             // (B, S, H, D) contiguous of T, written: zeros behind the end of a row
+  void* h;                             // (B, S, H, D) contiguous of T, written: zeros past the end of a row
   RecurrentState<void> final;          // A, written; h is of T's precision
-  void* saved;  // (B, S, 5, H, D) contiguous of T, written: zeros behind the end of a row; or null
+  void* saved;                         // (B, S, 5, H, D) contiguous of T, written: zeros past the end of a row; or null
 };
 
 struct RecurrentBwdArguments {
@@ -34,7 +34,7 @@ struct RecurrentBwdArguments {
   Flags reset;
   // A; any pointer of initial and final_grad may be null: zero. Of `initial` only c and n are read, of `final` too.
   RecurrentState<const void> initial, final, final_grad;
-  void* dx;                           // (B, S, 4, H, D) contiguous of T, written: zeros behind the end of a row
+  void* dx;                           // (B, S, 4, H, D) contiguous of T, written: zeros past the end of a row
   RecurrentState<void> initial_grad;  // A, written
 };
 

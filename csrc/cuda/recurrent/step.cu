@@ -93,7 +93,7 @@ XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepArguments& p, const Block& b
   return {static_cast<const typename P::Data*>(p.R.data) + offset, p.R.gate, P::kRoundInputs * in, D - unit, D - input};
 }
 
-// The weights of one round, zeros behind the edges. kWhole: all vectors are aligned and none of them crosses an edge.
+// The weights of one round, zeros past the edges. kWhole: all vectors are aligned and none of them crosses an edge.
 template <bool kWhole, class P>
 XLSTM_DEVICE void load_weights(uint4 (&weights)[P::kPerRound], Cursor<P>& cursor) {
   const bool inside = cursor.units > 0 && cursor.inputs > 0;
@@ -123,7 +123,7 @@ XLSTM_DEVICE int slab_position(int i) {
   }
 }
 
-// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros behind the last input and batch row.
+// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros past the last input and batch row.
 template <class P>
 XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepArguments& p, const Block& block, int first) {
   using T = typename P::Data;

@@ -84,7 +84,7 @@ struct Item {
   XLSTM_DEVICE int64_t state() const { return batch * hidden + of_row; }  // in (B, H, D)
 };
 
-// On a device nobody has looked whether it is in [0, seqlen].
+// On a device it is not checked to be in [0, seqlen].
 XLSTM_DEVICE int64_t length_of(const int64_t* lengths, int64_t b, int64_t seqlen) {
   return lengths ? max(int64_t{0}, min(lengths[b], seqlen)) : seqlen;
 }
@@ -141,7 +141,7 @@ struct Matrix {
   int rows, depth;       // left, up to the edges
 };
 
-// The vectors that a lane multiplies: of one batch row of each tile, null behind the last row.
+// The vectors that a lane multiplies: of one batch row of each tile, null past the last row.
 template <class P>
 struct Vectors {
   const typename P::T* of[P::kTiles];
@@ -173,7 +173,7 @@ XLSTM_DEVICE Matrix<typename P::T> matrix_of(const WeightView<const void>& R, co
   return {static_cast<const T*>(R.data) + head * R.head + block.unit * row, R.gate, row, k, D - block.unit, D};
 }
 
-// This lane's part of a window of two rows, from `from` on; zeros behind the edges, where nothing is read.
+// This lane's part of a window of two rows, from `from` on; zeros past the edges, where nothing is read.
 template <Loads kLoads, class T>
 XLSTM_DEVICE void load_rows(Vector<T> (&rows)[2], const T* from, const Matrix<T>& m, int rows_left, int left) {
   constexpr int kVector = Vector<T>::kCount;
