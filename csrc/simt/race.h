@@ -12,7 +12,7 @@
 
 namespace simt {
 
-// Who accesses, at which time of its own clock, and what it knows to have happened before.
+// The party of an access: its identity, the time of its own clock, and the clock of what happened before.
 struct Actor {
   const View& view;
   uint32_t agent, clock;

@@ -1,5 +1,5 @@
 #pragma once
-// How batch rows are cut into chunks, and which chunk has which slot. What is kept per chunk (states, gate values) lies
+// The cut of batch rows into chunks, and the slot of each chunk. The values kept per chunk (states, gate values) lie
 // in (B, H, slots); a block of a chunk-parallel kernel asks find_chunk which tokens its slot stands for.
 //
 // Without cu_seqlens slot c of a row is its chunk c. With cu_seqlens (batch 1) sequence n owns the slots from

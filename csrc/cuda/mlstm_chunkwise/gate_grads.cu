@@ -11,7 +11,7 @@ namespace {
 
 using namespace device;
 
-// What 256 tokens make of the gradient of m that comes from later tokens: nothing goes through them where they are cut.
+// The gradient of m before 256 tokens as a function of that after them: nothing passes them where they are cut.
 struct WarpMap {
   double sum;
   bool cut;
@@ -223,7 +223,7 @@ XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& i
   store_tokens(p.df, p.df.offset(row, head, first), tokens.count, [&](int j) { return tokens.df[j]; });
 }
 
-// What comes from after the last token. A common log factor of C_T and n_T is none of m_T.
+// The gradient that enters after the last token. A common log factor of C_T and n_T is none of m_T.
 template <class A>
 XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& item) {
   const double dm = p.dm ? p.dm[item.state] : 0;

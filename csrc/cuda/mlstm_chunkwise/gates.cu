@@ -15,7 +15,7 @@ using namespace device;
 constexpr int kMaxChunks = kMaxScanThreads * kTokens / kMinChunk;  // of a tile
 constexpr double kLog2e = 1.4426950408889634;
 
-// What a chunk makes of the stabiliser: max(M + shift, floor); `floor` where a boundary cuts it off from M.
+// The stabiliser after a chunk, of M before it: max(M + shift, floor); `floor` where a boundary cuts it off from M.
 struct ChunkMap {
   double shift, floor;
   bool cut;
@@ -110,7 +110,7 @@ XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned bou
   return total;
 }
 
-// What a thread knows of its tokens before it knows M. All of it starts anew at a boundary.
+// Values of a thread's tokens that do not depend on M. All of them start anew at a boundary.
 struct Tokens {
   double b[kTokens];  // sum of log forget gates
   double x[kTokens];  // max of y, and of the empty state after a boundary

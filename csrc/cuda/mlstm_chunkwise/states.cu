@@ -143,7 +143,7 @@ XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, 
   }
 }
 
-// What a thread needs of gate vectors to compute the weights of its token.
+// The gate values from which a thread computes the weight of its token.
 template <class A>
 struct TokenGates {
   Pair<A> y, z;          // the weight is 2^(y - z) ..
@@ -333,7 +333,7 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 // ---- the kernel ----
 
-// Hands out the state in front of the chunk (backward: after it), and lets it decay to the other side.
+// Stores the state before the chunk (backward: after it), and lets it decay to the other side.
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
                              const Block& block, const Step<A>& step) {

@@ -101,7 +101,7 @@ XLSTM_DEVICE void load_halves(float* to, const char* from) {
   *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
 }
 
-// What begins at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
 template <class T>
 XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
   using E = typename T::Element;

@@ -11,7 +11,7 @@
 
 namespace xlstm::cuda {
 
-// What a block of the forward scan computes. F: Fragments.
+// The part of the forward scan that a block computes. F: Fragments.
 template <class F_, int kUnits_, Variant kVariant_>
 struct ForwardShape {
   using F = F_;
@@ -95,7 +95,7 @@ struct BlockExchange {
 // ---- a cluster: each block writes its h into the shared memory of all ----
 //
 // A warp sends its part of h_t once it has read h_{t-1}, and it reads h_{t-1} once all parts of it are there. So
-// whoever has h_t complete may overwrite h_{t-1} anywhere: two buffers, and nobody tells that he has read. h of the
+// a warp that has all of h_t may overwrite h_{t-1} anywhere: two buffers, and no message that one is read. h of the
 // last step is not sent: nothing is under way to a block that leaves.
 
 template <class S>

@@ -148,7 +148,7 @@ class BwdBlock {
   }
 
  private:
-  // What a thread needs of the next token, as it lies in memory.
+  // Inputs of a thread for the next token, as they lie in memory.
   struct Token {
     T saved[kSaved], dh;
     int left;       // of the row: 1 at its last token, at most 0 past it and past the batch

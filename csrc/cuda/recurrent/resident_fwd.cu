@@ -8,7 +8,7 @@ int64_t element_size(Type type) {
   return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
 }
 
-// Where blocks of a grid leave h for each other: rows of whole 16 bytes. The output, if its rows are such.
+// Width of the buffer in which blocks of a grid pass h on, in rows of whole 16 bytes. It is the output if its rows fit.
 int64_t slot_width(const RecurrentFwdArguments& p) {
   const int64_t packet = 16 / element_size(p.type);
   return (p.shape.head_dim + packet - 1) / packet * packet;

@@ -29,7 +29,7 @@ union ForwardMemory {
 
 constexpr int kAtOnce = 4;  // steps along a row of R that are multiplied together
 
-// What a warp multiplies: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
+// The products of a warp: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
 template <class S>
 struct Part {
   int group, split, first, count;
@@ -72,7 +72,7 @@ struct Place {
 
 constexpr int kStepsAhead = 4;  // of x on its way to L2
 
-// What a thread needs of the steps to come, read a step ahead, as it lies in memory: a conversion would wait here.
+// Inputs of a thread for the next step, read a step ahead and kept as they lie in memory: a conversion would wait.
 template <class S>
 struct Ahead {
   typename S::T x[S::kCells][kGates];

@@ -1,5 +1,5 @@
 #pragma once
-// What a launch per step does in both directions: a block multiplies the weights of some units of one head, of all four
+// A launch per step, in both directions: a block multiplies the weights of some units of one head, of all four
 // gates, with vectors of a few batch tiles, and then advances these units (docs/kernels/recurrent.md).
 //
 // Everything goes from global memory straight into registers: the warps of a block cut the rows of R among themselves,
@@ -62,7 +62,7 @@ XLSTM_DEVICE Block block_of(const Grid& grid) {
   return {int64_t{index % grid.groups} * P::kRows, rest / grid.unit_tiles, rest % grid.unit_tiles * kUnits};
 }
 
-// What a thread advances: a unit and a batch row of the block.
+// The cell that a thread advances: a unit and a batch row of the block.
 template <class P>
 struct Item {
   int unit, row;  // in the block
@@ -89,7 +89,7 @@ XLSTM_DEVICE int64_t length_of(const int64_t* lengths, int64_t b, int64_t seqlen
   return lengths ? max(int64_t{0}, min(lengths[b], seqlen)) : seqlen;
 }
 
-// Where the token that a head takes as its t-th one lies among all B S tokens.
+// Index, among all B S tokens, of the t-th token that a head takes.
 XLSTM_DEVICE int64_t token_of(const RecurrentShape& shape, const int64_t* lengths, int64_t head, int64_t b, int64_t t) {
   const int64_t S = shape.seqlen;
   return b * S + (shape.is_reversed(head) ? shape.token(head, t, length_of(lengths, b, S)) : t);
@@ -99,7 +99,7 @@ XLSTM_DEVICE int64_t token_of(const RecurrentShape& shape, const int64_t* length
 
 constexpr int kMaxCarried = 3;  // kStates and kGrads of every cell
 
-// What a row without tokens hands through, to the bit.
+// A row without tokens passes its state through, to the bit.
 template <class A>
 XLSTM_DEVICE void pass_through(const RecurrentState<void>& to, const RecurrentState<const void>& from, int64_t at) {
   static_cast<A*>(to.h)[at] = from.h ? static_cast<const A*>(from.h)[at] : A{0};

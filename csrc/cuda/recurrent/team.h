@@ -1,5 +1,5 @@
 #pragma once
-// What the resident kernels of both directions share: who a block is, and which rows of the batch it carries.
+// Shared by the resident kernels of both directions: the place of a block in its team, and its rows of the batch.
 #include "cuda/device/device.h"
 #include "cuda/recurrent/cells.h"
 #include "cuda/recurrent/plan.h"
