@@ -357,7 +357,7 @@ def _finite(x: Any) -> bool:
 
 
 def shown(x: Any) -> str:
-    """What came, as an error quotes it: repr, which for a huge int would be long, or an error of its own."""
+    """A value as an error message quotes it. For a huge int repr would be long, or raise an error of its own."""
     return f"an int of {x.bit_length()} bits" if isinstance(x, int) and x.bit_length() > 64 else repr(x)
 
 
