@@ -81,7 +81,7 @@ def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
 
 
 class Control(Task):
-    """What is carried between the steps, environments, states and a rollout, is begun anew in `begin`.
+    """`begin` makes anew what is carried between the steps: environments, states and a rollout.
 
     A run that is resumed therefore goes on with new episodes, and is not bit for bit the run that was not interrupted.
     """
