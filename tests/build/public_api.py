@@ -46,13 +46,14 @@ def public_api() -> dict[str, dict[str, str]]:
             if (error.name or "").partition(".")[0] == "xlstm_cuda":
                 raise
             continue  # an optional package is not installed
-        found[name] = dict(members(module))
+        found[name] = dict(members(name, module))
     return found
 
 
-def members(module: ModuleType) -> Iterator[tuple[str, str]]:
+def members(path: str, module: ModuleType) -> Iterator[tuple[str, str]]:
+    """path: as users import the module, which may have another name by now."""
     for name in module.__all__:
-        yield from described(f"{module.__name__}.{name}", getattr(module, name))
+        yield from described(f"{path}.{name}", getattr(module, name))
 
 
 def described(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import public_api
 import pytest
+
+from tests.build import public_api
 
 RENEW = "if that is meant: python tests/build/public_api.py, and a line in CHANGELOG.md"
 Api = dict[str, dict[str, str]]
