@@ -257,7 +257,7 @@ def _apart(op: str, state: MLSTMState) -> None:
 
 
 def _range_of(x: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of the one behind the last; none of a tensor without memory of its own."""
+    """Addresses of the first byte and of the one after the last; none of a tensor without memory of its own."""
     try:
         begin = x.data_ptr()
     except RuntimeError:
@@ -357,7 +357,7 @@ def _finite(x: Any) -> bool:
 
 
 def shown(x: Any) -> str:
-    """What came, as an error quotes it: repr, which for a huge int would be long, or an error of its own."""
+    """A value as an error message quotes it. For a huge int repr would be long, or raise an error of its own."""
     return f"an int of {x.bit_length()} bits" if isinstance(x, int) and x.bit_length() > 64 else repr(x)
 
 

@@ -2,7 +2,7 @@
 
 Counted are the matrix products of the plain recurrences, as torch counts those of its own ops: two flops for each
 multiply-add, nothing for elementwise work. So the mLSTM's do not depend on the chunk size (a chunkwise kernel computes
-more), and padding behind `lengths` counts as tokens do. Arguments: shapes, under the names of the schemas in csrc/ops.
+more), and padding past `lengths` counts as tokens do. Arguments: shapes, under the names of the schemas in csrc/ops.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _register(namespace: str) -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Finds torch's counter as all others would, once, and registers behind its code."""
+    """Finds torch's counter as all others would, once, and registers after its code has run."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace

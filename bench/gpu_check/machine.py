@@ -35,7 +35,7 @@ LEAST_CAPABILITY = (8, 0)
 
 
 class Missing(Exception):
-    """What this machine lacks and what to do about it, in a sentence."""
+    """A requirement that this machine does not meet, and the remedy, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def look(modules: Sequence[str], env: Mapping[str, str]) -> Machine:
 
 
 def _smi(env: Mapping[str, str]) -> dict[str, str]:
-    """What nvidia-smi tells of the first GPU that programs see; it does not tell everything everywhere."""
+    """The first GPU that programs see, as nvidia-smi reports it. Some fields are missing on some machines."""
     first = env.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     which = first if first.isdigit() or first.startswith("GPU-") else "0"
     told = {}

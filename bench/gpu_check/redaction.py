@@ -1,4 +1,4 @@
-"""What tells whose machine it was is taken out of everything that is kept."""
+"""Removes what identifies a machine and its user from everything that is kept."""
 
 from __future__ import annotations
 

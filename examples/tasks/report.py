@@ -1,4 +1,4 @@
-"""What a run leaves: NAME-seedN.json and NAME-seedN.png, each whole or not at all."""
+"""The files of a run: NAME-seedN.json and NAME-seedN.png, each whole or not at all."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
-// What a chunk starts from. A reset or a forget gate of exactly zero always starts a chunk, so nothing inside one
+// State that a chunk starts from. A reset or a forget gate of exactly zero always starts a chunk, so nothing inside one
 // ever crosses such a boundary.
 enum class Start { carry, empty, forget };  // the state before it | the empty state, m = 0 | zero, m = -inf
 

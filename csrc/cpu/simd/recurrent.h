@@ -47,8 +47,8 @@ XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int6
     pack_cols(R.at(gate, head), R.in, D, D, packed);
 }
 
-// What one thread takes through the time loop: hidden units of one head, for a range of batch rows. carried: how many
-// of the head's parts these units are.
+// The work of one thread in the time loop: hidden units of one head, for a range of batch rows. carried: how many of
+// the head's parts these units are.
 struct Tile {
   int64_t head, first_row, rows, first_unit, units, carried;
 

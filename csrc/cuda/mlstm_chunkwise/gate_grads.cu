@@ -1,5 +1,5 @@
 // Gate gradients of the chunkwise mLSTM (docs/kernels/mlstm.md): one block per head of a sequence walks its tokens in
-// tiles, from the last one to the first. Both sums are over the tokens behind: that of q.dq - k.dk ends with the
+// tiles, from the last one to the first. Both sums are over the later tokens: that of q.dq - k.dk ends with the
 // document or the chunk, and so inside a warp; that of kappa goes on from warp to warp and from tile to tile.
 #include "core/gates.h"
 #include "cuda/device/device.h"
@@ -11,7 +11,7 @@ namespace {
 
 using namespace device;
 
-// What 256 tokens make of the gradient of m that comes from behind: nothing goes through them where they are cut.
+// The gradient of m before 256 tokens as a function of that after them: nothing passes them where they are cut.
 struct WarpMap {
   double sum;
   bool cut;
@@ -21,13 +21,13 @@ struct GateGradsShared {
   WarpMap maps[2][kMaxScanThreads / 32];  // of tiles in turn: one is written while the other may still be read
 };
 
-// ---- sums over the tokens behind ----
+// ---- sums over the later tokens ----
 
 // Lanes whose tokens are summed together, and where their sums end: a cut token adds its own value to its sum, and
 // passes nothing on to the token before it.
 struct Lanes {
   int lane, last;  // last: of its group
-  unsigned cuts;   // those at or behind this lane that hold a cut
+  unsigned cuts;   // those at or after this lane that hold a cut
 
   XLSTM_DEVICE Lanes(int lanes, bool cut) {
     lane = threadIdx.x % 32;
@@ -118,7 +118,7 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsArguments<A>& p, const Ite
 }
 
 // y_t > z_{t-1}: the same as i_t > log f_t + m_{t-1}, without its rounding. In a chunk's first token M stands for
-// z_{t-1}; behind a boundary the stabiliser of the empty state does.
+// z_{t-1}; after a boundary the stabiliser of the empty state does.
 template <class A>
 XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
   tokens.wins = 0;
@@ -177,7 +177,7 @@ XLSTM_DEVICE void add_stabiliser_grad(Tokens& tokens, unsigned set, const double
   }
 }
 
-// The gradient of m_t that arises in this warp, and what the warp makes of that from behind it.
+// The gradient of m_t that arises in this warp, and what the warp makes of that of the warps after it.
 template <class A>
 XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens,
                                    WarpMap& map) {
@@ -199,7 +199,7 @@ XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsArguments<A>& p, const It
   if (warp.lane == 0) map = {sum, warp.cuts != 0};
 }
 
-// The gradient of m in front of the last `count` warps of a tile, and behind warp `mine`. All threads add in one order.
+// The gradient of m in front of the last `count` warps of a tile, and after warp `mine`. All threads add in one order.
 XLSTM_DEVICE double fold(const WarpMap (&maps)[kMaxScanThreads / 32], int count, double grad, int mine,
                          double& grad_mine) {
   for (int w = count - 1; w >= 0; --w) {
@@ -224,7 +224,7 @@ XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& i
   store_tokens(p.df, p.df.offset(row, head, first), tokens.count, [&](int j) { return tokens.df[j]; });
 }
 
-// What comes from behind the last token. A common log factor of C_T and n_T is none of m_T.
+// The gradient that enters after the last token. A common log factor of C_T and n_T is none of m_T.
 template <class A>
 XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& item) {
   const double dm = p.dm ? p.dm[item.state] : 0;

@@ -15,7 +15,7 @@ using namespace device;
 constexpr int kMaxChunks = kMaxScanThreads * kTokens / kMinChunk;  // of a tile
 constexpr double kLog2e = 1.4426950408889634;
 
-// What a chunk makes of the stabiliser: max(M + shift, floor); `floor` where a boundary cuts it off from M.
+// The stabiliser after a chunk, of M before it: max(M + shift, floor); `floor` where a boundary cuts it off from M.
 struct ChunkMap {
   double shift, floor;
   bool cut;
@@ -40,7 +40,7 @@ XLSTM_DEVICE Pair<A> split(double x) {
 
 // ---- a chunk by itself ----
 
-// Tokens behind the sequence's end forget nothing and write nothing.
+// Tokens past the sequence's end forget nothing and write nothing.
 struct LogGates {
   double i[kTokens], f[kTokens];
   unsigned reset, forget;  // forget: f is below kHardForget
@@ -110,10 +110,10 @@ XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned bou
   return total;
 }
 
-// What a thread knows of its tokens before it knows M. All of it starts anew at a boundary.
+// Values of a thread's tokens that do not depend on M. All of them start anew at a boundary.
 struct Tokens {
   double b[kTokens];  // sum of log forget gates
-  double x[kTokens];  // max of y, and of the empty state behind a boundary
+  double x[kTokens];  // max of y, and of the empty state after a boundary
   unsigned cut;       // no path from the chunk's incoming state
 };
 
@@ -186,7 +186,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item,
 
 // ---- from chunk to chunk ----
 
-// The stabiliser behind `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
+// The stabiliser after `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
 XLSTM_DEVICE double fold(const ChunkMap (&maps)[kMaxChunks], int count, double M, int mine, double& M_mine) {
   for (int c = 0; c < count; ++c) {
     if (c == mine) M_mine = M;
@@ -211,7 +211,7 @@ XLSTM_DEVICE void store_stabilised(const MlstmGatesArguments<A>& p, const Item& 
                [&](int j) { return p.sigmoid_gate ? A{0} : static_cast<A>(tokens.b[j] + z_of(p, tokens, j, M)); });
 }
 
-// By the chunk's last thread: behind the sequence's end b and x stay as they are at the last token.
+// By the chunk's last thread: past the sequence's end b and x stay as they are at the last token.
 template <class A>
 XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, const Tokens& tokens,
                               double M) {

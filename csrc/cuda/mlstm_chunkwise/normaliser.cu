@@ -64,7 +64,7 @@ template <class A>
 __global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserArguments<A> p, bool whole, int lanes) {
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
   const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen;
-  // Lanes behind the last token take part in the shuffles with that token's sum.
+  // Lanes past the last token take part in the shuffles with that token's sum.
   const int64_t at = item < items ? item : items - 1;
   const bool has_grad = p.options.normalize && p.options.norm_grad;
   const A dh_h = has_grad ? output_dot(p, at / p.shape.seqlen, at % p.shape.seqlen, whole, lanes) : A{0};

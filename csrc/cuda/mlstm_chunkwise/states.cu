@@ -98,7 +98,7 @@ class Walk {
   }
   XLSTM_DEVICE int start_of_last(int c) const { return exists(c) ? start_of(chunk_end(c) - 1) : -1; }
 
-  // Goes to the next chunk's tokens that reach the state behind it, or backward, that the state before it reaches: no
+  // Goes to the next chunk's tokens that reach the state after it, or backward, that the state before it reaches: no
   // weight has to be masked, and nothing that is cut off is read.
   XLSTM_DEVICE bool open_chunk(TokenSpan<A>& span) {
     const int last_start = XLSTM_MUTANT("mlstm_states: boundaries ignored") ? -1 : start;
@@ -143,7 +143,7 @@ XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, 
   }
 }
 
-// What a thread needs of gate vectors to compute the weights of its token.
+// The gate values from which a thread computes the weight of its token.
 template <class A>
 struct TokenGates {
   Pair<A> y, z;          // the weight is 2^(y - z) ..
@@ -152,7 +152,7 @@ struct TokenGates {
 
 template <class A>
 XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesArguments<A>& p, const Block& block, const TokenSpan<A>& span) {
-  TokenGates<A> gates = {};  // weight 0 behind the last token
+  TokenGates<A> gates = {};  // weight 0 past the last token
   if (static_cast<int>(threadIdx.x) >= span.count) return gates;
   const int64_t begin = block.batch_head * p.shape.seqlen + block.tokens.begin, at = begin + span.first + threadIdx.x;
   if (p.backward) {  // b_bar
@@ -333,7 +333,7 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 // ---- the kernel ----
 
-// Hands out the state in front of the chunk (backward: behind it), and lets it decay to the other side.
+// Stores the state before the chunk (backward: after it), and lets it decay to the other side.
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
                              const Block& block, const TokenSpan<A>& span) {

@@ -18,7 +18,7 @@ constexpr int kPiece = 16 / static_cast<int>(sizeof(E));  // elements of a 16-by
 template <class E>
 constexpr int kTileDepth = 8 * kPiece<E>;  // of the contracted dimension: 128 bytes
 
-// 16 bytes behind each row keep what a warp reads at a time in different banks.
+// 16 bytes after each row keep what a warp reads at a time in different banks.
 template <class E, int kRows_, int kColumns_>
 struct alignas(16) Tile {
   using Element = E;
@@ -79,7 +79,7 @@ XLSTM_DEVICE E element_at(const void* data, Type type, int index) {
   }
 }
 
-// The first `count` elements of a piece, zeros behind, by ordinary loads.
+// The first `count` elements of a piece, zeros past them, by ordinary loads.
 template <class E>
 XLSTM_DEVICE void load_piece(E* to, const char* from, Type type, int count) {
 #pragma unroll 1
@@ -97,7 +97,7 @@ XLSTM_DEVICE void load_halves(float* to, const char* from) {
   *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
 }
 
-// What begins at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
 template <class T>
 XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
   using E = typename T::Element;

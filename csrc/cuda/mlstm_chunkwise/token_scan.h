@@ -72,7 +72,7 @@ XLSTM_DEVICE bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// take(j, token) for the first `count` tokens from `from` on, and with zeros behind.
+// take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
   constexpr int kCount = Vector<T>::kCount;

@@ -182,7 +182,7 @@ struct alignas(sizeof(C) * kCount) Pack {
   C x[kCount];
 };
 
-// kCount columns of a row, in one access where `whole`; else those below `columns`, zeros behind.
+// kCount columns of a row, in one access where `whole`; else those below `columns`, zeros past them.
 template <class A, class C, int kCount>
 XLSTM_DEVICE void load_columns(A (&to)[kCount], const C* from, bool whole, int64_t columns) {
   Pack<C, kCount> pack;
@@ -209,7 +209,7 @@ XLSTM_DEVICE void store_columns(C* to, const A (&from)[kCount], bool whole, int6
   }
 }
 
-// q, and k times the input gate, of rows [first, first + kSlab) for all tokens; zeros behind the last row.
+// q, and k times the input gate, of rows [first, first + kSlab) for all tokens; zeros past the last row.
 template <class A, class C, int kTokens>
 XLSTM_DEVICE void stage(const MlstmStepParams<void>& p, const Where& at, int64_t first, int tokens,
                         StateShared<A, C, kTokens>& s) {

@@ -1,6 +1,6 @@
 #pragma once
 // How h of a step gets to all blocks of a team, one policy per variant (plan.h). h of a batch tile lies in shared
-// memory, row by row, as T, zeros behind the batch and behind the last unit.
+// memory, row by row, as T, zeros past the batch and past the last unit.
 //   start()              after the rows before the first step are staged
 //   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
 //   give(t, tile, ..)    h of step t, by all lanes of a warp: one value each
@@ -11,7 +11,7 @@
 
 namespace xlstm::cuda {
 
-// What a block of the forward scan computes. F: Fragments.
+// The part of the forward scan that a block computes. F: Fragments.
 template <class F_, int kUnits_, Variant kVariant_>
 struct ForwardTraits {
   using F = F_;
@@ -95,7 +95,7 @@ struct BlockExchange {
 // ---- a cluster: each block writes its h into the shared memory of all ----
 //
 // A warp sends its part of h_t once it has read h_{t-1}, and it reads h_{t-1} once all parts of it are there. So
-// whoever has h_t complete may overwrite h_{t-1} anywhere: two buffers, and nobody tells that he has read. h of the
+// a warp that has all of h_t may overwrite h_{t-1} anywhere: two buffers, and no message that one is read. h of the
 // last step is not sent: nothing is under way to a block that leaves.
 
 template <class S>
@@ -156,7 +156,7 @@ struct ClusterExchange {
 
  private:
   XLSTM_DEVICE uint32_t full(int buffer, int tile) const { return device::shared_address(&s.full[buffer][tile]); }
-  // Nobody sends what lies behind the units of all blocks and behind the batch.
+  // No block sends what lies past the units of all blocks or past the batch.
   XLSTM_DEVICE void clear(HiddenRows<S>& to) const {
     for (int x = threadIdx.x; x < kBatchTile * S::kWidth; x += S::kThreads) {
       to.row[x / S::kWidth][x % S::kWidth] = typename S::T{};

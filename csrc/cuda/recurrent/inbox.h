@@ -1,7 +1,7 @@
 #pragma once
 // How the blocks of a team add up their parts of dh (resident_bwd_kernel.h). Each of them sends, once per tile of the
 // batch and token, a part for every hidden unit to the block that owns the unit: message number 0, 1, .. of the tile.
-// The owner adds the parts in an order that their sources give, so that no bit depends on who came first.
+// The owner adds the parts in an order that their sources give, so that no bit depends on the order of arrival.
 //
 // start     before the loop, all threads
 // expect    all threads; before the first send of a message, and after that tile's receive of the message before

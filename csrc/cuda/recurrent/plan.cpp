@@ -25,8 +25,8 @@ int depth_of(Type type) {
   XLSTM_UNREACHABLE;
 }
 
-// A cluster lies in one cluster of multiprocessors of the chip (16 or 18 of them on an H200): what is left of it is
-// nobody's.
+// A thread block cluster lies within one group of multiprocessors of the chip (16 or 18 of them on an H200). Those that
+// are too few for one more stay idle.
 int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& device) {
   if (variant != Variant::cluster) return device.multiprocessors / blocks;
   return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);

@@ -60,11 +60,11 @@ constexpr int kMaxGrads = 3;
 
 struct BatchRow {
   int64_t offset;  // of its first token among the tokens, times the hidden units of all heads
-  int tokens;      // 0 behind the batch
+  int tokens;      // 0 past the batch
 };
 
 // Two buffers of d raw: the message of a tile may be there while a warp still multiplies, so that others write the next
-// d raw; behind that is a barrier.
+// d raw; a barrier follows.
 template <class C>
 struct BwdShared {
   alignas(16) typename C::T draw[2][kBatchTile][C::kPitch];
@@ -148,11 +148,11 @@ class BwdBlock {
   }
 
  private:
-  // What a thread needs of the next token, as it lies in memory.
+  // Inputs of a thread for the next token, as they lie in memory.
   struct Token {
     T saved[kSaved], dh;
-    int left;       // of the row: 1 at its last token, at most 0 behind it and behind the batch
-    uint8_t reset;  // before the token behind it; a byte, as a comparison would wait for it
+    int left;       // of the row: 1 at its last token, at most 0 past it and past the batch
+    uint8_t reset;  // before the token after it; a byte, as a comparison would wait for it
 
     XLSTM_DEVICE bool reset_behind() const { return reset != 0 && !XLSTM_MUTANT("resident_bwd: reset ignored"); }
   };

@@ -4,7 +4,7 @@
 namespace xlstm::cuda {
 namespace {
 
-// Where blocks of a grid leave h for each other: rows of whole 16 bytes. The output, if its rows are such.
+// Width of the buffer in which blocks of a grid pass h on, in rows of whole 16 bytes. It is the output if its rows fit.
 int64_t padded_width(const RecurrentFwdArguments& p) {
   const int64_t packet = 16 / bytes_of(p.type);
   return (p.shape.head_dim + packet - 1) / packet * packet;

@@ -17,7 +17,7 @@ struct ForwardShared {
   A state[S::kTiles][3][S::kCells * S::kThreads];                           // of a cell; read by its thread alone
   A partial[2][kPartials > 0 ? kPartials : 1][kGates][kBatchTile][kPitch];  // step by step one of two
   A bias[kGates][S::kUnits];
-  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 behind the batch
+  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
 };
 
 // Weights pass through before anything else is in use.
@@ -29,7 +29,7 @@ union ForwardMemory {
 
 constexpr int kAtOnce = 4;  // steps along a row of R that are multiplied together
 
-// What a warp multiplies: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
+// The products of a warp: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
 template <class S>
 struct Part {
   int group, split, first, count;
@@ -73,7 +73,7 @@ struct ThreadCells {
 
 constexpr int kStepsAhead = 4;  // of x on its way to L2
 
-// What a thread needs of the steps to come, read a step ahead, as it lies in memory: a conversion would wait here.
+// Inputs of a thread for the next step, read a step ahead and kept as they lie in memory: a conversion would wait.
 template <class S>
 struct Ahead {
   typename S::T x[S::kCells][kGates];
@@ -203,7 +203,7 @@ class ForwardScan {
                [&](A(&d)[4], const typename F::Weights& w, int k) { F::multiply(d, w, from + k * F::kDepth); });
   }
 
-  // Four chains of sums. Four steps at a time, so that their loads overlap; behind the last step, zeros.
+  // Four chains of sums. Four steps at a time, so that their loads overlap; past the last step, zeros.
   template <class Product>
   XLSTM_DEVICE void accumulate(A (&sums)[2][4], const Weights& weights, Product product) const {
     A odd[2][4] = {};
@@ -296,7 +296,7 @@ class ForwardScan {
   XLSTM_DEVICE void step(const Weights& weights, int t, int tile) {
     const bool last_tile = tile + 1 == team.tiles, more = !last_tile || t + 1 < p.shape.seqlen;
     const int next_t = last_tile ? t + 1 : t, next_tile = last_tile ? 0 : tile + 1;
-    // with 128 registers: addresses where they are used, one cell after the other, and the loads behind them
+    // with 128 registers: addresses where they are used, one cell after the other, and the loads after them
     constexpr bool kRoomy = S::kThreads <= 256;
     constexpr int kTogether = kRoomy ? S::kCells : 1;
     int64_t next_x[S::kCells] = {};

@@ -13,7 +13,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kBlocks = 3;  // per SM at least: up to 168 registers per thread
 constexpr int kLoads = 8;   // 16-byte loads of R in flight per thread
 
-// Who takes what. Vectors run along `in` where rows of R are contiguous: a thread then has all gates of one unit.
+// Each thread's part. Vectors run along `in` where rows of R are contiguous: a thread then has all gates of one unit.
 // Else they run along `out`, and a thread has one gate of as many units as a vector holds.
 template <class T, bool kRows, int kTile>
 struct StepTraits {
@@ -56,8 +56,8 @@ XLSTM_DEVICE Block block_at(int index, int batch_tiles, int unit_tiles) {
   return {int64_t{index % batch_tiles} * P::kBatch, rest / unit_tiles, rest % unit_tiles * P::kUnits};
 }
 
-// What a thread multiplies: from this unit of the block on, this gate (all gates where rows are contiguous), and inputs
-// from this one on, interleaved with the other splits.
+// The products of a thread: from this unit of the block on, of this gate (of all gates where rows are contiguous), with
+// inputs from this one on, interleaved with the other splits.
 struct ThreadPart {
   int unit, gate, split, input;
 };
@@ -93,7 +93,7 @@ XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepParams<void>& p, const Block
   return {static_cast<const typename P::Data*>(p.R.data) + offset, p.R.gate, P::kRoundInputs * in, D - unit, D - input};
 }
 
-// The weights of one round, zeros behind the edges. kWhole: all vectors are aligned and none of them crosses an edge.
+// The weights of one round, zeros past the edges. kWhole: all vectors are aligned and none of them crosses an edge.
 template <bool kWhole, class P>
 XLSTM_DEVICE void load_weights(uint4 (&weights)[P::kPerRound], Cursor<P>& cursor) {
   const bool inside = cursor.units > 0 && cursor.inputs > 0;
@@ -123,7 +123,7 @@ XLSTM_DEVICE int slab_position(int i) {
   }
 }
 
-// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros behind the last input and batch row.
+// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros past the last input and batch row.
 template <class P>
 XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepParams<void>& p, const Block& block, int first) {
   using T = typename P::Data;

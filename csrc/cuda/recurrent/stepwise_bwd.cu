@@ -10,7 +10,7 @@ namespace {
 using namespace device;
 using namespace stepwise;
 
-// What an item needs of memory: read before the product and used behind it.
+// What an item reads from memory: before the product, to be used after it.
 template <class P>
 struct Token {
   using A = typename P::A;

@@ -38,7 +38,7 @@ struct TimeStep {
   A* carried;
 };
 
-// What an item needs of memory: read before the product and used behind it.
+// What an item reads from memory: before the product, to be used after it.
 template <class P>
 struct Token {
   using A = typename P::A;

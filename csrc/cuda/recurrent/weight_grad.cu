@@ -14,7 +14,7 @@ using namespace device;
 constexpr int kStages = 4;
 // Blocks that fill a large device twice, and tokens that are worth one.
 constexpr int64_t kWantedBlocks = 264, kLeastTokens = 256;
-// Products that an accumulator takes before it is added to the slab: tensor cores cut the digits behind a sum off, and
+// Products that an accumulator takes before it is added to the slab: tensor cores cut off the low digits of a sum, and
 // each cut may go the same way.
 constexpr int kProducts = 256;
 
@@ -98,7 +98,7 @@ class Tokens {
     look_ahead();
   }
 
-  // Zeros behind the last token.
+  // Zeros past the last token.
   XLSTM_DEVICE void load(Stage& stage) {
     dx.rows = max(static_cast<int>(min(block.end - token, int64_t{kCount})), 0);
     load_tile(stage.dx, dx, 0, block.first_out);

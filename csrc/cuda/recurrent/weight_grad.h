@@ -1,7 +1,7 @@
 #pragma once
 // Gradients of R and b after the backward scan: products and sums over all tokens.
 //   dR[g][h][out][in] = sum over b, t of dx[b][t][g][h][out] h_before[b][t][h][in]     db[g][h][out] = sum of dx
-// h_before: h of the token before, in a reversed head of the one behind it; of the first token h0; zero at a reset.
+// h_before: h of the token before, in a reversed head of the one after it; of the first token h0; zero at a reset.
 #include "core/recurrent.h"
 #include "cuda/types.h"
 

@@ -96,7 +96,7 @@ class ScalarRNN(RNN[State]):
 def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
     """Adds first (B, 4, H, D) in place to the token of x (B, S, 4, H, D) that each head takes first.
 
-    The heads behind the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
+    The heads after the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
     """
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:
