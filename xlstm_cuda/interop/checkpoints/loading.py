@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..models import xLSTMLarge, xLSTMLargeConfig
+from ...models import xLSTMLarge, xLSTMLargeConfig
 from . import checkpoints, configs, layouts
 from .conversion import as_dtype
 
