@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from ...models import xLSTMLarge, xLSTMLargeConfig
-from . import checkpoints, configs, layouts
+from . import checkpoints
+from . import fields as configs
+from . import parts as layouts
 from .conversion import as_dtype
 
 
