@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import __main__
-from xlstm_cuda.convert import convert, flat_yaml, folders, load_large, sources, targets
+from xlstm_cuda.interop.checkpoints import convert, flat_yaml, folders, load_large, sources, targets
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -655,7 +655,7 @@ def test_interrupted_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.Monk
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from xlstm_cuda.convert import convert, folders
+from xlstm_cuda.interop.checkpoints import convert, folders
 
 source, target, moment = sys.argv[1:]
 exchange, rename = folders._exchange, Path.rename

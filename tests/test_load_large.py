@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlstm_cuda.convert import convert, load_large
+from xlstm_cuda.interop.checkpoints import convert, load_large
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
 from xlstm_cuda.testing import assert_close_relative
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlstm_cuda.convert import convert
+from xlstm_cuda.interop.checkpoints import convert
 from xlstm_cuda.testing import assert_close_relative
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -128,7 +128,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 
 def test_defaults_of_their_configs(tmp_path: Path) -> None:
     """What a config.json leaves out is what transformers takes."""
-    from xlstm_cuda.convert import configs
+    from xlstm_cuda.interop.checkpoints import fields as configs
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "xlstm"}))
     fields, _ = configs.read(tmp_path, hf=True)

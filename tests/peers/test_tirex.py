@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlstm_cuda.integrations import tirex as ours
+from xlstm_cuda.interop import tirex as ours
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
 pytest.importorskip("tirex")
@@ -174,5 +174,5 @@ def test_wrong_shapes() -> None:
 
 def test_without_tirex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tirex.models.slstm.cell", None)
-    with pytest.raises(ImportError, match="xlstm_cuda.integrations.tirex needs the package tirex-ts"):
+    with pytest.raises(ImportError, match="xlstm_cuda.interop.tirex needs the package tirex-ts"):
         ours.enable()

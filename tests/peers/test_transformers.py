@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlstm_cuda.integrations import transformers as integration
-from xlstm_cuda.integrations.transformers import MLSTMBackend, disable, enable
+from xlstm_cuda.interop import transformers as integration
+from xlstm_cuda.interop.transformers import MLSTMBackend, disable, enable
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -45,7 +45,7 @@ def patch(model: nn.Module) -> PatchReport:
     Exchanged are the classes of sLSTM cells ("vanilla" and "cuda"), mLSTM cells and mLSTMBackends, and of the modules
     around them that have to carry states: convolutions, layers, blocks, stacks, xLSTMLMModel. Modules of subclasses
     stay. Parameters, state_dict, hooks and the training flag stay as they are, and so do outputs, up to rounding. What
-    a patched model can do besides is told by the classes in `xlstm_cuda.integrations.nxai`: any sequence length,
+    a patched model can do besides is told by the classes in `xlstm_cuda.interop.nxai`: any sequence length,
     states in `forward` too (`model(ids, state=None, return_last_state=True)`), pickle, torch.compile.
 
     A model that is patched already is left alone, new parts of it are patched.

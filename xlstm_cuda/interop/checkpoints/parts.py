@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..models.weights import FUSED
-from ..nn.loading import likely_layout
+from ...models.weights import FUSED
+from ...nn.loading import likely_layout
 
 Shape = tuple[int, ...]
 

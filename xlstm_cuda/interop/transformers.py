@@ -124,13 +124,13 @@ def _modeling() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == "transformers":
             raise ImportError(
-                "xlstm_cuda.integrations.transformers needs the package transformers: pip install 'transformers>=4.57'"
+                "xlstm_cuda.interop.transformers needs the package transformers: pip install 'transformers>=4.57'"
             ) from error
         if error.name == "transformers.models.xlstm":
             import transformers
 
             raise ImportError(
-                f"xlstm_cuda.integrations.transformers: transformers {transformers.__version__} has no xLSTM model, "
+                f"xlstm_cuda.interop.transformers: transformers {transformers.__version__} has no xLSTM model, "
                 "4.57 or later is needed"
             ) from error
         raise

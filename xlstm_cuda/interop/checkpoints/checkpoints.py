@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import configs, layouts, sources
-from .layouts import EMBEDDING, HEAD
+from . import fields as configs
+from . import parts as layouts
+from . import sources
+from .parts import EMBEDDING, HEAD
 
 
 @dataclass

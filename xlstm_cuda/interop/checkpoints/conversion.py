@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, configs, folders, layouts, targets
+from . import checkpoints, folders, targets
+from . import fields as configs
+from . import parts as layouts
 from .checkpoints import Checkpoint
-from .layouts import OUT_NORM_BIAS
+from .parts import OUT_NORM_BIAS
 
 LAYOUTS = ("hf", "nxai", "xlstm_cuda")
 WEIGHTS = ("single", "fused")

@@ -1,6 +1,6 @@
 """TiRex, the forecasting model of the package tirex-ts, on this library's sLSTM.
 
-    from xlstm_cuda.integrations import tirex
+    from xlstm_cuda.interop import tirex
 
     tirex.enable()  # all TiRex models of the process, built or to be built, whatever their backend and device
     tirex.disable()
@@ -46,7 +46,7 @@ def _cell_class() -> Any:
     try:
         from tirex.models.slstm.cell import sLSTMCell
     except ImportError as error:
-        raise ImportError(f"xlstm_cuda.integrations.tirex needs the package tirex-ts (1.4): {error}") from error
+        raise ImportError(f"xlstm_cuda.interop.tirex needs the package tirex-ts (1.4): {error}") from error
     return sLSTMCell
 
 

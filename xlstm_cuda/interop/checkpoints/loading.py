@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from ..models import xLSTMLarge, xLSTMLargeConfig
-from . import checkpoints, configs, layouts
+from ...models import xLSTMLarge, xLSTMLargeConfig
+from . import checkpoints
+from . import fields as configs
+from . import parts as layouts
 from .conversion import as_dtype
 
 
