@@ -1,11 +1,8 @@
 """Language models on top of the block stack, xLSTMLarge, and generation from either."""
 
-from .cuda_graph import GraphedStep
-from .decoding import reorder_state
-from .generation import generate, stream
+from .generation import GraphedStep, SlotDecoder, generate, reorder_state, stream
 from .large import LargeState, xLSTMLarge, xLSTMLargeConfig
 from .lm import xLSTMLMModel, xLSTMLMModelConfig
-from .slots import SlotDecoder
 
 __all__ = [
     "GraphedStep",

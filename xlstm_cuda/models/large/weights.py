@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .large import xLSTMLargeConfig
+    from .config import xLSTMLargeConfig
 
 # The fused map of a block, and the maps whose rows it holds, in this order.
 FUSED = {

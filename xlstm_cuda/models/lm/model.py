@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
-from ..nn.config import check_config, require
-from ..nn.init import small_init_
-from ..nn.inputs import check_ids, check_tokens
-from ..nn.loading import CheckedLoading
-from ..nn.tracing import leaf_call
-from .generation import generate, stream
-from .parameter_groups import WeightDecayGroups, weight_decay_names
+from ...nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
+from ...nn.config import check_config, require
+from ...nn.init import small_init_
+from ...nn.inputs import check_ids, check_tokens
+from ...nn.loading import CheckedLoading
+from ...nn.tracing import leaf_call
+from ..generation import generate, stream
+from ..parameter_groups import WeightDecayGroups, weight_decay_names
 
 
 @dataclass
@@ -27,6 +28,10 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     tie_weights: bool = False
     weight_decay_on_embedding: bool = False
     add_embedding_dropout: bool = False
+
+
+# The name of the class in files that torch.save wrote when this module was xlstm_cuda/models/lm.py.
+torch.serialization.add_safe_globals([(xLSTMLMModelConfig, "xlstm_cuda.models.lm.xLSTMLMModelConfig")])
 
 
 class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
