@@ -1,5 +1,6 @@
 """xLSTMLMModel: the block stack between a token embedding and a linear head (arXiv 2405.04517)."""
 
-from .model import xLSTMLMModel, xLSTMLMModelConfig
+from .config import xLSTMLMModelConfig
+from .model import xLSTMLMModel
 
 __all__ = ["xLSTMLMModel", "xLSTMLMModelConfig"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
+from ...nn import StackState, xLSTMBlockStack
 from ...nn.config import check_config, require
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
@@ -17,21 +15,7 @@ from ...nn.loading import CheckedLoading
 from ...nn.tracing import leaf_call
 from ..generation import generate, stream
 from ..parameter_groups import WeightDecayGroups, weight_decay_names
-
-
-@dataclass
-class xLSTMLMModelConfig(xLSTMBlockStackConfig):
-    """The stack's fields, and: tie_weights, one matrix for embedding and head; weight_decay_on_embedding, the group of
-    the embedding in `get_weight_decay_optim_groups`; add_embedding_dropout, `dropout` after the embedding."""
-
-    vocab_size: int = -1
-    tie_weights: bool = False
-    weight_decay_on_embedding: bool = False
-    add_embedding_dropout: bool = False
-
-
-# The name of the class in files that torch.save wrote when this module was xlstm_cuda/models/lm.py.
-torch.serialization.add_safe_globals([(xLSTMLMModelConfig, "xlstm_cuda.models.lm.xLSTMLMModelConfig")])
+from .config import xLSTMLMModelConfig
 
 
 class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
