@@ -82,15 +82,15 @@ def mlstm(
     _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
     _checks.flags("mlstm", return_state=return_state, norm_grad=norm_grad)
     q, k, v = in_autocast_dtype(q, k, v)
-    state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
+    initial_state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
-    _checks.mlstm(q, k, v, i, f, state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
+    _checks.mlstm(q, k, v, i, f, initial_state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
     namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(q.device.type):
             h, final = reference.mlstm(
                 *(q, k, v, i, f),
-                initial_state=state,
+                initial_state=initial_state,
                 return_state=True,
                 cu_seqlens=cu_seqlens,
                 reset=reset,
@@ -100,7 +100,8 @@ def mlstm(
             )
     else:
         options = _mlstm_options(q, **gates)
-        h, final = _mlstm(namespace, (q, k, v, i, f), state, cu_seqlens, reset, options, chunk_size or 0, norm_grad)
+        inputs = q, k, v, i, f
+        h, final = _mlstm(namespace, inputs, initial_state, cu_seqlens, reset, options, chunk_size, norm_grad)
     return (h, final) if return_state else h
 
 
@@ -164,7 +165,7 @@ def mlstm_step(
     inputs: tuple[Tensor, ...] = (q, k, v, i, f)
     needs_grad = _checks.needs_grad(*inputs, *state)
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(q.device.type):
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
@@ -191,15 +192,15 @@ def _mlstm_options(
 def _mlstm(
     namespace: str,
     inputs: Sequence[Tensor],
-    state: Sequence[Tensor] | None,
+    initial_state: Sequence[Tensor] | None,
     cu_seqlens: Tensor | None,
     reset: Tensor | None,
     options: tuple[bool, bool, float, float],
-    chunk_size: int,
+    chunk_size: int | None,
     norm_grad: bool,
 ) -> tuple[Tensor, MLSTMState]:
-    every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
-    ops_options = (*options, chunk_size, inputs[0].dtype == torch.float32 and allow_tf32())
+    every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
+    ops_options = (*options, chunk_size or 0, inputs[0].dtype == torch.float32 and allow_tf32())
     if _checks.needs_grad(*every):
         check_transforms()
         h, C, n, m = MLSTM.apply(namespace, ops_options, norm_grad, *every)
@@ -257,7 +258,7 @@ def _mlstm_step_with_grad(
     norm_grad: bool,
 ) -> tuple[Tensor, MLSTMState]:
     rows = state if slots is None else [s.index_select(0, slots) for s in state]
-    h, after = _mlstm(namespace, inputs, rows, None, None, options, 0, norm_grad)
+    h, after = _mlstm(namespace, inputs, rows, None, None, options, None, norm_grad)
     if slots is not None:
         index = slots.long()
         pairs = zip(state, after, strict=True)
