@@ -34,7 +34,8 @@ task-packages: build/.tasks$(subst /,_,$(PY))
 
 build/.tasks$(subst /,_,$(PY)): $(STAMP)
 	@$(PY) -c "$(THIS_TORCH)" >build/torch.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt scikit-learn statsmodels sktime 'gymnasium>=1.1' popgym sacrebleu django
+	@$(PY) tools/packages.py tasks >build/packages.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt
 	@touch $@
 
 test: $(STAMP) build/.simt
@@ -55,12 +56,12 @@ test-asan: $(STAMP)
 # found. test-transformers: its previous major version, and either one as if xlstm were not installed.
 peers: build/.peers$(subst /,_,$(PY))
 
-PEERS     := 'xlstm' 'mlstm_kernels' 'transformers>=5' 'tirex-ts' requests peft accelerate opacus onnx onnxscript onnxruntime
 PREVIOUS  := build/peers/transformers-4.57
 THIS_TORCH := import torch; print('torch==' + torch.__version__.partition('+')[0])
 build/.peers$(subst /,_,$(PY)): $(STAMP)
 	@$(PY) -c "$(THIS_TORCH)" >build/torch.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt $(PEERS)
+	@$(PY) tools/packages.py peers >build/packages.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt 'transformers>=5' requests
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(PREVIOUS) 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23'
 	@touch $@
 
@@ -160,7 +161,8 @@ $(CHOICE): always
 	@if python3 -c "$(HAS_TORCH)" 2>/dev/null; then python3 -m venv --system-site-packages .venv; else python3 -m venv .venv; fi
 	@echo 'Setting up .venv (once) ...'
 	@.venv/bin/python -c "$(HAS_TORCH)" 2>/dev/null || .venv/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)' || { rm -rf .venv; exit 1; }
-	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
+	@mkdir -p build
+	@.venv/bin/python tools/packages.py build test lint >build/packages.txt && .venv/bin/python -m pip install -q --disable-pip-version-check -r build/packages.txt || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf build .venv xlstm_cuda/*.so xlstm_cuda.egg-info

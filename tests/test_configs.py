@@ -75,6 +75,17 @@ def test_torch_load_reads_configs(name: str) -> None:
     built(loaded["config"]).load_state_dict(loaded["model"])
 
 
+def test_torch_load_reads_a_config_by_its_former_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files have it that were written when xlstm_cuda.models.lm was one file."""
+    config, file = CONFIGS["language model"], io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(config), "__module__", "xlstm_cuda.models.lm")
+        torch.save(config, file)
+    assert b"xlstm_cuda.models.lm\nxLSTMLMModelConfig" in file.getvalue()
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == config
+
+
 @configs
 def test_copies(name: str) -> None:
     config = CONFIGS[name]

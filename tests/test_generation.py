@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from xlstm_cuda.models import decoding, generate, stream
-from xlstm_cuda.models.decoding import Prompt, starts_behind_padding
+from xlstm_cuda.models import generate, stream
+from xlstm_cuda.models.generation import decoding
+from xlstm_cuda.models.generation.decoding import Prompt, starts_behind_padding
 
 pytestmark = pytest.mark.usefixtures("fresh_seed")
 

@@ -11,7 +11,8 @@ from generation_models import MODELS, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xlstm_cuda.models import decoding, generate, reorder_state
+from xlstm_cuda.models import generate, reorder_state
+from xlstm_cuda.models.generation import decoding
 
 VOCAB = 3
 EOS = 1

@@ -13,7 +13,8 @@ from machine import has_cuda
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from xlstm_cuda.models import GraphedStep, cuda_graph, generate, stream
+from xlstm_cuda.models import GraphedStep, generate, stream
+from xlstm_cuda.models.generation import cuda_graph
 
 pytestmark = pytest.mark.usefixtures("fresh_seed")
 

@@ -49,6 +49,25 @@ def test_import_brings_few_modules() -> None:
     assert len([name for name in new if name.partition(".")[0] != "xlstm_cuda"]) <= MAX_OTHERS
 
 
+@pytest.mark.parametrize(
+    "module, names",
+    [
+        ("models.lm", ["xLSTMLMModel", "xLSTMLMModelConfig"]),
+        ("models.large", ["xLSTMLarge", "xLSTMLargeConfig", "LargeState"]),
+        ("models.weights", ["fuse_weights", "split_weights"]),
+        ("models.generation", ["generate", "stream"]),
+        ("models.decoding", ["reorder_state"]),
+        ("models.cuda_graph", ["GraphedStep"]),
+        ("models.slots", ["SlotDecoder"]),
+        ("models.sampling", ["Sampling"]),
+        ("models.beams", ["beam_search"]),
+    ],
+)
+def test_former_places(module: str, names: list[str]) -> None:
+    result = python("-c", f"import xlstm_cuda.{module}; print(*vars(xlstm_cuda.{module}))")
+    assert {*names} <= {*result.stdout.split()}, result.stderr
+
+
 def test_version() -> None:
     assert python("-m", "xlstm_cuda", "--version").stdout == f"xlstm_cuda {__version__}\n"
 

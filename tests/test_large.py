@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from xlstm_cuda import MLSTMState, functional
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
 from xlstm_cuda.models.large.layers import GateLinear
-from xlstm_cuda.models.weights import fuse_weights, split_weights
+from xlstm_cuda.models.large.weights import fuse_weights, split_weights
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative
 
 VOCAB, DIM, HEADS, BLOCKS = 19, 32, 2, 2

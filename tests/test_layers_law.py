@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ ALLOWED: dict[str, set[str]] = {
 TORCH_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2|aoti|pybind11|Python\.h)', re.MULTILINE)
 
 
-def imported(file: Path) -> set[str]:
-    """Parts of xlstm_cuda that a file imports: the first name below the package."""
-    package = ["xlstm_cuda", *file.relative_to(PACKAGE).parts[:-1]]
+def imported_names(file: Path, root: Path = PACKAGE) -> set[str]:
+    """What a file imports, also inside of functions and for type checkers only: full names, with those of objects."""
+    package = ["xlstm_cuda", *file.relative_to(root).parts[:-1]]
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -53,7 +54,29 @@ def imported(file: Path) -> set[str]:
             names.update(f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             names.update(arg.value for arg in node.args if isinstance(arg, ast.Constant))
-    return {name.split(".")[1] for name in names if name.startswith("xlstm_cuda.")}
+    return {name for name in names if name.startswith("xlstm_cuda.")}
+
+
+def imported(file: Path) -> set[str]:
+    """Parts of xlstm_cuda that a file imports: the first name below the package."""
+    return {name.split(".")[1] for name in imported_names(file)}
+
+
+def packages(name: str) -> set[str]:
+    """A module and the packages that it lies in, whose __init__ runs first."""
+    return {name, *packages(name.rpartition(".")[0])} if name else set()
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Every module of the package in `root`, and those that must have run before it; its own packages run meanwhile."""
+    files = {".".join(f.relative_to(root.parent).with_suffix("").parts): f for f in root.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
+
+    def modules(file: Path) -> set[str]:
+        names = (packages(name) & files.keys() for name in imported_names(file, root))
+        return set().union(*names)
+
+    return {name: modules(file) - packages(name) for name, file in files.items()}
 
 
 def part(file: Path) -> str:
@@ -71,6 +94,22 @@ def test_imports_point_one_way(name: str) -> None:
     assert files, f"xlstm_cuda/{name} is gone: update ALLOWED"
     for file in files:
         assert imported(file) <= ALLOWED[name], f"{file.relative_to(ROOT)} imports {imported(file) - ALLOWED[name]}"
+
+
+def test_no_import_circle() -> None:
+    TopologicalSorter(import_graph(PACKAGE)).prepare()  # raises CycleError, with the names
+
+
+@pytest.mark.parametrize(
+    "a", ["from . import b", "if TYPE_CHECKING:\n    from .b import B", "def f():\n    import xlstm_cuda.b.c"]
+)
+def test_import_circles_are_found(tmp_path: Path, a: str) -> None:
+    root = tmp_path / "xlstm_cuda"
+    (root / "b").mkdir(parents=True)
+    for name, source in {"__init__": "", "a": a, "b/__init__": "from .c import B", "b/c": "from ..a import A"}.items():
+        (root / f"{name}.py").write_text(source)
+    with pytest.raises(CycleError, match="xlstm_cuda.a"):
+        TopologicalSorter(import_graph(root)).prepare()
 
 
 def test_only_functional_imports_the_reference() -> None:

@@ -1,4 +1,7 @@
-"""The Makefile builds the CUDA kernels where XLSTM_CUDA or a GPU asks for them, and anew when the choice changes."""
+"""The Makefile builds the CUDA kernels where XLSTM_CUDA or a GPU asks for them, and anew when the choice changes.
+
+It installs what pyproject.toml names.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = "the CUDA kernels are left out"
@@ -87,3 +92,14 @@ def test_another_choice_builds_again_and_the_same_does_not(make: Callable[..., s
     assert installs(make(XLSTM_CUDA="on", TORCH_CUDA_ARCH_LIST="9.0a")) == []
     assert installs(make()) == ["off"]
     assert installs(make(gpu=True)) == ["auto"]
+
+
+def test_packages_of_extras() -> None:
+    """Those that the built package has in its metadata, and pip would install; those of an extra in it too."""
+    command = [sys.executable, ROOT / "tools" / "packages.py", "test", "peers"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    metadata = [Requirement(line) for line in requires("xlstm-cuda") or []]
+    extras = ("test", "peers", "examples")  # the last one is part of the first
+    asked = {r.name for r in metadata if any(r.marker and r.marker.evaluate({"extra": extra}) for extra in extras)}
+    found = [r for r in map(Requirement, printed) if r.marker is None or r.marker.evaluate()]
+    assert {r.name for r in found} == asked - {"xlstm-cuda"}

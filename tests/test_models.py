@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.models import generate, xLSTMLMModel, xLSTMLMModelConfig
-from xlstm_cuda.models.sampling import Sampling
+from xlstm_cuda.models.generation.sampling import Sampling
 
 VOCAB = 19
 pytestmark = pytest.mark.usefixtures("module_backend")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xlstm_cuda import functional
 from xlstm_cuda.models import LargeState, xLSTMLarge, xLSTMLargeConfig
-from xlstm_cuda.models.weights import fuse_weights, split_weights
+from xlstm_cuda.models.large.weights import fuse_weights, split_weights
 from xlstm_cuda.testing import assert_close_relative
 
 peer = pytest.importorskip("xlstm.xlstm_large.model")

@@ -82,15 +82,15 @@ def mlstm(
     _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
     _checks.flags("mlstm", return_state=return_state, norm_grad=norm_grad)
     q, k, v = in_autocast_dtype(q, k, v)
-    state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
+    initial_state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
     gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
-    _checks.mlstm(q, k, v, i, f, state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
+    _checks.mlstm(q, k, v, i, f, initial_state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
     namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(q.device.type):
             h, final = reference.mlstm(
                 *(q, k, v, i, f),
-                initial_state=state,
+                initial_state=initial_state,
                 return_state=True,
                 cu_seqlens=cu_seqlens,
                 reset=reset,
@@ -100,7 +100,7 @@ def mlstm(
             )
     else:
         options = _options(q, **gates, chunk_size=chunk_size, norm_grad=norm_grad)
-        h, final = _mlstm(namespace, (q, k, v, i, f), state, cu_seqlens, reset, options)
+        h, final = _mlstm(namespace, (q, k, v, i, f), initial_state, cu_seqlens, reset, options)
     return (h, final) if return_state else h
 
 
@@ -164,7 +164,7 @@ def mlstm_step(
     inputs: tuple[Tensor, ...] = (q, k, v, i, f)
     needs_grad = _checks.needs_grad(*inputs, *state)
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(q.device.type):
             return reference.mlstm_step(
                 q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
@@ -205,12 +205,12 @@ def _options(
 def _mlstm(
     namespace: str,
     inputs: Sequence[Tensor],
-    state: Sequence[Tensor] | None,
+    initial_state: Sequence[Tensor] | None,
     cu_seqlens: Tensor | None,
     reset: Tensor | None,
     options: MlstmOptions,
 ) -> tuple[Tensor, MLSTMState]:
-    every = [dense(x) for x in (*inputs, *(state or (None, None, None)), cu_seqlens, reset)]
+    every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
     if _checks.needs_grad(*every):
         check_transforms()
         h, C, n, m = MLSTM.apply(namespace, options, *every)

@@ -195,14 +195,14 @@ def _recurrent(
 ) -> tuple[Tensor, Cell]:
     _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
     x, R = in_autocast_dtype(x, R)
-    state = _checks.as_state(op, "initial_state", initial_state, cls)
-    _checks.recurrent(op, x, R, b, state, "initial_state", lengths, reset, reversed_heads)
+    initial_state = _checks.as_state(op, "initial_state", initial_state, cls)
+    _checks.recurrent(op, x, R, b, initial_state, "initial_state", lengths, reset, reversed_heads)
     namespace = resolve(op, backend, x.device, "recurrent_fwd")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(x.device.type):
             rows = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
-            return plain(x, R, b, initial_state=state, return_state=True, **rows)
-    return _scan(namespace, cell, cls, x, R, b, state, lengths, reset, reversed_heads)
+            return plain(x, R, b, initial_state=initial_state, return_state=True, **rows)
+    return _scan(namespace, cell, cls, x, R, b, initial_state, lengths, reset, reversed_heads)
 
 
 def _recurrent_step(
@@ -233,7 +233,7 @@ def _recurrent_step(
         state = cls(*(x.new_zeros(shape, dtype=dtype) for _ in cls._fields))
     needs_grad = _checks.needs_grad(x, R, b, *state)
     namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
-    if namespace == "reference":
+    if namespace is None:
         with _autocast.disabled(x.device.type):
             return plain(x, R, b, state)
     if needs_grad:
@@ -261,12 +261,12 @@ def _scan(
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
-    state: Cell | None,
+    initial_state: Cell | None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reversed_heads: int = 0,
 ) -> tuple[Tensor, Cell]:
-    inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(state), lengths, reset))]
+    inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(initial_state), lengths, reset))]
     options = RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
     if _checks.needs_grad(*inputs):
         check_transforms()

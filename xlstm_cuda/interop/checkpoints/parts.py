@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...models.weights import FUSED
+from ...models.large.weights import FUSED
 from ...nn.loading import likely_layout
 
 Shape = tuple[int, ...]

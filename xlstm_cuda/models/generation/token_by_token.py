@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.config import require
+from ...nn.config import require
 from .beams import beam_search
 from .cuda_graph import make_step
 from .decoding import (

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-from ..nn.config import require
+from ...nn.config import require
 
 EosId: TypeAlias = int | Sequence[int] | None
 Step: TypeAlias = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids (B, 1), state -> logits (B, 1, V), the next state

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn.config import require
+from ...nn.config import require
 from .decoding import check_count
 
 

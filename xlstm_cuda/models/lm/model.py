@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..nn import StackState, xLSTMBlockStack, xLSTMBlockStackConfig
-from ..nn.config import check_config, require
-from ..nn.init import small_init_
-from ..nn.inputs import check_ids, check_tokens
-from ..nn.loading import CheckedLoading
-from ..nn.tracing import leaf_call
-from .generation import generate, stream
-from .parameter_groups import WeightDecayGroups, weight_decay_names
-
-
-@dataclass
-class xLSTMLMModelConfig(xLSTMBlockStackConfig):
-    """The stack's fields, and: tie_weights, one matrix for embedding and head; weight_decay_on_embedding, the group of
-    the embedding in `get_weight_decay_optim_groups`; add_embedding_dropout, `dropout` after the embedding."""
-
-    vocab_size: int = -1
-    tie_weights: bool = False
-    weight_decay_on_embedding: bool = False
-    add_embedding_dropout: bool = False
+from ...nn import StackState, xLSTMBlockStack
+from ...nn.config import check_config, require
+from ...nn.init import small_init_
+from ...nn.inputs import check_ids, check_tokens
+from ...nn.loading import CheckedLoading
+from ...nn.tracing import leaf_call
+from ..generation import generate, stream
+from ..parameter_groups import WeightDecayGroups, weight_decay_names
+from .config import xLSTMLMModelConfig
 
 
 class xLSTMLMModel(CheckedLoading, WeightDecayGroups):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from ..nn.config import require
+from ...nn.config import require
 from .decoding import Generator, Step
 
 Record: TypeAlias = Callable[[Callable[[], None], torch.device], Callable[[], object]]  # body, device -> its replay

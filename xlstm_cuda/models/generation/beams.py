@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.config import require
+from ...nn.config import require
 from .decoding import Step, is_any_of, reorder_state
 
 

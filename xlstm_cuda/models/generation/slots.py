@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from ..nn.config import require
+from ...nn.config import require
 from .decoding import (
     PREFILL_CHUNK_SIZE,
     EosId,
