@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh import (  # noqa: F401  hooks and fixtures
+
+from bench import measure, runner
+from bench.cases import SUITES
+from tests.support.fresh import (  # noqa: F401  hooks and fixtures
     fresh_seed,
     global_generators,
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_generate_tests,
 )
-from machine import MODULE_BACKENDS, has_cuda
-
-from bench import measure, runner
-from bench.cases import SUITES
+from tests.support.machine import MODULE_BACKENDS, has_cuda
 from xlstm_cuda import _ops, functional
 
 if "PYTEST_XDIST_WORKER" in os.environ:

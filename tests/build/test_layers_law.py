@@ -1,0 +1,91 @@
+"""The law of dependencies: imports point one way, and kernels know nothing of torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "xlstm_cuda"
+KERNELS = [ROOT / "csrc" / name for name in ("core", "cpu", "cuda")]
+
+# what each part of the package may import of the package; parts not named here may import everything
+ALLOWED: dict[str, set[str]] = {
+    "_states": set(),
+    "_autocast": set(),
+    "_children": {"_autocast"},
+    "_extension": {"_C"},
+    "_flops": set(),
+    "_ops": {"_extension", "_flops"},
+    "_autograd": {"_ops"},
+    "_backend": {"_ops"},
+    "_checks": {"_ops", "_states"},
+    "reference": {"reference", "_states"},
+    "functional": {"_autocast", "_autograd", "_backend", "_checks", "_ops", "_states", "reference"},
+    "testing": {"_states"},
+    "nn": {"nn", "functional", "_autocast", "_children", "_states"},
+    "models": {"models", "nn", "functional", "_states"},
+    "convert": {"convert", "models", "nn"},
+    "integrations": {"integrations", "functional", "_children", "_states"},
+}
+TORCH_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2|aoti|pybind11|Python\.h)', re.MULTILINE)
+
+
+def imported(file: Path) -> set[str]:
+    """Parts of xlstm_cuda that a file imports: the first name below the package."""
+    package = ["xlstm_cuda", *file.relative_to(PACKAGE).parts[:-1]]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names.update(arg.value for arg in node.args if isinstance(arg, ast.Constant))
+    return {name.split(".")[1] for name in names if name.startswith("xlstm_cuda.")}
+
+
+def part(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_point_one_way(name: str) -> None:
+    files = [file for file in PACKAGE.rglob("*.py") if part(file) == name]
+    assert files, f"xlstm_cuda/{name} is gone: update ALLOWED"
+    for file in files:
+        assert imported(file) <= ALLOWED[name], f"{file.relative_to(ROOT)} imports {imported(file) - ALLOWED[name]}"
+
+
+def test_only_functional_imports_the_reference() -> None:
+    users = {part(file) for file in PACKAGE.rglob("*.py") if "reference" in imported(file)}
+    assert users == {"functional", "reference"}
+
+
+def test_imports_are_found() -> None:
+    assert imported(PACKAGE / "functional.py") == ALLOWED["functional"]
+    assert imported(PACKAGE / "_extension.py") == {"_C"}
+
+
+@pytest.mark.parametrize("folder", KERNELS, ids=lambda folder: folder.name)
+def test_kernels_do_not_include_torch(folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.suffix in {".h", ".cpp", ".cu", ".cuh", ".hpp", ".inc"}]
+    assert files
+    guilty = [str(file.relative_to(ROOT)) for file in files if TORCH_INCLUDE.search(file.read_text())]
+    assert not guilty
+
+
+def test_torch_includes_are_found() -> None:
+    ops = [file.read_text() for file in (ROOT / "csrc" / "ops").rglob("*.h")]
+    assert any(TORCH_INCLUDE.search(text) for text in ops)
+
+
+def test_core_does_not_include_the_cuda_runtime() -> None:
+    for file in (ROOT / "csrc" / "core").rglob("*.h"):
+        assert not re.search(r'#\s*include\s*[<"](cuda|cooperative)', file.read_text()), file.name
