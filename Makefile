@@ -81,7 +81,7 @@ test-sdist: $(STAMP)
 	@rm -rf $(SDIST) xlstm_cuda.egg-info && mkdir -p $(SDIST)
 	@$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('$(SDIST)')" >$(SDIST)/log 2>&1 || { cat $(SDIST)/log; exit 1; }
 	XLSTM_CUDA=off PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --target $(SDIST)/installed $(SDIST)/*.tar.gz
-	@cp -r tests bench pyproject.toml $(SDIST)
+	@cp -r tests pyproject.toml $(SDIST)
 	PYTHONPATH='$(abspath $(SDIST)/installed)' $(PY) -c "import os, sys; os.chdir('$(SDIST)'); import pytest; sys.exit(pytest.main(['tests/build/test_import.py']))"
 
 # The lowest torch that is supported, and the newest that pip offers: some gigabytes each, removed at the end.
@@ -106,10 +106,10 @@ endif
 
 # What can be told on a machine with an NVIDIA GPU only: docs/gpu-check.md. The machine is looked at before .venv is made.
 gpu-check: gpu-machine $(filter .venv/%,$(PY))
-	@$(PY) -m bench.gpu_check $(ARGS)
+	@$(PY) -m tools.gpu_check $(ARGS)
 
 gpu-machine:
-	@$(ANY_PYTHON) -B -m bench.gpu_check --machine
+	@$(ANY_PYTHON) -B -m tools.gpu_check --machine
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)
@@ -152,7 +152,7 @@ $(STAMP): $(SOURCES) $(CHOICE) $(filter .venv/%,$(PY))
 # Written only where it says something new: what depends on it is then made again.
 $(CHOICE): always
 	@mkdir -p build
-	@cuda='$(XLSTM_CUDA)'; [ "$$cuda" ] || { $(ANY_PYTHON) -B -m bench.gpu_check --gpu 2>/dev/null && cuda=auto || cuda=off; }; \
+	@cuda='$(XLSTM_CUDA)'; [ "$$cuda" ] || { $(ANY_PYTHON) -B -m tools.gpu_check --gpu 2>/dev/null && cuda=auto || cuda=off; }; \
 	choice="$$cuda $$TORCH_CUDA_ARCH_LIST"; echo "$$choice" | cmp -s - $@ || echo "$$choice" >$@
 
 .venv/bin/python:

@@ -1,4 +1,4 @@
-"""bench/gpu_check with commands and a GPU of our own making: what it asks for, runs, keeps and says."""
+"""tools/gpu_check with commands and a GPU of our own making: what it asks for, runs, keeps and says."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from bench.calls import Call
 from bench.cases import Case, parse_shape
 from bench.check import Checker, copies
 from bench.goals import GOALS
-from bench.gpu_check import __main__ as command
-from bench.gpu_check import machine as machines
-from bench.gpu_check import parts, redaction, small, summary
-from bench.gpu_check.commands import MAX_LOG, Done, Failed, Folder, Shell, Skipped
-from bench.gpu_check.machine import Machine, Missing, look
-from bench.gpu_check.runner import Part
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS
 from tests.support.paths import ROOT
+from tools.gpu_check import __main__ as command
+from tools.gpu_check import machine as machines
+from tools.gpu_check import parts, redaction, small, summary
+from tools.gpu_check.commands import MAX_LOG, Done, Failed, Folder, Shell, Skipped
+from tools.gpu_check.machine import Machine, Missing, look
+from tools.gpu_check.runner import Part
 from xlstm_cuda import _ops, functional
 
 GPU = {"name": "Imaginary GPU", "compute capability": "9.0", "SMs": 132, "memory MiB": 1024}
@@ -480,17 +480,17 @@ def test_sanitizer_part(canned: Canned, tmp_path: Path) -> None:
     def part(**answers: tuple[int, str]) -> dict[str, Any]:
         return parts.sanitizer(canned.answer(**answers), MACHINE)
 
-    assert part(tool=(0, CLEAN), small=ran)["ran"] == ["mlstm_step"]
+    assert part(sanitizer=(0, CLEAN), small=ran)["ran"] == ["mlstm_step"]
     assert [line.split(" --tool ")[1].split()[0] for line in canned.commands if "--tool" in line] == [*parts.TOOLS]
     with pytest.raises(Failed, match="memcheck: clean .*; racecheck: failed .1 hazards|racecheck: failed"):
-        part(racecheck=(86, HAZARD), tool=(0, CLEAN), small=ran)
+        part(racecheck=(86, HAZARD), sanitizer=(0, CLEAN), small=ran)
     with pytest.raises(Skipped, match="compute-sanitizer refused .Error: Device not supported"):
-        part(tool=refusal, small=ran)
-    assert part(memcheck=refusal, tool=(0, CLEAN), small=ran)["memcheck"].startswith("refused")
+        part(sanitizer=refusal, small=ran)
+    assert part(memcheck=refusal, sanitizer=(0, CLEAN), small=ran)["memcheck"].startswith("refused")
     with pytest.raises(Skipped, match="no op has a CUDA kernel"):
         part(small=(0, '{"ran": [], "without a CUDA kernel": ["mlstm"]}'))
     with pytest.raises(Failed, match="ended with status 1"):  # wrong without the tool: never taken for a refusal
-        part(small=(1, "AssertionError"), tool=refusal)
+        part(small=(1, "AssertionError"), sanitizer=refusal)
 
 
 def results(**figures: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ LEFT_OUT = "the CUDA kernels are left out"
 # In place of the interpreter: looks for a GPU as the real one does, and notes what it is asked to install.
 INTERPRETER = f"""#!/bin/sh
 case "$*" in
-  *bench.gpu_check*) exec {sys.executable} "$@" ;;
+  *tools.gpu_check*) exec {sys.executable} "$@" ;;
   *"pip install"*) echo "install $XLSTM_CUDA" ;;
 esac
 """
@@ -30,7 +30,7 @@ def make(tmp_path: Path) -> Callable[..., str]:
     """`make demo` in a folder with no sources, on a machine with nvcc: what it printed. gpu: whether there is one."""
     for name in ("Makefile", "setup.py", "CMakeLists.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("csrc", "cmake", "tests", "bin"):
         (tmp_path / folder).mkdir()
 

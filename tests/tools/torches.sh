@@ -11,7 +11,7 @@ core='build/test_import functional/test_torch functional/test_mlstm functional/t
 
 rm -rf $folder && mkdir -p $folder
 trap 'rm -rf $folder/venv' EXIT  # some gigabytes
-cp -r tests bench pyproject.toml $folder
+cp -r tests pyproject.toml $folder
 for torch in "torch==$lowest" torch; do
   "$python" -m venv $folder/venv
   pip="$folder/venv/bin/python -m pip --disable-pip-version-check -q"

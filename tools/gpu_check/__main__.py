@@ -88,7 +88,7 @@ def _parser(parts: Sequence[Part]) -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"unknown part {unknown[0]!r}: expected some of {','.join(names)}")
         return text.split(",")
 
-    parser = argparse.ArgumentParser("python -m bench.gpu_check", description="Evidence from a GPU; docs/gpu-check.md.")
+    parser = argparse.ArgumentParser("python -m tools.gpu_check", description="Evidence from a GPU; docs/gpu-check.md.")
     parser.add_argument("--parts", type=several, default=names, help=f"some of {','.join(names)} (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", help="folder to write")
     parser.add_argument("--commit", help="the commit's name, where this is not a git checkout")

@@ -1,4 +1,4 @@
-"""Every CUDA op once or more on small shapes, for compute-sanitizer: `python -m bench.gpu_check.small`.
+"""Every CUDA op once or more on small shapes, for compute-sanitizer: `python -m tools.gpu_check.small`.
 
 Ends with a line of JSON: the ops that ran, and those without a CUDA kernel. Inputs are drawn on the CPU and copied,
 results are compared there: of torch's own kernels as few as possible run under the tool.

@@ -111,7 +111,7 @@ def sanitizer(shell: Shell, machine: Machine) -> Figures:
     program = shutil.which("compute-sanitizer", path=shell.environment["PATH"])
     if program is None:
         raise Skipped("there is no compute-sanitizer on the PATH or in CUDA_HOME")
-    small = (PYTHON, "-m", "bench.gpu_check.small")
+    small = (PYTHON, "-m", "tools.gpu_check.small")
     # each tensor an allocation of its own: what lies beyond its end then belongs to nobody
     settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     alone = result(shell.run(*small, extra=settings))
