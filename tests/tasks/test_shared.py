@@ -225,6 +225,17 @@ def test_table_has_a_column_for_every_number() -> None:
     assert report.table(results) == "       error  steps\na      0.123  1,000\nnaive  12.35"
 
 
+def test_lists_of_numbers_and_strings_are_one_line_of_the_results() -> None:
+    found = {"a": [1, 2.5, "x", None], "b": {"c": [[1, 1e-09], []], "d": {}}, "e": [{"f": True}], "g": (3, 'a"b')}
+    text = report.as_json(found)
+    lines = ["{", '"a": [1, 2.5, "x", null],', '"b": {', '"c": [', "[1, 1e-09],", "[]", "],", '"d": {}', "},"]
+    lines += ['"e": [', "{", '"f": true', "}", "],", r'"g": [3, "a\"b"]', "}"]
+    assert [line.strip() for line in text.splitlines()] == lines and text.endswith("\n")
+    assert json.loads(text) == {**found, "g": [3, 'a"b']}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        report.as_json({"loss": float("nan")})
+
+
 # The committed results and the page that is generated from them.
 
 COMMITTED = docs.load()
@@ -248,6 +259,12 @@ def test_committed_results_are_of_the_default_command(name: str) -> None:
 @pytest.mark.parametrize("name", ["parity", "recall"])
 def test_the_separation_is_seen_on_every_seed(name: str) -> None:
     assert all(run["holds"] for run in COMMITTED[name])
+
+
+def test_committed_results_are_written_as_they_would_be() -> None:
+    for path in docs.RESULTS.glob("*.json"):
+        text = path.read_text()
+        assert report.as_json(json.loads(text)) == text, path.name
 
 
 def test_page_is_generated_from_the_results() -> None:
