@@ -16,7 +16,7 @@ needs_race_build = pytest.mark.skipif(not _ops.available(_ops.RACE_NAMESPACE), r
 
 @contextmanager
 def simt_options(namespace: str = _ops.RACE_NAMESPACE, **options: str | int) -> Iterator[None]:
-    """Options of an executor, by the names in csrc/ops/kernel_ops/simt_control.cpp; afterwards all have their defaults."""
+    """Options of an executor, by the names in csrc/ops/kernel_ops/simt_control.cpp; their defaults afterwards."""
     ops = _ops.library(namespace)
     try:
         for name, value in options.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nxai_models import CONFIGS, build, ids
+from tests.support.nxai_models import CONFIGS, build, ids
 from torch import nn
 
 from xlstm_cuda import patch
