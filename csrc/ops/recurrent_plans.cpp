@@ -1,4 +1,5 @@
-// recurrent_plans and recurrent_variant: how the recurrent CUDA kernels run a call, and the wish of a test for one way.
+// recurrent_plans and recurrent_variant: how the recurrent CUDA kernels run a call, and the request of a test for one
+// way.
 #include "cuda/recurrent/scan.h"
 #include "ops/library.h"
 

@@ -183,9 +183,9 @@ class WeightGrad {
   void load_token(int64_t token, int64_t k) {
     const int64_t b = token / S, t = token % S, step = p.shape.is_reversed(head) ? 1 : -1;
     const bool first = t == (step > 0 ? length_of(p.lengths, b, S) - 1 : 0);
-    const T* start = p.initial_state.h ? p.initial_state.h + (b * p.shape.num_heads + head) * D : nullptr;
+    const T* initial_h = p.initial_state.h ? p.initial_state.h + (b * p.shape.num_heads + head) * D : nullptr;
     const bool none = p.reset.at(b, t) || t >= length_of(p.lengths, b, S);
-    const T* before = none ? nullptr : first ? start : p.h + (token + step) * hidden + head * D;
+    const T* before = none ? nullptr : first ? initial_h : p.h + (token + step) * hidden + head * D;
     const T* dx = p.dx + (token * kGates + gate) * hidden + head * D;
     for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
       const Vec<T> d = load_n(dx + j, lanes);

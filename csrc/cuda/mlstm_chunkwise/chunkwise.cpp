@@ -59,7 +59,7 @@ struct Pass {
     gates.start = memory.template get<int32_t>(tokens);
     gates.M = memory.template get<Pair<A>>(slots);
     gates.g_bar = memory.template get<A>(slots);
-    MlstmGatesArguments<A> a;
+    MlstmGatesParams<A> a;
     a.shape = in.shape;
     a.sigmoid_gate = in.options.sigmoid_gate;
     a.chunk_size = chunk_size;
@@ -72,8 +72,8 @@ struct Pass {
     return mlstm_gates(a, stream);
   }
 
-  MlstmStatesArguments<A> states_arguments(bool backward) const {
-    MlstmStatesArguments<A> a{};
+  MlstmStatesParams<A> states_arguments(bool backward) const {
+    MlstmStatesParams<A> a{};
     a.shape = in.shape;
     a.scale = in.options.scale;
     a.product = product;
@@ -86,7 +86,7 @@ struct Pass {
   cudaError_t compute_states(A* C_final, A* n_final) {
     states = new_states();
     normalisers = new_normalisers();
-    MlstmStatesArguments<A> a = states_arguments(false);
+    MlstmStatesParams<A> a = states_arguments(false);
     a.rows = in.k;
     a.columns = in.v;
     a.start = in.initial_state;
@@ -97,8 +97,8 @@ struct Pass {
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsArguments<A> outputs_arguments(OutputKind output) const {
-    MlstmOutputsArguments<A> a{};
+  MlstmOutputsParams<A> outputs_arguments(OutputKind output) const {
+    MlstmOutputsParams<A> a{};
     a.shape = in.shape;
     a.options = in.options;
     a.product = product;
@@ -125,7 +125,7 @@ cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, 
   Pass<A> pass(in, memory, stream);
   XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
   XLSTM_RETURN_ERROR(pass.compute_states(in.final_state.C, in.final_state.n));
-  MlstmOutputsArguments<A> h = pass.outputs_arguments(OutputKind::h);
+  MlstmOutputsParams<A> h = pass.outputs_arguments(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -146,11 +146,11 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   XLSTM_RETURN_ERROR(pass.compute_states(final.C, final.n));
 
   A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
-  const MlstmNormaliserArguments<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
+  const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
   const int64_t dot_tiles = mlstm_states_tiles(pass.product, in.shape);
-  MlstmStatesArguments<A> dC = pass.states_arguments(true);
+  MlstmStatesParams<A> dC = pass.states_arguments(true);
   dC.rows = in.q;
   dC.columns = p.dh;
   dC.iota = iota, dC.rho = rho;
@@ -166,7 +166,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
   const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
-  MlstmOutputsArguments<A> dq = pass.outputs_arguments(OutputKind::dq);
+  MlstmOutputsParams<A> dq = pass.outputs_arguments(OutputKind::dq);
   dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
   dq.out = p.dq;
   dq.iota = iota, dq.rho = rho;
@@ -174,7 +174,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsArguments<A> dk = pass.outputs_arguments(OutputKind::dk);
+  MlstmOutputsParams<A> dk = pass.outputs_arguments(OutputKind::dk);
   dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
   dk.out = p.dk;
   dk.iota = iota, dk.rho = rho;
@@ -184,7 +184,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsArguments<A> dv_ = pass.outputs_arguments(OutputKind::dv);
+  MlstmOutputsParams<A> dv_ = pass.outputs_arguments(OutputKind::dv);
   dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
   dv_.out = p.dv;
   dv_.iota = iota, dv_.rho = rho;
@@ -192,7 +192,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dv_.outer_state_is_zero = p.final_state_grad.C == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dv_, stream));
 
-  MlstmGateGradsArguments<A> gates;
+  MlstmGateGradsParams<A> gates;
   gates.shape = in.shape;
   gates.sigmoid_gate = in.options.sigmoid_gate;
   gates.chunk_size = pass.chunk_size;

@@ -90,7 +90,7 @@ XLSTM_DEVICE double sum_parts(const A* parts, int64_t count) {
 
 // Adds a (B, H, row_tiles, S) tensor's parts in order.
 template <class A>
-XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsArguments<A>& p, const A* parts,
+XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsParams<A>& p, const A* parts,
                                 const Item& item, const Tokens& tokens) {
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) to[j] = 0;
@@ -101,7 +101,7 @@ XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsArgum
 }
 
 template <class A>
-XLSTM_DEVICE void find_boundaries(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void find_boundaries(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   int32_t start[kTokens];
   load_tokens(start, p.gates.start + tokens.at, tokens.count);
   tokens.boundary = tokens.forget = 0;
@@ -120,7 +120,7 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsArguments<A>& p, const Ite
 // y_t > z_{t-1}: the same as i_t > log f_t + m_{t-1}, without its rounding. In a chunk's first token M stands for
 // z_{t-1}; after a boundary the stabiliser of the empty state does.
 template <class A>
-XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void find_wins(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   tokens.wins = 0;
   if (tokens.count == 0 || p.sigmoid_gate) return;
   Pair<A> y[kTokens], z[kTokens];
@@ -139,7 +139,7 @@ XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& ite
 
 // di = k.dk and the part of d log f that does not come through m.
 template <class A>
-XLSTM_DEVICE void product_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void product_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   load_row_sums(tokens.df, p, p.q_dq, item, tokens);
   load_row_sums(tokens.di, p, p.k_dk, item, tokens);
   const int last = tokens.count - 1, behind = tokens.in_sequence + tokens.count;
@@ -179,8 +179,7 @@ XLSTM_DEVICE void add_stabiliser_grad(Tokens& tokens, unsigned set, const double
 
 // The gradient of m_t that arises in this warp, and what the warp makes of that of the warps after it.
 template <class A>
-XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens,
-                                   WarpMap& map) {
+XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens, WarpMap& map) {
   double kappa[kTokens] = {};
   unsigned cuts = 0;
   if (p.sigmoid_gate) {  // m is handed through, and only a reset clears it
@@ -210,7 +209,7 @@ XLSTM_DEVICE double fold(const WarpMap (&maps)[kMaxScanThreads / 32], int count,
 }
 
 template <class A>
-XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens, double dm) {
+XLSTM_DEVICE void store_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens, double dm) {
   double grad[kTokens];
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) grad[j] = dm;
@@ -226,7 +225,7 @@ XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& i
 
 // The gradient that enters after the last token. A common log factor of C_T and n_T is none of m_T.
 template <class A>
-XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& item) {
+XLSTM_DEVICE double final_grad(const MlstmGateGradsParams<A>& p, const Item& item) {
   const double dm = p.dm ? p.dm[item.state] : 0;
   const int length = static_cast<int>(item.tokens.end - item.tokens.begin);
   if (p.sigmoid_gate || length == 0) return dm;
@@ -234,14 +233,14 @@ XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& 
 }
 
 template <class A>
-XLSTM_DEVICE void store_start(const MlstmGateGradsArguments<A>& p, const Item& item, double dm) {
+XLSTM_DEVICE void store_start(const MlstmGateGradsParams<A>& p, const Item& item, double dm) {
   const bool empty = item.tokens.begin == item.tokens.end;
   if (p.start_dots && !p.sigmoid_gate && !empty) dm += sum_parts(p.start_dots + item.state * p.dot_tiles, p.dot_tiles);
   p.dm0[item.state] = static_cast<A>(dm);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArguments<A> p) {
+__global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsParams<A> p) {
   XLSTM_SHARED(GateGradsShared, s);
   const Item item = locate(p.shape, p.chunk_size);
   const int thread = threadIdx.x, warp = thread / 32, tile = static_cast<int>(blockDim.x) * kTokens;
@@ -273,11 +272,11 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_gate_grads(const MlstmGateGradsArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_gate_grads(const MlstmGateGradsParams<A>& p, cudaStream_t stream) {
   return launch_scan("mlstm gate_grads", sizeof(GateGradsShared), gate_grads<A>, p, stream);
 }
 
-template cudaError_t mlstm_gate_grads<float>(const MlstmGateGradsArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_gate_grads<double>(const MlstmGateGradsArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_gate_grads<float>(const MlstmGateGradsParams<float>&, cudaStream_t);
+template cudaError_t mlstm_gate_grads<double>(const MlstmGateGradsParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

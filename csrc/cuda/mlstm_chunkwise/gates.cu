@@ -47,7 +47,7 @@ struct LogGates {
 };
 
 template <class A>
-XLSTM_DEVICE LogGates load_gates(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count) {
+XLSTM_DEVICE LogGates load_gates(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count) {
   LogGates gates;
   gates.reset = gates.forget = 0;
   const int loaded = XLSTM_MUTANT("mlstm_gates: whole vectors at the last token") ? kTokens : count;
@@ -157,8 +157,8 @@ XLSTM_DEVICE unsigned find_starts(unsigned boundary, const ChunkLanes& at, int64
 
 // Everything that does not depend on M: writes y and start, and the map of the chunk.
 template <class A>
-XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count,
-                              Tokens& tokens, ChunkMap& map) {
+XLSTM_DEVICE void scan_chunks(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count, Tokens& tokens,
+                              ChunkMap& map) {
   const LogGates gates = load_gates(p, item, first, count);
   const unsigned boundary = gates.reset | gates.forget;
   const ChunkLanes at(p.chunk_size, boundary != 0);
@@ -197,13 +197,13 @@ XLSTM_DEVICE double fold(const ChunkMap (&maps)[kMaxChunks], int count, double M
 }
 
 template <class A>
-XLSTM_DEVICE double z_of(const MlstmGatesArguments<A>& p, const Tokens& tokens, int j, double M) {
+XLSTM_DEVICE double z_of(const MlstmGatesParams<A>& p, const Tokens& tokens, int j, double M) {
   if (p.sigmoid_gate) return -tokens.b[j];
   return has(tokens.cut, j) ? tokens.x[j] : max_nan(M, tokens.x[j]);
 }
 
 template <class A>
-XLSTM_DEVICE void store_stabilised(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count,
+XLSTM_DEVICE void store_stabilised(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count,
                                    const Tokens& tokens, double M) {
   const int64_t to = item.batch_head * p.shape.seqlen + first;
   store_tokens(p.out.z + to, count, [&](int j) { return split<A>(z_of(p, tokens, j, M)); });
@@ -213,7 +213,7 @@ XLSTM_DEVICE void store_stabilised(const MlstmGatesArguments<A>& p, const Item& 
 
 // By the chunk's last thread: past the sequence's end b and x stay as they are at the last token.
 template <class A>
-XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, const Tokens& tokens,
+XLSTM_DEVICE void store_chunk(const MlstmGatesParams<A>& p, const Item& item, int64_t first, const Tokens& tokens,
                               double M) {
   const int last = kTokens - 1;
   const Pair<A> entering = split<A>(p.sigmoid_gate ? 0 : M), leaving = split<A>(z_of(p, tokens, last, M));
@@ -224,14 +224,14 @@ XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item,
 
 // m before the first token. Clamped only for use: of a sequence without tokens it is returned as it is.
 template <class A>
-XLSTM_DEVICE double initial_m(const MlstmGatesArguments<A>& p, const Item& item) {
+XLSTM_DEVICE double initial_m(const MlstmGatesParams<A>& p, const Item& item) {
   const double m = p.m0 ? p.m0[item.state] : 0;
   if (p.sigmoid_gate || item.tokens.begin == item.tokens.end) return m;
   return XLSTM_MUTANT("mlstm_gates: m0 as it is") ? m : max_nan(kEmptyLog, m);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments<A> p) {
+__global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesParams<A> p) {
   XLSTM_SHARED(GatesShared, s);
   const Item item = locate(p.shape, p.chunk_size);
   const int thread = threadIdx.x, tile = static_cast<int>(blockDim.x) * kTokens;
@@ -261,11 +261,11 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_gates(const MlstmGatesArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_gates(const MlstmGatesParams<A>& p, cudaStream_t stream) {
   return launch_scan("mlstm gates", sizeof(GatesShared), gate_scan<A>, p, stream);
 }
 
-template cudaError_t mlstm_gates<float>(const MlstmGatesArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_gates<double>(const MlstmGatesArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_gates<float>(const MlstmGatesParams<float>&, cudaStream_t);
+template cudaError_t mlstm_gates<double>(const MlstmGatesParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -42,7 +42,7 @@ int64_t mlstm_outputs_column_tiles(Product product, int64_t columns) {
 }
 
 template <class A>
-cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& p, cudaStream_t stream) {
   const bool good = p.chunk_size == 64 || p.chunk_size == 128 || p.chunk_size == 256;
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
   const bool by_v = p.output == OutputKind::h || p.output == OutputKind::dv;
@@ -65,7 +65,7 @@ cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream
   }
 }
 
-template cudaError_t mlstm_outputs<float>(const MlstmOutputsArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_outputs<double>(const MlstmOutputsArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_outputs<float>(const MlstmOutputsParams<float>&, cudaStream_t);
+template cudaError_t mlstm_outputs<double>(const MlstmOutputsParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -13,7 +13,7 @@ struct Again {
   using A = Accumulator<P>;
   static constexpr int kLanes = 32;
 
-  const MlstmOutputsArguments<A>& p;
+  const MlstmOutputsParams<A>& p;
   const OutputsShared<P>& s;
   int row;  // of the block
 

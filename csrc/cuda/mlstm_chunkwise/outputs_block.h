@@ -51,7 +51,7 @@ struct Item {
 };
 
 template <OutputKind O, class A>
-XLSTM_DEVICE Item locate(const MlstmOutputsArguments<A>& p, const OutputsTiling& tiling) {
+XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& tiling) {
   const unsigned heads = static_cast<unsigned>(p.shape.num_heads);
   const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles,
                  batch_head = slot / tiling.slots;
@@ -182,7 +182,7 @@ struct Loader {
   using A = Accumulator<P>;
   static constexpr int kDepth = kTileDepth<E>;
 
-  const MlstmOutputsArguments<A>& p;
+  const MlstmOutputsParams<A>& p;
   OutputsShared<P>& s;
   bool resident;
 

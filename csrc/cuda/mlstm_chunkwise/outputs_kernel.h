@@ -124,7 +124,7 @@ XLSTM_DEVICE A denominator(const MlstmOptions& options, A r, A m) {
 
 // sum: for h, this lane's part of b_bar q n + the sum of P; writes r.
 template <OutputKind O, class A>
-XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsArguments<A>& p, const Item& at, const RowVectors<A>& rows, int row,
+XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsParams<A>& p, const Item& at, const RowVectors<A>& rows, int row,
                                   A sum) {
   const A scale = static_cast<A>(p.options.scale);
   if (O == OutputKind::dq) return {1, scale * rows.rho[row] * rows.of_state[row]};
@@ -185,7 +185,7 @@ XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], cons
 }
 
 template <Product P, OutputKind O, int kMaxBlocks, class A>
-XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<P>& s, int column_tiles, int m,
+XLSTM_DEVICE void store_output(const MlstmOutputsParams<A>& p, OutputsShared<P>& s, int column_tiles, int m,
                                const Sums<P, kMaxBlocks>& sums) {
   const Item& at = s.at;
   const int first = at.begin + at.first_row + m, rows = min(16, at.tokens - at.first_row - m);
@@ -242,7 +242,7 @@ constexpr int kResidentBlocks = kMaxBlocks == 2 && P != Product::tf32x3 ? 3 : 2;
 
 template <Product P, OutputKind O, int kMaxBlocks>
 __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>))
-    outputs(MlstmOutputsArguments<Accumulator<P>> p, OutputsTiling tiling) {
+    outputs(MlstmOutputsParams<Accumulator<P>> p, OutputsTiling tiling) {
   using A = Accumulator<P>;
   XLSTM_SHARED(OutputsShared<P>, s);
   const Loader<P, O> loader = {p, s, tiling.resident};
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
 // ---- launch ----
 
 template <Product P, OutputKind O, int kMaxBlocks>
-cudaError_t launch_output(const MlstmOutputsArguments<Accumulator<P>>& p, OutputsTiling tiling, cudaStream_t stream) {
+cudaError_t launch_output(const MlstmOutputsParams<Accumulator<P>>& p, OutputsTiling tiling, cudaStream_t stream) {
   const int64_t chunks = p.shape.batch * p.shape.num_heads * tiling.slots;
   const int64_t blocks = chunks * tiling.row_tiles * tiling.column_tiles;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
@@ -316,7 +316,7 @@ cudaError_t launch_output(const MlstmOutputsArguments<Accumulator<P>>& p, Output
 }
 
 template <Product P, int kMaxBlocks>
-cudaError_t launch_outputs(const MlstmOutputsArguments<Accumulator<P>>& p, const OutputsTiling& tiling,
+cudaError_t launch_outputs(const MlstmOutputsParams<Accumulator<P>>& p, const OutputsTiling& tiling,
                            cudaStream_t stream) {
   switch (p.output) {
     case OutputKind::h:

@@ -38,7 +38,7 @@ struct Block {
 };
 
 template <int kColumns, class A>
-XLSTM_DEVICE Block locate(const MlstmStatesArguments<A>& p, int tiles, int column_tiles) {
+XLSTM_DEVICE Block locate(const MlstmStatesParams<A>& p, int tiles, int column_tiles) {
   Block block;
   block.tile = static_cast<int>(blockIdx.x % tiles), block.tiles = tiles;
   block.state = blockIdx.x / tiles;
@@ -67,7 +67,7 @@ struct TokenSpan {
 template <class A>
 class Walk {
  public:
-  XLSTM_DEVICE Walk(const MlstmStatesArguments<A>& p_, const Block& block_, int tokens_per_span_)
+  XLSTM_DEVICE Walk(const MlstmStatesParams<A>& p_, const Block& block_, int tokens_per_span_)
       : p(p_), block(block_), tokens_per_span(tokens_per_span_), chunk(p_.backward ? block_.chunks : -1) {
     start = start_of_last(chunk + direction());
   }
@@ -83,7 +83,7 @@ class Walk {
   }
 
  private:
-  const MlstmStatesArguments<A>& p;
+  const MlstmStatesParams<A>& p;
   const Block& block;
   int tokens_per_span, chunk, position = 0, end = 0;
   int start;  // of the last token of the chunk that comes next, loaded a chunk ahead
@@ -131,7 +131,7 @@ class Walk {
 // ---- tokens and their weights ----
 
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesArguments<A>& p,
+XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesParams<A>& p,
                               const Block& block, const TokenSpan<A>& span) {
   const int64_t batch = block.tokens.row, first = block.tokens.begin + span.first;
   const int dqk = static_cast<int>(p.shape.head_dim_qk), dv = static_cast<int>(p.shape.head_dim_v);
@@ -151,7 +151,7 @@ struct TokenGates {
 };
 
 template <class A>
-XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesArguments<A>& p, const Block& block, const TokenSpan<A>& span) {
+XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesParams<A>& p, const Block& block, const TokenSpan<A>& span) {
   TokenGates<A> gates = {};  // weight 0 past the last token
   if (static_cast<int>(threadIdx.x) >= span.count) return gates;
   const int64_t begin = block.batch_head * p.shape.seqlen + block.tokens.begin, at = begin + span.first + threadIdx.x;
@@ -305,7 +305,7 @@ XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>
 // With the state at the chunk's end, which the next chunk's slot holds.
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
-                                  const MlstmStatesArguments<A>& p, const Block& block, int chunk) {
+                                  const MlstmStatesParams<A>& p, const Block& block, int chunk) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
   const int64_t slot = block.slot + chunk;
   A* to = p.chunk_dots + slot * block.tiles + block.tile;
@@ -320,7 +320,7 @@ XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
-                                  const MlstmStatesArguments<A>& p, const Block& block) {
+                                  const MlstmStatesParams<A>& p, const Block& block) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
   A* to = p.start_dots + block.state * block.tiles + block.tile;
   if (p.initial.C) {
@@ -335,7 +335,7 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 // Stores the state before the chunk (backward: after it), and lets it decay to the other side.
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
+XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesParams<A>& p,
                              const Block& block, const TokenSpan<A>& span) {
   const int64_t slot = block.slot + span.chunk, dqk = p.shape.head_dim_qk;
   if (XLSTM_MUTANT("mlstm_states: the state decays before it is stored")) scale_state(state, span.g_bar);
@@ -366,7 +366,7 @@ XLSTM_DEVICE void multiply_span(State<P, kColumns>& state, const StatesShared<P,
 
 template <Product P, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    states(MlstmStatesArguments<Accumulator<P>> p, int tiles, int column_tiles) {
+    states(MlstmStatesParams<Accumulator<P>> p, int tiles, int column_tiles) {
   using A = Accumulator<P>;
   using Shared = StatesShared<P, kColumns>;
   XLSTM_SHARED(Shared, s);
@@ -418,7 +418,7 @@ int64_t tiles_across(int64_t size, int tile) {
 }
 
 template <Product P, int kColumns>
-cudaError_t launch_states(const MlstmStatesArguments<Accumulator<P>>& p, cudaStream_t stream) {
+cudaError_t launch_states(const MlstmStatesParams<Accumulator<P>>& p, cudaStream_t stream) {
   const int64_t tiles = mlstm_states_tiles(P, p.shape);
   const int64_t blocks = p.shape.num_sequences * p.shape.num_heads * tiles;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
@@ -434,12 +434,12 @@ cudaError_t launch_states(const MlstmStatesArguments<Accumulator<P>>& p, cudaStr
 }
 
 template <Product P>
-cudaError_t choose_columns(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+cudaError_t choose_columns(const MlstmStatesParams<float>& p, cudaStream_t stream) {
   return columns_of(P, p.shape) == kTileRows ? launch_states<P, kTileRows>(p, stream)
                                              : launch_states<P, 2 * kTileRows>(p, stream);
 }
 
-cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+cudaError_t choose_product(const MlstmStatesParams<float>& p, cudaStream_t stream) {
   switch (p.product) {
     case Product::bf16:
       return choose_columns<Product::bf16>(p, stream);
@@ -452,7 +452,7 @@ cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t st
   }
   return cudaErrorInvalidValue;
 }
-cudaError_t choose_product(const MlstmStatesArguments<double>& p, cudaStream_t stream) {
+cudaError_t choose_product(const MlstmStatesParams<double>& p, cudaStream_t stream) {
   return p.product == Product::f64 ? launch_states<Product::f64, kTileRows>(p, stream) : cudaErrorInvalidValue;
 }
 
@@ -463,12 +463,12 @@ int64_t mlstm_states_tiles(Product product, const MlstmShape& shape) {
 }
 
 template <class A>
-cudaError_t mlstm_states(const MlstmStatesArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_states(const MlstmStatesParams<A>& p, cudaStream_t stream) {
   if (p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
   return choose_product(p, stream);
 }
 
-template cudaError_t mlstm_states<float>(const MlstmStatesArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_states<double>(const MlstmStatesArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_states<float>(const MlstmStatesParams<float>&, cudaStream_t);
+template cudaError_t mlstm_states<double>(const MlstmStatesParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

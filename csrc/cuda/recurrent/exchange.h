@@ -46,7 +46,7 @@ struct HiddenRows {
 
 // h before the first step.
 template <class S>
-XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentFwdArguments& p, const Team& team, int tile) {
+XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentForwardParams<void>& p, const Team& team, int tile) {
   using T = typename S::T;
   using A = typename S::A;
   const int D = static_cast<int>(p.shape.head_dim);
@@ -72,8 +72,8 @@ struct BlockExchange {
   Shared& s;
   const Team& team;
 
-  XLSTM_DEVICE BlockExchange(Shared& shared, const RecurrentFwdArguments& p, const Team& of, const Rows<S>&, void*,
-                             int64_t)
+  XLSTM_DEVICE BlockExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
+                             void*, int64_t)
       : s(shared), team(of) {
     for (int tile = 0; tile < team.tiles; ++tile) stage_initial<S>(s.h[0][tile], p, team, tile);
   }
@@ -111,8 +111,8 @@ struct ClusterExchange {
   const int steps;
   const int64_t batch;
 
-  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentFwdArguments& p, const Team& of, const Rows<S>&, void*,
-                               int64_t)
+  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
+                               void*, int64_t)
       : s(shared), team(of), steps(static_cast<int>(p.shape.seqlen)), batch(p.shape.batch) {
     for (int tile = 0; tile < team.tiles; ++tile) {
       stage_initial<S>(s.h[0][tile], p, team, tile);
@@ -184,7 +184,7 @@ struct GridExchange {
   };
 
   Shared& s;
-  const RecurrentFwdArguments& p;
+  const RecurrentForwardParams<void>& p;
   const Team& team;
   const Rows<S> rows;
   T* const padded_h;
@@ -192,7 +192,7 @@ struct GridExchange {
   const bool stores_h;
   int turn = 0;  // of the two buffers
 
-  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentFwdArguments& arguments, const Team& of,
+  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& arguments, const Team& of,
                             const Rows<S>& of_rows, void* padded_h_, int64_t width_)
       : s(shared),
         p(arguments),

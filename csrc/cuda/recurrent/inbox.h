@@ -58,7 +58,8 @@ class BlockInbox {
     RowPair<A> sums[C::kTiles][C::kSources][C::kUnits * kBatchTile / 2];
   };
 
-  XLSTM_DEVICE BlockInbox(Shared& shared, const RecurrentBwdArguments&, const Team&, const RecurrentPlan&, void*)
+  XLSTM_DEVICE BlockInbox(Shared& shared, const RecurrentBackwardParams<void>&, const Team&, const RecurrentPlan&,
+                          void*)
       : s(shared) {}
   XLSTM_DEVICE void start() {}
   XLSTM_DEVICE void expect(int, int, int) {}
@@ -89,8 +90,8 @@ class ClusterInbox {
     alignas(8) uint64_t full[2][C::kTiles];
   };
 
-  XLSTM_DEVICE ClusterInbox(Shared& shared, const RecurrentBwdArguments& p, const Team& team, const RecurrentPlan&,
-                            void*)
+  XLSTM_DEVICE ClusterInbox(Shared& shared, const RecurrentBackwardParams<void>& p, const Team& team,
+                            const RecurrentPlan&, void*)
       : s(shared), blocks(team.blocks) {
     // Tiles of 16 units are sent as long as they hold a unit of the head.
     const int units = static_cast<int>(p.shape.head_dim) - team.rank * C::kUnits;
@@ -157,7 +158,7 @@ class GridInbox {
  public:
   struct Shared {};
 
-  XLSTM_DEVICE GridInbox(Shared&, const RecurrentBwdArguments&, const Team& team, const RecurrentPlan& plan,
+  XLSTM_DEVICE GridInbox(Shared&, const RecurrentBackwardParams<void>&, const Team& team, const RecurrentPlan& plan,
                          void* memory)
       : rank(team.rank),
         blocks(team.blocks),

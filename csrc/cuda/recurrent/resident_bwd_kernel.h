@@ -106,7 +106,7 @@ class BwdBlock {
 
  public:
   // The weights come through memory that is used for the scan later.
-  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBwdArguments& arguments, const RecurrentPlan& plan,
+  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBackwardParams<void>& arguments, const RecurrentPlan& plan,
                         void* workspace)
       : s(memory.scan),
         p(arguments),
@@ -158,7 +158,7 @@ class BwdBlock {
   };
 
   BwdShared<C>& s;
-  const RecurrentBwdArguments& p;
+  const RecurrentBackwardParams<void>& p;
   const Team team;
   const Cells cells;
   Inbox<C> inbox;
@@ -393,7 +393,7 @@ class BwdBlock {
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
-    resident_bwd_kernel(const __grid_constant__ RecurrentBwdArguments p, RecurrentPlan plan, void* workspace) {
+    resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan, void* workspace) {
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);
     BwdBlock<C>(s, p, plan, workspace).run();
@@ -401,7 +401,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 }
 
 template <class F, int kUnits, int kThreads, Variant kVariant>
-cudaError_t launch_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* memory, cudaStream_t stream) {
+cudaError_t launch_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* memory,
+                       cudaStream_t stream) {
   using C = BwdTraits<F, kUnits, kThreads, kVariant>;
   device::Launch l;
   l.block = dim3(C::kThreads);
@@ -412,7 +413,7 @@ cudaError_t launch_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan
 }
 
 template <class F>
-cudaError_t launch_resident_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* memory,
+cudaError_t launch_resident_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* memory,
                                 cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
   const bool cluster = plan.variant == Variant::cluster;

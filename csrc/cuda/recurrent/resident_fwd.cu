@@ -5,24 +5,24 @@ namespace xlstm::cuda {
 namespace {
 
 // Width of the buffer in which blocks of a grid pass h on, in rows of whole 16 bytes. It is the output if its rows fit.
-int64_t padded_width(const RecurrentFwdArguments& p) {
+int64_t padded_width(const RecurrentForwardParams<void>& p) {
   const int64_t packet = 16 / bytes_of(p.type);
   return (p.shape.head_dim + packet - 1) / packet * packet;
 }
 
-bool in_output(const RecurrentFwdArguments& p) {
+bool in_output(const RecurrentForwardParams<void>& p) {
   return padded_width(p) == p.shape.head_dim && reinterpret_cast<uintptr_t>(p.h) % 16 == 0;
 }
 
 }  // namespace
 
-size_t resident_fwd_workspace(const RecurrentFwdArguments& p, const RecurrentPlan& plan) {
+size_t resident_fwd_workspace(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan) {
   if (plan.variant != Variant::grid || in_output(p)) return 0;
   const int64_t rows = p.shape.batch * p.shape.seqlen * p.shape.num_heads;
   return static_cast<size_t>(rows * padded_width(p) * bytes_of(p.type));
 }
 
-cudaError_t resident_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* workspace,
+cudaError_t resident_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* workspace,
                          cudaStream_t stream) {
   void* const padded_h = in_output(p) ? p.h : workspace;
   const int64_t width = padded_width(p);

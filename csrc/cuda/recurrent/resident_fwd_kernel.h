@@ -46,7 +46,7 @@ struct Part {
 
 template <class S>
 XLSTM_DEVICE void load_weights(typename S::F::Weights (&weights)[2][S::kSteps], ForwardMemory<S>& memory,
-                               const RecurrentFwdArguments& p, const Team& team) {
+                               const RecurrentForwardParams<void>& p, const Team& team) {
   using T = typename S::T;
   const Part<S> part(p.shape);
   const int unit = team.rank * S::kUnits + part.group * 8, first = part.first * S::F::kDepth;
@@ -89,7 +89,7 @@ class ForwardScan {
  public:
   using Weights = typename F::Weights[2][S::kSteps];
 
-  XLSTM_DEVICE ForwardScan(const RecurrentFwdArguments& arguments, const Team& of, ForwardShared<S>& shared,
+  XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& arguments, const Team& of, ForwardShared<S>& shared,
                            void* padded_h, int64_t width)
       : p(arguments),
         team(of),
@@ -116,7 +116,7 @@ class ForwardScan {
   }
 
  private:
-  const RecurrentFwdArguments& p;
+  const RecurrentForwardParams<void>& p;
   const Team& team;
   ForwardShared<S>& s;
   const Rows<S> rows;
@@ -385,7 +385,7 @@ class ForwardScan {
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    resident_fwd_kernel(RecurrentFwdArguments p, RecurrentPlan plan, void* padded_h, int64_t width) {
+    resident_fwd_kernel(RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h, int64_t width) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);
@@ -397,7 +397,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 }
 
 template <class S>
-cudaError_t launch_resident_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* padded_h,
+cudaError_t launch_resident_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
                                 int64_t width, cudaStream_t stream) {
   device::Launch l;
   l.block = dim3(S::kThreads);
@@ -409,7 +409,7 @@ cudaError_t launch_resident_fwd(const RecurrentFwdArguments& p, const RecurrentP
 
 // The plans of one kind of products (plan.cpp says which there are).
 template <class F>
-cudaError_t launch_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* padded_h, int64_t width,
+cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h, int64_t width,
                        cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
   const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, width, stream); };

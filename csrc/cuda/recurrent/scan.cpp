@@ -48,8 +48,8 @@ cudaError_t run(const RecurrentBackwardParams<void>& p, const Allocator& memory,
     });
     if (error != cudaSuccess) return error;
   }
-  const RecurrentWeightGradArguments weights = {p.shape,           p.type,    p.allow_tf32, p.dx, p.h,
-                                                p.initial_state.h, p.lengths, p.reset,      p.dR, p.db};
+  const RecurrentWeightGradParams weights = {p.shape,           p.type,    p.allow_tf32, p.dx, p.h,
+                                             p.initial_state.h, p.lengths, p.reset,      p.dR, p.db};
   return recurrent_weight_grad(weights, memory.bytes(recurrent_weight_grad_workspace(weights)), stream);
 }
 

@@ -8,9 +8,6 @@
 
 namespace xlstm::cuda {
 
-using RecurrentFwdArguments = RecurrentForwardParams<void>;
-using RecurrentBwdArguments = RecurrentBackwardParams<void>;
-
 cudaError_t run(const RecurrentForwardParams<void>& params, const Allocator& memory, cudaStream_t stream);
 cudaError_t run(const RecurrentBackwardParams<void>& params, const Allocator& memory, cudaStream_t stream);
 

@@ -22,7 +22,7 @@ struct Token {
 
 // t = -1: the state before the first token.
 template <class P>
-XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, const typename P::A* carried,
+XLSTM_DEVICE Token<P> load_token(const RecurrentBackwardParams<void>& p, int64_t t, const typename P::A* carried,
                                  const Item<P>& item, int64_t head) {
   using T = typename P::T;
   Token<P> token{};
@@ -55,8 +55,8 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, cons
 
 // sum: R^T d raw of the token after.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item<P>& item, const Token<P>& token,
-                          A sum) {
+XLSTM_DEVICE void advance(const RecurrentBackwardParams<void>& p, A* carried, const Item<P>& item,
+                          const Token<P>& token, A sum) {
   using T = typename P::T;
   const int64_t at = item.state();
   T* dx = static_cast<T*>(p.dx) + token.index * kGates * item.hidden + item.of_row;
@@ -84,7 +84,7 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 }
 
 template <class P, class A>
-XLSTM_DEVICE void finish(const RecurrentBwdArguments& p, const Item<P>& item, const Token<P>& token, A sum) {
+XLSTM_DEVICE void finish(const RecurrentBackwardParams<void>& p, const Item<P>& item, const Token<P>& token, A sum) {
   const int64_t at = item.state();
   if (token.last) return pass_through<A>(p.initial_state_grad, p.final_state_grad, at);  // a row without tokens
   with_cell<A>(p.cell, [&](auto cell) {
@@ -99,7 +99,7 @@ XLSTM_DEVICE void finish(const RecurrentBwdArguments& p, const Item<P>& item, co
 
 // d raw of the token after, for the products of a block.
 template <class P>
-XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBwdArguments& p, int64_t t, const Block& block) {
+XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBackwardParams<void>& p, int64_t t, const Block& block) {
   using T = typename P::T;
   if (t + 1 == p.shape.seqlen) return {};
   const int64_t hidden = p.shape.hidden(), of_head = block.head * p.shape.head_dim;
@@ -112,7 +112,7 @@ XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBwdArguments& p, int64_t t, co
 
 template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
-    stepwise_bwd_kernel(RecurrentBwdArguments p, int64_t t, typename F::Sum* carried, Grid grid, Loads loads) {
+    stepwise_bwd_kernel(RecurrentBackwardParams<void> p, int64_t t, typename F::Sum* carried, Grid grid, Loads loads) {
   using P = StepwiseTraits<F, true>;
   using A = typename P::A;
   XLSTM_SHARED(Shared<P>, s);
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // ---- launches ----
 
 template <class F>
-cudaError_t run(const RecurrentBwdArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t run(const RecurrentBackwardParams<void>& p, void* workspace, cudaStream_t stream) {
   using P = StepwiseTraits<F, true>;
   using T = typename P::T;
   auto* const carried = static_cast<typename P::A*>(workspace);
@@ -159,11 +159,11 @@ cudaError_t run(const RecurrentBwdArguments& p, void* workspace, cudaStream_t st
 
 }  // namespace
 
-size_t stepwise_bwd_workspace(const RecurrentBwdArguments& p) {
+size_t stepwise_bwd_workspace(const RecurrentBackwardParams<void>& p) {
   return carried_bytes(p.shape, p.cell, p.type);
 }
 
-cudaError_t stepwise_bwd(const RecurrentBwdArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t stepwise_bwd(const RecurrentBackwardParams<void>& p, void* workspace, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
   return with_fragments(p.type, p.allow_tf32, [&](auto f) { return run<decltype(f)>(p, workspace, stream); });
 }

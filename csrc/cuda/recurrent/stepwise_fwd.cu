@@ -14,7 +14,8 @@ using namespace stepwise;
 constexpr int kStartThreads = 256;
 
 template <class T, class A>
-__global__ void __launch_bounds__(kStartThreads) stepwise_start_kernel(RecurrentFwdArguments p, A* carried, T* h0) {
+__global__ void __launch_bounds__(kStartThreads)
+    stepwise_start_kernel(RecurrentForwardParams<void> p, A* carried, T* h0) {
   const int64_t hidden = p.shape.hidden(), size = p.shape.batch * hidden;
   const int64_t at = int64_t{blockIdx.x} * kStartThreads + threadIdx.x;
   if (at >= size) return;
@@ -49,7 +50,7 @@ struct Token {
 };
 
 template <class P>
-XLSTM_DEVICE Token<P> load_token(const RecurrentFwdArguments& p, int64_t t, const typename P::A* carried,
+XLSTM_DEVICE Token<P> load_token(const RecurrentForwardParams<void>& p, int64_t t, const typename P::A* carried,
                                  const Item<P>& item, const Block& block) {
   using T = typename P::T;
   Token<P> token{};
@@ -75,8 +76,8 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentFwdArguments& p, int64_t t, cons
 
 // raw: R h and the bias.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const TimeStep<typename P::T, A>& step, const Item<P>& item,
-                          const Token<P>& token, A (&raw)[kGates]) {
+XLSTM_DEVICE void advance(const RecurrentForwardParams<void>& p, const TimeStep<typename P::T, A>& step,
+                          const Item<P>& item, const Token<P>& token, A (&raw)[kGates]) {
   using T = typename P::T;
   const int64_t offset = token.index * item.hidden, at = item.state();
   T* h = static_cast<T*>(p.h) + offset + item.of_row;
@@ -109,7 +110,7 @@ XLSTM_DEVICE void advance(const RecurrentFwdArguments& p, const TimeStep<typenam
 
 // h of the step before, for the products of a block.
 template <class P, class A>
-XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const TimeStep<typename P::T, A>& step,
+XLSTM_DEVICE Vectors<P> h_before(const RecurrentForwardParams<void>& p, const TimeStep<typename P::T, A>& step,
                                  const Block& block) {
   using T = typename P::T;
   if (step.t == 0 && !step.h0) return {};
@@ -123,7 +124,7 @@ XLSTM_DEVICE Vectors<P> h_before(const RecurrentFwdArguments& p, const TimeStep<
 
 template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
-    stepwise_fwd_kernel(RecurrentFwdArguments p, TimeStep<typename F::Element, typename F::Sum> step, Grid grid,
+    stepwise_fwd_kernel(RecurrentForwardParams<void> p, TimeStep<typename F::Element, typename F::Sum> step, Grid grid,
                         Loads loads) {
   using P = StepwiseTraits<F, false>;
   using A = typename P::A;
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // ---- launches ----
 
 template <class T, class A>
-cudaError_t start(const RecurrentFwdArguments& p, A* carried, T* h0, cudaStream_t stream) {
+cudaError_t start(const RecurrentForwardParams<void>& p, A* carried, T* h0, cudaStream_t stream) {
   const int64_t blocks = (p.shape.batch * p.shape.hidden() + kStartThreads - 1) / kStartThreads;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
   Launch l;
@@ -164,7 +165,7 @@ cudaError_t start(const RecurrentFwdArguments& p, A* carried, T* h0, cudaStream_
 }
 
 template <class F>
-cudaError_t run(const RecurrentFwdArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t run(const RecurrentForwardParams<void>& p, void* workspace, cudaStream_t stream) {
   using P = StepwiseTraits<F, false>;
   using T = typename P::T;
   using A = typename P::A;
@@ -185,11 +186,11 @@ cudaError_t run(const RecurrentFwdArguments& p, void* workspace, cudaStream_t st
 
 }  // namespace
 
-size_t stepwise_fwd_workspace(const RecurrentFwdArguments& p) {
+size_t stepwise_fwd_workspace(const RecurrentForwardParams<void>& p) {
   return carried_bytes(p.shape, p.cell, p.type) * 2;  // h0 in T is not larger than a carried value
 }
 
-cudaError_t stepwise_fwd(const RecurrentFwdArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t stepwise_fwd(const RecurrentForwardParams<void>& p, void* workspace, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
   return with_fragments(p.type, p.allow_tf32, [&](auto f) { return run<decltype(f)>(p, workspace, stream); });
 }

@@ -90,7 +90,7 @@ class Tokens {
  public:
   using Stage = typename WeightGradShared<P, kSide>::Stage;
 
-  XLSTM_DEVICE Tokens(const RecurrentWeightGradArguments& p_, const Block& block_)
+  XLSTM_DEVICE Tokens(const RecurrentWeightGradParams& p_, const Block& block_)
       : p(p_), block(block_), token(block_.begin), batch(token / p_.shape.seqlen) {
     time = static_cast<int>(token - batch * p.shape.seqlen);
     const int64_t D = p.shape.head_dim, stride = kGates * p.shape.hidden();
@@ -113,7 +113,7 @@ class Tokens {
   static constexpr int kAcross = kSide / kPiece<E>, kRowsAtOnce = kTileThreads / kAcross, kRows = kCount / kRowsAtOnce;
   static_assert(kRows * kRowsAtOnce == kCount);
 
-  const RecurrentWeightGradArguments& p;
+  const RecurrentWeightGradParams& p;
   const Block& block;
   int64_t token, batch;  // of the stage's first row
   int time;
@@ -251,7 +251,7 @@ XLSTM_DEVICE void store_sums(Sums<P, kSide>& sums, Slab<A, kSide>& slab, bool ad
 
 template <Product P, int kSide>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    weight_grad(RecurrentWeightGradArguments p, Cut cut, Slab<Accumulator<P>, kSide>* slabs) {
+    weight_grad(RecurrentWeightGradParams p, Cut cut, Slab<Accumulator<P>, kSide>* slabs) {
   using Shared = WeightGradShared<P, kSide>;
   XLSTM_SHARED(Shared, s);
   constexpr int kStagesPerStore = kProducts * Fragments<P>::kDepth / kTokens<P, kSide>;
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 // 8 columns of 64 rows of dR (T) over all splits, with the first of them db (A).
 template <class A, int kSide>
 __global__ void __launch_bounds__(kTileThreads)
-    add_splits(RecurrentWeightGradArguments p, Cut cut, const Slab<A, kSide>* slabs) {
+    add_splits(RecurrentWeightGradParams p, Cut cut, const Slab<A, kSide>* slabs) {
   using S = Slab<A, kSide>;
   int64_t index = blockIdx.x;
   const int j = static_cast<int>(index % S::kBlocks), i = static_cast<int>(index / S::kBlocks % S::kGroups);
@@ -328,11 +328,11 @@ int64_t ceil_div(int64_t x, int64_t y) {
 }
 
 // Side of a block's tile.
-int side_of(const RecurrentWeightGradArguments& p) {
+int side_of(const RecurrentWeightGradParams& p) {
   return p.type == Type::f64 || p.shape.head_dim <= kTileRows ? kTileRows : 2 * kTileRows;
 }
 
-Cut cut_of(const RecurrentWeightGradArguments& p) {
+Cut cut_of(const RecurrentWeightGradParams& p) {
   const int64_t tiles = ceil_div(p.shape.head_dim, side_of(p)), tokens = p.shape.batch * p.shape.seqlen;
   if (tokens == 0) return {static_cast<int>(tiles), 0, 0};
   const int64_t blocks = tiles_of(p.shape, {static_cast<int>(tiles), 1, 0});
@@ -352,7 +352,7 @@ cudaError_t launch_blocks(int64_t blocks, Launch l, cudaStream_t stream, auto ke
 }
 
 template <Product P, int kSide>
-cudaError_t launch_kernels(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_kernels(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   using A = Accumulator<P>;
   const Cut cut = cut_of(p);
   const int64_t tiles = tiles_of(p.shape, cut);
@@ -371,14 +371,14 @@ cudaError_t launch_kernels(const RecurrentWeightGradArguments& p, void* workspac
 }
 
 template <Product P>
-cudaError_t choose_side(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t choose_side(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   return side_of(p) == kTileRows ? launch_kernels<P, kTileRows>(p, workspace, stream)
                                  : launch_kernels<P, 2 * kTileRows>(p, workspace, stream);
 }
 
 }  // namespace
 
-size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& p) {
+size_t recurrent_weight_grad_workspace(const RecurrentWeightGradParams& p) {
   const size_t size = p.type == Type::f64       ? sizeof(Slab<double, kTileRows>)
                       : side_of(p) == kTileRows ? sizeof(Slab<float, kTileRows>)
                                                 : sizeof(Slab<float, 2 * kTileRows>);
@@ -386,7 +386,7 @@ size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& p) {
   return static_cast<size_t>(tiles_of(p.shape, cut) * cut.splits) * size;
 }
 
-cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t recurrent_weight_grad(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   if (p.shape.hidden() == 0) return cudaSuccess;
   if (p.shape.seqlen > INT32_MAX / 2 || p.shape.head_dim > INT32_MAX / 2) return cudaErrorInvalidValue;
   switch (product_of(p.type, p.allow_tf32)) {

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> mlstm_normaliser(const Tensor& h, const Tenso
   with_compute_type(type, [&](auto zero) {
     using A = decltype(zero);
     DeviceSession session("mlstm_normaliser", h);
-    cuda::MlstmNormaliserArguments<A> p;
+    cuda::MlstmNormaliserParams<A> p;
     p.shape = {tokens[0], tokens[1], tokens[2], 1, h.size(3)};
     p.options = {sigmoid_gate, normalize, norm_grad, 1, eps, 0};
     p.h = view_of<void>(session.in(h), h);
@@ -62,9 +62,9 @@ Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, Opt
   with_compute_type(type, [&](auto zero) {
     using A = decltype(zero);
     DeviceSession session("mlstm_gate_grads", i);
-    const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in, shape);
+    const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in, shape);
     session.check(cuda::mlstm_gates(gates, session.stream()));
-    cuda::MlstmGateGradsArguments<A> p;
+    cuda::MlstmGateGradsParams<A> p;
     p.shape = gates.shape, p.sigmoid_gate = sigmoid_gate, p.chunk_size = gates.chunk_size;
     p.i = gates.i, p.f = gates.f, p.reset = gates.reset, p.gates = gates.out;
     p.q_dq = in_as<A>(session, rows[0]), p.k_dk = in_as<A>(session, rows[1]), p.row_tiles = q_dq.size(2);

@@ -26,7 +26,7 @@ AnyView gate_view(DeviceSession& session, const Tensor& x) {
 
 template <class A>
 void run(const Tensor& i, const Tensor& f, const OptionalTensor& m0, const OptionalTensor& cu_seqlens,
-         const OptionalTensor& reset, cuda::MlstmGatesArguments<A> p, const Outputs& out) {
+         const OptionalTensor& reset, cuda::MlstmGatesParams<A> p, const Outputs& out) {
   DeviceSession session("mlstm_gates", i);
   p.shape.cu_seqlens = in_as<int32_t>(session, cu_seqlens);
   p.i = gate_view(session, i);
@@ -70,7 +70,7 @@ Result mlstm_gates(const Tensor& i, const Tensor& f, OptionalTensor m0, Optional
   counted.cu_seqlens = pointer<int32_t>(cu);  // only looked at whether there is one
   const Outputs out(i, shape, cuda::chunk_slots(counted, L), type);
   with_compute_type(type, [&](auto zero) {
-    cuda::MlstmGatesArguments<decltype(zero)> p;
+    cuda::MlstmGatesParams<decltype(zero)> p;
     p.shape = shape, p.sigmoid_gate = sigmoid_gate, p.chunk_size = L;
     run(i, f, m, cu, as_contiguous(reset, ScalarType::Bool), p, out);
   });

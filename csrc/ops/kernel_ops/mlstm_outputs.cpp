@@ -24,9 +24,9 @@ struct Inputs {
 
 // per_token: r of h, row sums of dq and dk.
 template <class A>
-void run(const Inputs& in, cuda::MlstmOutputsArguments<A> p, const Tensor& out, const Tensor& per_token) {
+void run(const Inputs& in, cuda::MlstmOutputsParams<A> p, const Tensor& out, const Tensor& per_token) {
   DeviceSession session(kOp, in.X);
-  const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in.gates, p.shape);
+  const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in.gates, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape.cu_seqlens = gates.shape.cu_seqlens;
   p.gates = gates.out;
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
   const int64_t tiles = kind == cuda::OutputKind::h ? 1 : factor ? cuda::mlstm_outputs_column_tiles(arithmetic, b) : 0;
   const Tensor per_token = empty(X, {B, H, tiles, S}, type);
   with_compute_type(type, [&](auto zero) {
-    cuda::MlstmOutputsArguments<decltype(zero)> p;
+    cuda::MlstmOutputsParams<decltype(zero)> p;
     p.shape = shape, p.options = {sigmoid_gate, normalize, true, scale, eps, 0};
     p.product = arithmetic, p.output = kind, p.chunk_size = L;
     p.outer_state_is_zero = outer_state_is_zero;

@@ -31,9 +31,9 @@ struct Forward {
 template <class A>
 void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const OptionalTensor& iota,
          const OptionalTensor& rho, const OptionalTensor& C, const OptionalTensor& n, const Forward& forward,
-         cuda::MlstmStatesArguments<A> p, const Outputs& out) {
+         cuda::MlstmStatesParams<A> p, const Outputs& out) {
   DeviceSession session("mlstm_states", rows);
-  const cuda::MlstmGatesArguments<A> gates = gate_arguments<A>(session, in, p.shape);
+  const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape = gates.shape, p.chunk_size = gates.chunk_size, p.gates = gates.out;
   p.rows = view_of<void>(session.in(rows), rows);
@@ -82,7 +82,7 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
   const Forward forward = {forward_states, forward_normalisers, final_C, final_n, C0, n0};
   const Outputs out(rows, P, shape, slots, bool(forward));
   with_compute_type(type, [&](auto zero) {
-    cuda::MlstmStatesArguments<decltype(zero)> p;
+    cuda::MlstmStatesParams<decltype(zero)> p;
     p.shape = shape, p.scale = scale, p.product = P;
     run(rows, columns, in, iota, rho, C, n, forward, p, out);
   });

@@ -41,8 +41,8 @@ struct GateInputs {
 
 // The gate scan's arguments with all tensors in the session; the final m is not kept.
 template <class A>
-cuda::MlstmGatesArguments<A> gate_arguments(DeviceSession& session, const GateInputs& in, MlstmShape shape) {
-  cuda::MlstmGatesArguments<A> p;
+cuda::MlstmGatesParams<A> gate_arguments(DeviceSession& session, const GateInputs& in, MlstmShape shape) {
+  cuda::MlstmGatesParams<A> p;
   shape.cu_seqlens = in_as<int32_t>(session, in.cu_seqlens);
   p.shape = shape;
   p.sigmoid_gate = in.sigmoid_gate;

@@ -7,7 +7,7 @@
 namespace xlstm::ops {
 namespace {
 
-// All but reset are contiguous. splits: as in RecurrentWeightGradArguments.
+// All but reset are contiguous. splits: as in RecurrentWeightGradParams.
 std::tuple<Tensor, Tensor> recurrent_weight_grad(const Tensor& dx, const Tensor& h, OptionalTensor h0,
                                                  OptionalTensor lengths, OptionalTensor reset, int64_t reversed_heads,
                                                  bool allow_tf32, int64_t splits) {
@@ -22,17 +22,17 @@ std::tuple<Tensor, Tensor> recurrent_weight_grad(const Tensor& dx, const Tensor&
   const Tensor db = empty(h, {kGates, s.num_heads, s.head_dim}, type);
   DeviceSession session("recurrent_weight_grad", h);
   const Flags resets = reset ? Flags{in_as<bool>(session, reset), reset->stride(0), reset->stride(1)} : Flags{};
-  const cuda::RecurrentWeightGradArguments arguments = {s,
-                                                        type_of(h),
-                                                        allow_tf32,
-                                                        session.in(dx),
-                                                        session.in(h),
-                                                        session.in(start),
-                                                        in_as<int64_t>(session, checked_lengths(lengths, s)),
-                                                        resets,
-                                                        session.out(dR),
-                                                        session.out(db),
-                                                        static_cast<int>(splits)};
+  const cuda::RecurrentWeightGradParams arguments = {s,
+                                                     type_of(h),
+                                                     allow_tf32,
+                                                     session.in(dx),
+                                                     session.in(h),
+                                                     session.in(start),
+                                                     in_as<int64_t>(session, checked_lengths(lengths, s)),
+                                                     resets,
+                                                     session.out(dR),
+                                                     session.out(db),
+                                                     static_cast<int>(splits)};
   const size_t bytes = cuda::recurrent_weight_grad_workspace(arguments);
   session.check(cuda::recurrent_weight_grad(arguments, bytes ? session.workspace(bytes) : nullptr, session.stream()));
   session.finish();
