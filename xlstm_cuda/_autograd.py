@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from xlstm_cuda._ops import CELLS, MlstmOptions, RecurrentOptions, library, refuse_transforms
+from xlstm_cuda._ops import CELLS, library, refuse_transforms
 
 
 class MLSTM(Function):
     """h, C, n, m = MLSTM.apply(namespace, options, q, k, v, i, f, *initial_state, cu_seqlens, reset)
 
-    initial_state: C, n and m, or three times None. Saved for backward: the inputs, h, and r (B, H, S), the product of
-    query and normaliser state of each token.
+    options: MlstmOptions. initial_state: C, n and m, or three times None. Saved for backward: the inputs, h, and
+    r (B, H, S), the product of query and normaliser state of each token.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: MlstmOptions, *inputs: Tensor | None
+        ctx: Any, namespace: str, options: tuple[Any, ...], *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h, C, n, m, r = library(namespace).mlstm_fwd.default(*inputs, *options)
         ctx.save_for_backward(*inputs, h, r)
@@ -43,14 +43,14 @@ class MLSTM(Function):
 class Recurrent(Function):
     """h, hT, cT, nT, mT = Recurrent.apply(namespace, options, x, R, b, *initial_state, lengths, reset)
 
-    initial_state: h, c, n and m, each or None. nT and mT are empty for the LSTM. Saved for backward: R, h, the initial
-    state, the final c and n, and five values per hidden unit and token, on CUDA in the dtype of h, on a CPU in the
-    state's.
+    options: RecurrentOptions. initial_state: h, c, n and m, each or None. nT and mT are empty for the LSTM. Saved for
+    backward: R, h, the initial state, the final c and n, and five values per hidden unit and token, on CUDA in the
+    dtype of h, on a CPU in the state's.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: RecurrentOptions, *inputs: Tensor | None
+        ctx: Any, namespace: str, options: Any, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, *options, True)
         ctx.save_for_backward(inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:])

@@ -9,6 +9,8 @@ import torch
 
 from tests.support.paths import ROOT
 from xlstm_cuda import _ops
+from xlstm_cuda.functional._mlstm import MlstmOptions
+from xlstm_cuda.functional._recurrent import RecurrentOptions
 
 NAMESPACES = [
     _ops.NAMESPACE,
@@ -51,10 +53,10 @@ def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[st
 def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
     """In the schema, in Python and in C++: they travel by their places."""
     (schema,) = [schema for schema in schemas(namespace) if schema.name == f"{namespace}::{op}"]
-    options = [argument.name for argument in schema.arguments][-len(_ops.MlstmOptions._fields) :]
-    assert options == list(_ops.MlstmOptions._fields)
+    options = [argument.name for argument in schema.arguments][-len(MlstmOptions._fields) :]
+    assert options == list(MlstmOptions._fields)
     defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
-    assert defaults == _ops.MlstmOptions._field_defaults
+    assert defaults == MlstmOptions._field_defaults
     source = re.sub("//.*", "", (ROOT / "csrc" / "core" / "mlstm_chunkwise.h").read_text())
     (body,) = re.findall(r"struct MlstmOptions {([^}]*)}", source)
     assert re.findall(r"(\w+) = ", body) == options
@@ -64,7 +66,7 @@ def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
 def test_options_of_the_recurrent_ops_have_one_order(op: str) -> None:
     schema = getattr(torch.ops.xlstm_cuda, op).default._schema
     names = [argument.name for argument in schema.arguments if argument.name != "save"]
-    assert names[-len(_ops.RecurrentOptions._fields) :] == list(_ops.RecurrentOptions._fields)
+    assert names[-len(RecurrentOptions._fields) :] == list(RecurrentOptions._fields)
 
 
 @pytest.mark.parametrize("cell", [-1, 3, 2**40])

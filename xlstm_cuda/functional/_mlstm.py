@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import MLSTM, check_transforms, dense
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import MlstmOptions, accumulate_dtype, library
+from xlstm_cuda._ops import accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
-from xlstm_cuda.functional._steps import is_plain, is_usual
+from xlstm_cuda.functional._steps import is_plain
 
 
 def mlstm(
@@ -83,8 +83,10 @@ def mlstm(
     _checks.flags("mlstm", return_state=return_state, norm_grad=norm_grad)
     q, k, v = in_autocast_dtype(q, k, v)
     initial_state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
-    gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
-    _checks.mlstm(q, k, v, i, f, initial_state, cu_seqlens, reset, chunk_size=chunk_size, **gates)
+    _checks.mlstm(q, k, v, i, f, initial_state, cu_seqlens, reset)
+    given: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    given |= {"chunk_size": chunk_size, "norm_grad": norm_grad}
+    options = _options("mlstm", q, **given)
     namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
     if namespace is None:
         with _autocast.disabled(q.device.type):
@@ -94,12 +96,9 @@ def mlstm(
                 return_state=True,
                 cu_seqlens=cu_seqlens,
                 reset=reset,
-                chunk_size=chunk_size,
-                norm_grad=norm_grad,
-                **gates,
+                **given,
             )
     else:
-        options = _options(q, **gates, chunk_size=chunk_size, norm_grad=norm_grad)
         h, final = _mlstm(namespace, (q, k, v, i, f), initial_state, cu_seqlens, reset, options)
     return (h, final) if return_state else h
 
@@ -146,7 +145,7 @@ def mlstm_step(
     """
     refusal = None
     usual = is_plain(backend, (q, k, v, i, f, slots), state)
-    if usual and is_usual(inplace, slots, input_gate, normalize, scale, eps, norm_grad):
+    if usual and _is_usual(inplace, slots, input_gate, normalize, scale, eps, norm_grad):
         try:
             return _plain_mlstm_step((q, k, v, i, f), state, inplace, slots, input_gate, normalize)  # type: ignore[arg-type]
         except Exception as error:
@@ -155,8 +154,10 @@ def mlstm_step(
     _checks.flags("mlstm_step", inplace=inplace, norm_grad=norm_grad)
     q, k, v = in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
-    gates: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
-    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, **gates)
+    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace)
+    given: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    given |= {"norm_grad": norm_grad}
+    options = _options("mlstm_step", q, **given)
     if refusal is not None:
         raise refusal
     if state is None:
@@ -166,10 +167,7 @@ def mlstm_step(
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
     if namespace is None:
         with _autocast.disabled(q.device.type):
-            return reference.mlstm_step(
-                q, k, v, i, f, state, inplace=inplace, slots=slots, norm_grad=norm_grad, **gates
-            )
-    options = _options(q, **gates, norm_grad=norm_grad)
+            return reference.mlstm_step(q, k, v, i, f, state, inplace=inplace, slots=slots, **given)
     if not needs_grad:
         return _mlstm_step(namespace, inputs, state, slots, options, inplace)
     if q.ndim == 4:
@@ -182,7 +180,23 @@ def mlstm_step(
 # Below the arguments.
 
 
+class MlstmOptions(NamedTuple):
+    """What the ops take after their tensors, in the order of their schemas.
+
+    csrc/core/mlstm_chunkwise.h has the same struct, with meanings.
+    """
+
+    sigmoid_gate: bool
+    normalize: bool
+    scale: float
+    eps: float
+    chunk_size: int = 0  # the kernel's own choice
+    allow_tf32: bool = False
+    norm_grad: bool = True
+
+
 def _options(
+    op: str,
     q: Tensor,
     input_gate: str,
     normalize: bool,
@@ -191,6 +205,18 @@ def _options(
     chunk_size: int | None = None,
     norm_grad: bool = True,
 ) -> MlstmOptions:
+    """Of the ops, from those of the public functions. Raises ValueError."""
+    _checks.flags(op, normalize=normalize)
+    _checks.choice(op, "input_gate", input_gate, ("exp", "sigmoid"))
+    if input_gate == "exp" and not normalize:
+        raise ValueError(f"{op}: normalize=False needs input_gate='sigmoid', got 'exp'")
+    if scale is not None and not _checks.finite(scale):
+        _checks.wrong_value(op, "scale", "be None or a finite number", _checks.shown(scale))
+    if not _checks.finite(eps) or eps < 0:
+        _checks.wrong_value(op, "eps", "be a finite number >= 0", _checks.shown(eps))
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
+        _checks.wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", _checks.shown(chunk_size))
     return MlstmOptions(
         sigmoid_gate=input_gate == "sigmoid",
         normalize=normalize,
@@ -248,7 +274,7 @@ def _plain_mlstm_step(
     input_gate: str,
     normalize: bool,
 ) -> tuple[Tensor, MLSTMState]:
-    """mlstm_step where `is_plain` and `is_usual`."""
+    """mlstm_step where `is_plain` and `_is_usual`."""
     ops, (C, n, m) = library("xlstm_cuda"), state
     options = input_gate == "sigmoid", normalize, inputs[0].shape[-1] ** -0.5, 1e-6
     if inplace:
@@ -257,6 +283,21 @@ def _plain_mlstm_step(
     else:
         h, C, n, m = ops.mlstm_step.default(*inputs, C, n, m, *options)
     return h, MLSTMState(C, n, m)
+
+
+def _is_usual(
+    inplace: Any, slots: Tensor | None, input_gate: Any, normalize: Any, scale: Any, eps: Any, norm_grad: Any
+) -> bool:
+    """Whether options of mlstm_step are those of a decoding loop, which need no check."""
+    flags = type(inplace) is type(normalize) is type(norm_grad) is bool
+    gates = flags and (input_gate == "sigmoid" or (input_gate == "exp" and normalize))
+    return (
+        gates
+        and scale is None
+        and type(eps) is float
+        and eps == 1e-6
+        and (slots is None or (inplace and slots.dtype == torch.int32))
+    )
 
 
 def _mlstm_step_with_grad(

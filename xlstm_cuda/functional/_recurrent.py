@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import Recurrent, check_transforms, dense
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import CELLS, RecurrentOptions, accumulate_dtype, library
+from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
@@ -172,6 +172,14 @@ def lstm_step(
 
 
 # Below the arguments. plain: the reference function.
+
+
+class RecurrentOptions(NamedTuple):
+    """What recurrent_fwd and recurrent_bwd take after their tensors, in the order of their schemas."""
+
+    cell: int  # of CELLS
+    reversed_heads: int = 0
+    allow_tf32: bool = False
 
 
 def _slstm_cell(op: str, forget_gate: str) -> int:

@@ -28,18 +28,3 @@ def is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any)
         if x is not None and not (type(x) in _PLAIN_TYPES and x.is_cpu):
             return False
     return not torch.is_autocast_enabled("cpu") and not _checks.needs_grad(*every)
-
-
-def is_usual(
-    inplace: Any, slots: Tensor | None, input_gate: Any, normalize: Any, scale: Any, eps: Any, norm_grad: Any
-) -> bool:
-    """Whether options of mlstm_step are those of a decoding loop, which need no check."""
-    flags = type(inplace) is type(normalize) is type(norm_grad) is bool
-    gates = flags and (input_gate == "sigmoid" or (input_gate == "exp" and normalize))
-    return (
-        gates
-        and scale is None
-        and type(eps) is float
-        and eps == 1e-6
-        and (slots is None or (inplace and slots.dtype == torch.int32))
-    )
