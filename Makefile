@@ -94,14 +94,20 @@ simt: build/.simt
 # The CUDA sources through nvcc for every architecture, warnings of ptxas (spills, local memory, serialised wgmma) as
 # errors, registers against the checked-in table. No GPU needed. BUILT=folder: where the kernels are compiled already, as
 # they are in the build of an extension for these architectures.
-GATE_ARCHS := 80-real;90a-real;100-real;120-real
+GATE_ARCHS := 8.0 9.0a 10.0 12.0
+space      := $() $()
+joined      = $(subst $(space),;,$(strip $(1)))
 BUILT      ?=
+.PHONY: gate-archs
+gate-archs:
+	@echo '$(call joined,$(GATE_ARCHS))'
+
 gates: $(filter .venv/%,$(PY))
 	@command -v nvcc >/dev/null || { echo 'gates: no nvcc on the PATH'; exit 1; }
 	@mkdir -p build
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S tests/simt -B build/gates -G Ninja >build/gates.log && cmake --build build/gates >>build/gates.log || { cat build/gates.log; exit 1; }
 ifeq ($(BUILT),)
-	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja '-DCMAKE_CUDA_ARCHITECTURES=$(GATE_ARCHS)' >build/gates-kernels.log && cmake --build build/gates-kernels >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja '-DCMAKE_CUDA_ARCHITECTURES=$(call joined,$(subst .,,$(GATE_ARCHS:%=%-real)))' >build/gates-kernels.log && cmake --build build/gates-kernels >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
 endif
 	$(PY) tests/tools/kernel_resources.py $(or $(BUILT),build/gates-kernels) $(ARGS)
 
