@@ -176,7 +176,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item,
 
   const double x = max_y(gates, at, y, tokens.x);
   if (!at.last()) return;
-  if (p.sigmoid_gate) {  // m is handed through, and only a reset clears it
+  if (p.sigmoid_gate) {  // m passes through, and only a reset clears it
     map = {0, resets ? 0 : -INFINITY, resets != 0};
   } else {
     map = {b, max_nan(kEmptyLog, b + x), at.cuts != 0 && !XLSTM_MUTANT("mlstm_gates: M goes on behind a boundary")};
