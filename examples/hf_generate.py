@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import xLSTMConfig, xLSTMForCausalLM
 
-from xlstm_cuda.integrations.transformers import enable
+from xlstm_cuda.interop.transformers import enable
 
 PAD = 1
 

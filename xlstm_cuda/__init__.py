@@ -4,7 +4,7 @@ functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step. nn: layers an
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
 
-from . import functional, models, nn
+from . import functional, interop, models, nn
 from .functional import (
     LSTMState,
     MLSTMState,
@@ -18,7 +18,9 @@ from .functional import (
     slstm_step,
 )
 from .info import __version__, info
-from .integrations.nxai import PatchReport, patch, unpatch
+from .interop.nxai import PatchReport, patch, unpatch
+
+integrations = interop  # the former name
 
 __all__ = [
     "LSTMState",

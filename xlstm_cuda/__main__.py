@@ -46,7 +46,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from xlstm_cuda.convert import convert
+    from xlstm_cuda.interop.checkpoints import convert
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}
     done = convert(**options, progress=True)

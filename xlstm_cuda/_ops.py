@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,6 +26,30 @@ RACE_NAMESPACE = "xlstm_cuda_simt_race"
 CELLS = {"lstm": 0, "slstm": 1, "slstm_exp": 2}
 PRODUCTS = {"bf16": 0, "tf32": 1, "tf32x3": 2, "f64": 3}  # of the test ops on single kernels, as are the outputs
 OUTPUTS = {"h": 0, "dq": 1, "dk": 2, "dv": 3}
+
+
+class MlstmOptions(NamedTuple):
+    """What the ops of the mLSTM take after their tensors, in the order of their schemas.
+
+    csrc/core/mlstm_chunkwise.h has the same struct, with meanings.
+    """
+
+    sigmoid_gate: bool
+    normalize: bool
+    scale: float
+    eps: float
+    chunk_size: int = 0  # the kernel's choice
+    allow_tf32: bool = False
+    norm_grad: bool = True
+
+
+class RecurrentOptions(NamedTuple):
+    """The same of recurrent_fwd, which takes another one, and of recurrent_bwd."""
+
+    cell: int  # of CELLS
+    reversed_heads: int = 0
+    allow_tf32: bool = False
+
 
 _registered: set[str] = set()
 _kernels: set[tuple[str, str, str]] = set()  # (namespace, op, device type) that a loaded library computes

@@ -1,6 +1,5 @@
-"""Checkpoints of xLSTMLarge (xLSTM 7B): from one to another of the layouts of Hugging Face, NX-AI and this library."""
+"""Former name of `xlstm_cuda.interop.checkpoints`. Deprecated: it keeps working, but new code uses the other."""
 
-from .conversion import Summary, convert
-from .loading import load_large
+from .._moved import moved
 
-__all__ = ["Summary", "convert", "load_large"]
+moved(__name__, "xlstm_cuda.interop.checkpoints")

@@ -1,1 +1,5 @@
-"""Adapters for other libraries, imported only when asked for."""
+"""Former name of `xlstm_cuda.interop`. Deprecated: it keeps working, but new code uses the other."""
+
+from .._moved import moved
+
+moved(__name__, "xlstm_cuda.interop")

@@ -47,10 +47,6 @@ struct Matrix {
   Path path;
 };
 
-XLSTM_DEVICE int bytes_of(Type type) {
-  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
-}
-
 // The matrix that begins at element `offset`, for tiles of the product's elements; stride: elements from row to row.
 template <Product P>
 XLSTM_DEVICE Matrix make_matrix(const Any& from, int64_t offset, int64_t stride, int rows, int columns) {
@@ -437,7 +433,7 @@ XLSTM_DEVICE void store_two(void* data, Type type, int64_t index, A x, A y, bool
     case Type::f32:
       *static_cast<float2*>(to) = make_float2(static_cast<float>(x), static_cast<float>(y));
       break;
-    default:
+    case Type::f64:
       *static_cast<double2*>(to) = make_double2(static_cast<double>(x), static_cast<double>(y));
   }
 }

@@ -13,7 +13,16 @@ constexpr int64_t kClusterRoom = 16;
 
 // Along a row of R, of one product: Fragments<T>::kDepth.
 int depth_of(Type type) {
-  return type == Type::f64 ? 4 : type == Type::f32 ? 8 : 16;
+  switch (type) {
+    case Type::bf16:
+    case Type::f16:
+      return 16;
+    case Type::f32:
+      return 8;
+    case Type::f64:
+      return 4;
+  }
+  XLSTM_UNREACHABLE;
 }
 
 // A thread block cluster lies within one group of multiprocessors of the chip (16 or 18 of them on an H200). Those that
@@ -73,9 +82,10 @@ const char* name_of(Variant variant) {
       return "cluster";
     case Variant::grid:
       return "grid";
-    default:
+    case Variant::launch:
       return "launch";
   }
+  XLSTM_UNREACHABLE;
 }
 
 }  // namespace xlstm::cuda

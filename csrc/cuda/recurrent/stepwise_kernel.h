@@ -22,7 +22,7 @@ constexpr int kSplits = kWarps * kGatesOfWarp / kGates;  // warps with the same 
 // kGateValues: each gate has vectors of its own (d raw), and the products of the gates are added up; else all gates
 // share one (h), and each has its product.
 template <class Fragments_, bool kGateValues_>
-struct Plan {
+struct StepwiseTraits {
   using F = Fragments_;
   using T = typename F::Element;
   using A = typename F::Sum;
@@ -306,7 +306,7 @@ XLSTM_DEVICE void multiply(Shared<P>& s, const Matrix<typename P::T>& m, const V
       accumulate<Loads::elements, P>(sums, m, v);
   }
   store_sums<P>(s, sums, v.rows);
-  if (!XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them"));
 }
 
 // Of one unit and batch row, part after part.
@@ -367,9 +367,10 @@ cudaError_t with_fragments(Type type, bool allow_tf32, Call f) {
       return f(Fragments<__half>{});
     case Type::f32:
       return allow_tf32 ? f(Fragments<float>{}) : f(Fragments<float, Passes::three>{});
-    default:
+    case Type::f64:
       return f(Fragments<double>{});
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda::stepwise

@@ -36,13 +36,13 @@ XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, 
   return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
 }
 
-// The batch rows of a block: how many tokens each has, and where its token number t lies.
+// The batch rows of a block: how many tokens each has, and which one its head takes as token number t.
 template <int kTiles>
 struct BatchRows {
   const int (&tokens)[kTiles][kBatchTile];  // in shared memory
   const bool reversed;                      // RecurrentShape::token, without a look at the tokens where it is not
 
-  XLSTM_DEVICE int64_t place(int tile, int row, int t) const {
+  XLSTM_DEVICE int64_t token(int tile, int row, int t) const {
     if (!reversed) return t;
     const int count = tokens[tile][row];
     return t < count ? count - 1 - t : t;

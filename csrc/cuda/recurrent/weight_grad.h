@@ -7,7 +7,7 @@
 
 namespace xlstm::cuda {
 
-struct RecurrentWeightGradArguments {
+struct RecurrentWeightGradParams {
   RecurrentShape shape;
   Type type;        // T
   bool allow_tf32;  // float32 products may round their operands
@@ -21,7 +21,7 @@ struct RecurrentWeightGradArguments {
   int splits = 0;          // parts of the tokens that are summed by themselves, at most; 0: by the shape
 };
 
-size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& arguments);  // bytes
-cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& arguments, void* workspace, cudaStream_t stream);
+size_t recurrent_weight_grad_workspace(const RecurrentWeightGradParams& arguments);  // bytes
+cudaError_t recurrent_weight_grad(const RecurrentWeightGradParams& arguments, void* workspace, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

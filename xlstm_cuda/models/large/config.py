@@ -9,11 +9,28 @@ import torch
 
 from ...nn.config import Config, ignored, require, require_width
 
+SIZES = ("embedding_dim", "num_heads", "num_blocks", "vocab_size")
+FACTORS = ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor")  # widths over embedding_dim
+SOFT_CAPS = ("gate_soft_cap", "output_logit_soft_cap")
+EPSILONS = ("eps", "norm_eps")
 _CHOICES = {
     "mode": ("train", "train_with_padding", "inference"),
     "weight_mode": ("single", "fused"),
     "inference_state_dtype": ("float32", "bfloat16", "float16"),
 }
+
+
+def ffn_width(embedding_dim: int, proj_factor: float, multiple: int) -> int:
+    """Inner width of the feed-forward network, rounded up as the public code does.
+
+    A fraction below one does not reach the next multiple.
+    """
+    return int((embedding_dim * proj_factor + multiple - 1) // multiple) * multiple
+
+
+def input_gate_of(chunkwise_kernel: str) -> str:
+    """The input gate of `functional.mlstm` that a kernel of the public code computes: "exp" or "sigmoid"."""
+    return "sigmoid" if "siging" in chunkwise_kernel else "exp"
 
 
 @dataclass
@@ -74,14 +91,12 @@ class xLSTMLargeConfig(Config):
 
     @property
     def ffn_dim(self) -> int:
-        """Rounded up as the public code does: a fraction below one does not reach the next multiple."""
-        multiple = self.ffn_round_up_to_multiple_of
-        return int((self.embedding_dim * self.ffn_proj_factor + multiple - 1) // multiple) * multiple
+        return ffn_width(self.embedding_dim, self.ffn_proj_factor, self.ffn_round_up_to_multiple_of)
 
     @property
     def input_gate(self) -> str:
         """Of `functional.mlstm`: "exp" or "sigmoid"."""
-        return "sigmoid" if "siging" in self.chunkwise_kernel else "exp"
+        return input_gate_of(self.chunkwise_kernel)
 
     @property
     def state_dtype(self) -> torch.dtype | None:
@@ -91,11 +106,10 @@ class xLSTMLargeConfig(Config):
     def check(self) -> None:
         """Raises ValueError unless a module can be built from the config."""
         name = type(self).__name__
-        sizes = ("embedding_dim", "num_heads", "num_blocks", "vocab_size", "ffn_round_up_to_multiple_of")
-        for field in (*sizes, "qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
+        for field in (*SIZES, "ffn_round_up_to_multiple_of", *FACTORS):
             value = getattr(self, field)
             require(0 < value < math.inf, f"{name}: {field} must be positive and finite, got {value}")
-        for field in ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor"):
+        for field in FACTORS:
             require_width(name, field, getattr(self, field), self.embedding_dim)
         for field, factor in (("qk_dim", self.qk_dim_factor), ("v_dim", self.v_dim_factor)):
             width = getattr(self, field)
@@ -104,11 +118,11 @@ class xLSTMLargeConfig(Config):
                 f"{name}: num_heads must divide the width {width} (embedding_dim {self.embedding_dim} times "
                 f"{field}_factor {factor}), got {self.num_heads}",
             )
-        for field in ("gate_soft_cap", "output_logit_soft_cap"):
+        for field in SOFT_CAPS:
             value = getattr(self, field)
             allowed = value is None or 0 < value < math.inf  # infinity would be inf * 0 = NaN, not no cap
             require(allowed, f"{name}: {field} must be None or positive and finite, got {value}")
-        for field in ("eps", "norm_eps"):
+        for field in EPSILONS:
             value = getattr(self, field)
             require(0 <= value < math.inf, f"{name}: {field} must be finite and >= 0, got {value}")
         for field, choices in _CHOICES.items():

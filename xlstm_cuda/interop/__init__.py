@@ -1,0 +1,1 @@
+"""Other libraries: their checkpoints and their models. Each module is imported only when asked for."""
