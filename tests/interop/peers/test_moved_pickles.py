@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.nxai_models import CONFIGS, build, ids
 from torch import nn
 
+from tests.support.nxai_models import CONFIGS, build, ids
 from xlstm_cuda import patch
 
 PROGRAM = """
