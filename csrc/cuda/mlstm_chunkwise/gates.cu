@@ -117,7 +117,7 @@ struct Tokens {
   unsigned cut;       // no path from the chunk's incoming state
 };
 
-// b. A zero forget gate counts as one: that it empties the state is told by `x`.
+// b. A zero forget gate counts as one: `x` says that it empties the state.
 XLSTM_DEVICE double sum_log_f(const LogGates& gates, const ChunkLanes& at, double (&b)[kTokens]) {
   double sum = 0;
 #pragma unroll
