@@ -53,7 +53,7 @@ class Implementation:
     refuses: Callable[[str, Shape], str | None] = _never  # why it has no (op, shape)
     choices: Callable[[str, Shape, str], Mapping[str, Builder]] = _nothing_to_choose  # see ways
     claims: Mapping[str, Claim] = field(default_factory=dict)  # by op, where it does not compute the op
-    peer: bool = False  # not this library's: a wrong result is told and no mistake of ours
+    peer: bool = False  # not this library's: a wrong result is reported, and is no error of ours
 
     def why_not(self, op: Op, shape: Shape, device: str) -> str | None:
         """Why it cannot run this here, or None."""

@@ -52,7 +52,7 @@ void check_sizes(const char* op, int64_t limit, std::initializer_list<Sizes> pro
 
 namespace {
 
-using Extent = std::pair<const char*, const char*>;  // first byte, and the one behind the last
+using Extent = std::pair<const char*, const char*>;  // first byte, and the one after the last
 
 Extent extent_of(const Tensor& x, int64_t elements) {
   const char* begin = static_cast<const char*>(x.const_data_ptr());

@@ -22,7 +22,7 @@ struct PhaseBarrier {
   uint64_t phase = 0;
   std::vector<Thread*> waiting;
   Released released;
-  SnapshotRef completed;  // what the last phase handed on
+  SnapshotRef completed;  // what the last phase released
 };
 
 // An exited thread counts as arrived at the barriers of its cluster and grid.

@@ -1,5 +1,5 @@
 #pragma once
-// Vector clocks of the race detector. An agent is whoever can access memory on its own: a thread, the cp.async copies
+// Vector clocks of the race detector. An agent accesses memory on its own: a thread, the cp.async copies
 // of a thread, a slot of the bulk-copy engine, a warpgroup's wgmma unit. A Snapshot is an immutable, shared vector
 // clock, so that the threads which leave a barrier together hold one snapshot and not a copy each.
 #include <algorithm>

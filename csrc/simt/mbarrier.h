@@ -16,7 +16,7 @@ struct Mbarrier {
   int64_t transaction_bytes;
   std::vector<Thread*> waiting;
   Released released;      // by arrivals of this phase
-  SnapshotRef completed;  // what completed phases handed on
+  SnapshotRef completed;  // what completed phases released
 };
 
 // The mbarrier at an address, a fault where none is; for the running thread.

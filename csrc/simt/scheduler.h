@@ -1,5 +1,5 @@
 #pragma once
-// Who runs next. Threads run until they block, yield or exit; the order is that of the launch's seed.
+// The choice of the next thread. Threads run until they block, yield or exit; the order is that of the launch's seed.
 #include "simt/executor.h"
 #include "simt/fiber.h"
 

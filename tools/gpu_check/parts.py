@@ -112,7 +112,7 @@ def sanitizer(shell: Shell, machine: Machine) -> Figures:
     if program is None:
         raise Skipped("there is no compute-sanitizer on the PATH or in CUDA_HOME")
     small = (PYTHON, "-m", "tools.gpu_check.small")
-    # each tensor an allocation of its own: what lies beyond its end then belongs to nobody
+    # each tensor an allocation of its own: memory beyond its end then belongs to no tensor
     settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     alone = result(shell.run(*small, extra=settings))
     if not alone["ran"]:

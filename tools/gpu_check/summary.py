@@ -25,7 +25,7 @@ def source(root: Path, commit: str | None) -> dict[str, Any]:
 
 
 def summary(origin: dict[str, Any], machine: Machine, outcomes: Sequence[Outcome], results: Results) -> dict[str, Any]:
-    """JSON-able. origin: what `source` told."""
+    """JSON-able. origin: what `source` returned."""
     return {
         "format": FORMAT,
         **origin,

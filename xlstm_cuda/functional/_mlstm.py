@@ -69,7 +69,7 @@ def mlstm(
         h (B, H, S, Dv) of dtype T, with v's strides where those are dense and the last one is 1. With return_state
         (h, MLSTMState), the state in A.
 
-    Inf and NaN reach only what depends on them: no earlier token, and nothing behind a reset or a bound of cu_seqlens,
+    Inf and NaN reach only what depends on them: no earlier token, and nothing beyond a reset or a bound of cu_seqlens,
     in neither direction. Where there are some the kernels are slower.
 
     Saved for backward, per token and head: q, k, v, i, f and h in their dtypes, and one value of dtype A. With bfloat16

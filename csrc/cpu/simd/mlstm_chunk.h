@@ -140,7 +140,7 @@ struct Gates {
       y_high[t] = static_cast<T>(y[t]);
       y_low[t] = y[t] == -INFINITY ? 0 : static_cast<T>(y[t] - y_high[t]);
     }
-    // The sigmoid gate has no stabiliser: m is handed through, and only a reset clears it.
+    // The sigmoid gate has no stabiliser: m passes through, and only a reset clears it.
     M_out = exp_gate ? (m[L - 1] < kEmptyLog ? kEmptyLog : m[L - 1]) : chunk.reset ? 0 : M_in;
   }
 };

@@ -97,8 +97,8 @@ inline bool has_room(const Launch& l, const void* kernel) {
   return error == cudaSuccess && blocks <= int64_t{per_multiprocessor} * device_properties().multiprocessors;
 }
 
-// The error of a launch. It must not stay behind for whoever asks the runtime next; and there are several that say that
-// the device has no room, or nothing of that kind.
+// The error of a launch. The runtime forgets it, so that a later query does not find it. Several errors mean that the
+// device has no room, or nothing of that kind.
 inline cudaError_t taken(cudaError_t error) {
   if (error == cudaSuccess) return error;
   cudaGetLastError();

@@ -182,7 +182,7 @@ template <class A>
 XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens, WarpMap& map) {
   double kappa[kTokens] = {};
   unsigned cuts = 0;
-  if (p.sigmoid_gate) {  // m is handed through, and only a reset clears it
+  if (p.sigmoid_gate) {  // m passes through, and only a reset clears it
 #pragma unroll
     for (int j = 0; j < kTokens; ++j) {
       cuts |= unsigned{j < tokens.count && p.reset.at(item.tokens.row, tokens.first + j)} << j;

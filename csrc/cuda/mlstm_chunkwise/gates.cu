@@ -117,7 +117,7 @@ struct Tokens {
   unsigned cut;       // no path from the chunk's incoming state
 };
 
-// b. A zero forget gate counts as one: that it empties the state is told by `x`.
+// b. A zero forget gate counts as one: `x` says that it empties the state.
 XLSTM_DEVICE double sum_log_f(const LogGates& gates, const ChunkLanes& at, double (&b)[kTokens]) {
   double sum = 0;
 #pragma unroll
@@ -177,7 +177,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesParams<A>& p, const Item& item, in
 
   const double x = max_y(gates, at, y, tokens.x);
   if (!at.last()) return;
-  if (p.sigmoid_gate) {  // m is handed through, and only a reset clears it
+  if (p.sigmoid_gate) {  // m passes through, and only a reset clears it
     map = {0, resets ? 0 : -INFINITY, resets != 0};
   } else {
     map = {b, max_nan(kEmptyLog, b + x), at.cuts != 0 && !XLSTM_MUTANT("mlstm_gates: M goes on behind a boundary")};

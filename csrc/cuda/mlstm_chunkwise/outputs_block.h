@@ -147,7 +147,7 @@ union Stage {
   WideTile<E> wide;
 };
 
-// Behind it: tiles of X, one per depth where X is resident, else one per stage; for h the chunk's n, zeros behind.
+// After it: tiles of X, one per depth where X is resident, else one per stage; for h the chunk's n, zeros past it.
 template <Product P>
 struct OutputsShared {
   using E = Element<P>;
@@ -243,7 +243,7 @@ struct Loader {
     }
   }
 
-  // By half of the threads, a row each; rows behind the chunk hold what its first token has, and are not stored.
+  // By half of the threads, a row each; rows past the chunk hold what its first token has, and are not stored.
   XLSTM_DEVICE void load_rows() const {
     const int r = threadIdx.x;
     if (r >= kTileRows) return;
@@ -275,7 +275,7 @@ struct Loader {
 
 // ---- scores and their weights ----
 
-// What of a key or a query goes into the weight of a pair. The index is that in the chunk.
+// The parts that a key or a query contributes to the weight of a pair (key, query). The index is that in the chunk.
 template <class A>
 struct Token {
   Pair<A> log;
@@ -283,7 +283,7 @@ struct Token {
   A iota, rho;       // of a query, with the scale of q
 };
 
-// Queries behind the chunk see nothing.
+// Queries past the chunk see nothing.
 template <OutputKind O, class A>
 XLSTM_DEVICE Token<A> token_at(const TokenVectors<A>& vectors, int at, int first, const Item& chunk, bool query,
                                A scale) {

@@ -66,7 +66,7 @@ class BlockInbox {
   XLSTM_DEVICE void send(int, int tile, int, int source, int unit, int row, A first, A second) {
     s.sums[tile][source][pair_position(unit, row)] = {{first, second}};
   }
-  // One buffer: who sends the next message has passed the barrier between the cells and their product.
+  // One buffer: a warp that sends the next message has passed the barrier between the cells and their product.
   XLSTM_DEVICE RowPair<A> receive(int tile, int, const Reader& at) {
     device::sync_threads(XLSTM_MUTANT("resident_bwd: block reads sums before they are written"));
     if (!at.wanted) return {};

@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kVectorBytes = 16;  // the widest access of a kernel: copies are aligned to it where the tensor was
 
-// Bytes from the first to behind the last element.
+// Bytes from the first element to the end of the last one.
 size_t extent(const Tensor& x) {
   int64_t last = 0;
   for (int64_t d = 0; d < x.dim(); ++d) {

@@ -93,7 +93,7 @@ def evaluation(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids (B, S), the state before them, and where rows begin behind padding, bool (B, S) or None."""
+    """ids (B, S), the state before them, and where rows begin after padding, bool (B, S) or None."""
 
     ids: Tensor
     state: Any = None

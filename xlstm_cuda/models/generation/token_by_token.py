@@ -173,7 +173,7 @@ def _decode(
 
 
 def _without_surplus(new: Tensor, eos: tuple[int, ...]) -> Tensor:
-    """new (B, N) without the columns behind the one in which the last row ended."""
+    """new (B, N) without the columns after the one in which the last row ended."""
     if not eos:
         return new
     running = (~is_any_of(new, eos)).cumprod(1).any(0)  # by column: a row has not ended yet
