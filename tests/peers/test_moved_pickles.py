@@ -51,11 +51,11 @@ def large_model() -> nn.Module:
 def transformers_model() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("transformers.models.xlstm")
-    from xlstm_cuda.interop.transformers import enable
+    from xlstm_cuda.interop import transformers as ours
 
     sizes = {"vocab_size": 29, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2}
     model = transformers.xLSTMForCausalLM(transformers.xLSTMConfig(**sizes, autocast_kernel_dtype="float32"))
-    enable(model)
+    ours.patch(model)
     return model
 
 
