@@ -34,7 +34,8 @@ task-packages: build/.tasks$(subst /,_,$(PY))
 
 build/.tasks$(subst /,_,$(PY)): $(STAMP)
 	@$(PY) -c "$(THIS_TORCH)" >build/torch.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt scikit-learn statsmodels sktime 'gymnasium>=1.1' popgym sacrebleu django
+	@$(PY) tools/packages.py tasks >build/packages.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt
 	@touch $@
 
 test: $(STAMP) build/.simt
@@ -43,32 +44,32 @@ test: $(STAMP) build/.simt
 test-all: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
 
-# The suite in one environment after the other that rounds or draws differently, and a table: tests/elsewhere.py.
+# The suite in one environment after the other that rounds or draws differently, and a table: tests/tools/elsewhere.py.
 test-elsewhere: $(STAMP)
-	$(PY) tests/elsewhere.py $(ARGS)
+	$(PY) tests/tools/elsewhere.py $(ARGS)
 
-# Random calls and the tests of the ops on an extension with sanitizers: tests/asan.sh.
+# Random calls and the tests of the ops on an extension with sanitizers: tests/tools/asan.sh.
 test-asan: $(STAMP)
-	PATH="$(abspath $(dir $(PY))):$$PATH" bash tests/asan.sh $(PY) $(ARGS)
+	PATH="$(abspath $(dir $(PY))):$$PATH" bash tests/tools/asan.sh $(PY) $(ARGS)
 
-# The packages that ours replaces (extra [peers]), for the tests in tests/peers, which make test runs too where they are
+# The packages that ours replaces (extra [peers]), for the tests in tests/interop/peers, which make test runs too where they are
 # found. test-transformers: its previous major version, and either one as if xlstm were not installed.
 peers: build/.peers$(subst /,_,$(PY))
 
-PEERS     := 'xlstm' 'mlstm_kernels' 'transformers>=5' 'tirex-ts' requests peft accelerate opacus onnx onnxscript onnxruntime
 PREVIOUS  := build/peers/transformers-4.57
 THIS_TORCH := import torch; print('torch==' + torch.__version__.partition('+')[0])
 build/.peers$(subst /,_,$(PY)): $(STAMP)
 	@$(PY) -c "$(THIS_TORCH)" >build/torch.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt $(PEERS)
+	@$(PY) tools/packages.py peers >build/packages.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt 'transformers>=5' requests
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(PREVIOUS) 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23'
 	@touch $@
 
 test-peers: peers
-	$(PY) -m pytest -n 2 tests/peers $(ARGS)
+	$(PY) -m pytest -n 2 tests/interop/peers $(ARGS)
 	$(MAKE) test-transformers
 
-HF_TESTS := $(PY) -m pytest -n 2 tests/peers/test_transformers.py
+HF_TESTS := $(PY) -m pytest -n 2 tests/interop/peers/test_transformers.py
 test-transformers: peers
 	PEERS_WITHOUT=xlstm $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
@@ -81,12 +82,12 @@ test-sdist: $(STAMP)
 	@rm -rf $(SDIST) xlstm_cuda.egg-info && mkdir -p $(SDIST)
 	@$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('$(SDIST)')" >$(SDIST)/log 2>&1 || { cat $(SDIST)/log; exit 1; }
 	XLSTM_CUDA=off PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --target $(SDIST)/installed $(SDIST)/*.tar.gz
-	@cp -r tests bench pyproject.toml $(SDIST)
-	PYTHONPATH='$(abspath $(SDIST)/installed)' $(PY) -c "import os, sys; os.chdir('$(SDIST)'); import pytest; sys.exit(pytest.main(['tests/test_import.py']))"
+	@cp -r tests pyproject.toml $(SDIST)
+	PYTHONPATH='$(abspath $(SDIST)/installed)' $(PY) -c "import os, sys; os.chdir('$(SDIST)'); import pytest; sys.exit(pytest.main(['tests/build/test_import.py']))"
 
 # The lowest torch that is supported, and the newest that pip offers: some gigabytes each, removed at the end.
 test-torches: test-sdist
-	tests/torches.sh $(PY) $(SDIST)/*.tar.gz
+	tests/tools/torches.sh $(PY) $(SDIST)/*.tar.gz
 
 simt: build/.simt
 
@@ -102,14 +103,14 @@ gates: $(filter .venv/%,$(PY))
 ifeq ($(BUILT),)
 	PATH="$(abspath $(dir $(PY))):$$PATH"; cmake -S csrc/cuda -B build/gates-kernels -G Ninja '-DCMAKE_CUDA_ARCHITECTURES=$(GATE_ARCHS)' >build/gates-kernels.log && cmake --build build/gates-kernels >>build/gates-kernels.log 2>&1 || { cat build/gates-kernels.log; exit 1; }
 endif
-	$(PY) tests/kernel_resources.py $(or $(BUILT),build/gates-kernels) $(ARGS)
+	$(PY) tests/tools/kernel_resources.py $(or $(BUILT),build/gates-kernels) $(ARGS)
 
 # What can be told on a machine with an NVIDIA GPU only: docs/gpu-check.md. The machine is looked at before .venv is made.
 gpu-check: gpu-machine $(filter .venv/%,$(PY))
-	@$(PY) -m bench.gpu_check $(ARGS)
+	@$(PY) -m tools.gpu_check $(ARGS)
 
 gpu-machine:
-	@$(ANY_PYTHON) -B -m bench.gpu_check --machine
+	@$(ANY_PYTHON) -B -m tools.gpu_check --machine
 
 bench: $(STAMP)
 	$(PY) -m bench run --suite cpu --json runs/bench.json $(ARGS)
@@ -152,7 +153,7 @@ $(STAMP): $(SOURCES) $(CHOICE) $(filter .venv/%,$(PY))
 # Written only where it says something new: what depends on it is then made again.
 $(CHOICE): always
 	@mkdir -p build
-	@cuda='$(XLSTM_CUDA)'; [ "$$cuda" ] || { $(ANY_PYTHON) -B -m bench.gpu_check --gpu 2>/dev/null && cuda=auto || cuda=off; }; \
+	@cuda='$(XLSTM_CUDA)'; [ "$$cuda" ] || { $(ANY_PYTHON) -B -m tools.gpu_check --gpu 2>/dev/null && cuda=auto || cuda=off; }; \
 	choice="$$cuda $$TORCH_CUDA_ARCH_LIST"; echo "$$choice" | cmp -s - $@ || echo "$$choice" >$@
 
 .venv/bin/python:
@@ -160,7 +161,8 @@ $(CHOICE): always
 	@if python3 -c "$(HAS_TORCH)" 2>/dev/null; then python3 -m venv --system-site-packages .venv; else python3 -m venv .venv; fi
 	@echo 'Setting up .venv (once) ...'
 	@.venv/bin/python -c "$(HAS_TORCH)" 2>/dev/null || .venv/bin/python -m pip install -q --disable-pip-version-check '$(TORCH)' || { rm -rf .venv; exit 1; }
-	@.venv/bin/python -m pip install -q --disable-pip-version-check 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja numpy safetensors tqdm matplotlib pytest pytest-timeout pytest-xdist hypothesis ruff mypy clang-format || { rm -rf .venv; exit 1; }
+	@mkdir -p build
+	@.venv/bin/python tools/packages.py build test lint >build/packages.txt && .venv/bin/python -m pip install -q --disable-pip-version-check -r build/packages.txt || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf build .venv xlstm_cuda/*.so xlstm_cuda.egg-info

@@ -36,7 +36,7 @@ def _nothing_to_choose(*_: Any) -> Mapping[str, Builder]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What an implementation computes where that is not the op, and what it is checked against then."""
+    """Another function than the op, which an implementation computes, and the reference of that function."""
 
     note: str  # for the reader
     oracle: Callable[[Tensors], Outputs]  # on float64 inputs, with the op's outputs

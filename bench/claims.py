@@ -1,4 +1,4 @@
-"""What implementations of the mLSTM compute where it is not the mLSTM with its exact gradients."""
+"""Functions that implementations compute in the place of the mLSTM with its exact gradients."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], band: float) -> tuple[list
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What makes times of the two hard to compare."""
+    """Differences that make the times of the two hard to compare."""
     a, b = old["provenance"], new["provenance"]
     return [f"{key}: {a[key]} / {b[key]}" for key in ("cpu", "gpu", "threads", "torch") if a[key] != b[key]]
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU only: a state in 16 bits, calls in a CUDA graph; and what is missing for any of it."""
+"""Measurements on a GPU only: a state in 16 bits, calls in a CUDA graph. And what is missing for any of them."""
 
 from __future__ import annotations
 

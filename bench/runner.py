@@ -109,7 +109,7 @@ def _run_case(case: Case, impls: Sequence[Implementation], options: Options, top
 
 
 def _entry(impl: Implementation, case: Case) -> dict[str, Any]:
-    """What is known beforehand."""
+    """The fields that are known before anything is measured."""
     entry: dict[str, Any] = {"impl": impl.name} | ({"peer": True} if impl.peer else {})
     claim = impl.claim(case.op, case.mode)
     return entry if claim is None else entry | {"computes": claim.note}

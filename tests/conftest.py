@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from fresh import (  # noqa: F401  hooks and fixtures
+
+from tests.support.fresh import (  # noqa: F401  hooks and fixtures
     fresh_seed,
     global_generators,
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_generate_tests,
 )
-from machine import MODULE_BACKENDS, has_cuda
-
-from bench import measure, runner
-from bench.cases import SUITES
+from tests.support.machine import MODULE_BACKENDS, has_cuda
 from xlstm_cuda import _ops, functional
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -64,25 +60,3 @@ def module_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with functional.backend(request.param):
         yield request.param
     torch.set_default_device(None)
-
-
-# For the tests of bench/.
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Short measurements: the tests are about what is measured, not about times."""
-    small = {"WARM_UP_SECONDS": 0.0, "SAMPLE_SECONDS": 0.0, "GEMM_SIZE": 64, "COPY_MEGABYTES": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in small.items():
-            patch.setattr(measure, name, value)
-        yield
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
-    """The results of one run of the suite smoke."""
-    path = tmp_path_factory.mktemp("bench") / "smoke.json"
-    results = runner.run(SUITES["smoke"], runner.Options(threads=1, repeats=2), strict=False)
-    path.write_text(json.dumps(results))
-    return path

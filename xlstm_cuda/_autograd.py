@@ -16,19 +16,19 @@ from xlstm_cuda._ops import CELLS, library, refuse_transforms
 
 
 class MLSTM(Function):
-    """h, C, n, m = MLSTM.apply(namespace, options, norm_grad, q, k, v, i, f, C0, n0, m0, cu_seqlens, reset)
+    """h, C, n, m = MLSTM.apply(namespace, options, q, k, v, i, f, *initial_state, cu_seqlens, reset)
 
-    options: (sigmoid_gate, normalize, scale, eps, chunk_size, allow_tf32) of the ops. Saved for backward: the inputs,
-    h, and r (B, H, S), the product of query and normaliser state of each token.
+    options: MlstmOptions. initial_state: C, n and m, or three times None. Saved for backward: the inputs, h, and
+    r (B, H, S), the product of query and normaliser state of each token.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: tuple[Any, ...], norm_grad: bool, *inputs: Tensor | None
+        ctx: Any, namespace: str, options: tuple[Any, ...], *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h, C, n, m, r = library(namespace).mlstm_fwd.default(*inputs, *options)
         ctx.save_for_backward(*inputs, h, r)
-        ctx.namespace, ctx.options, ctx.dtypes = namespace, (*options, norm_grad), _dtypes(inputs[:8])
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:8])
         ctx.set_materialize_grads(False)
         return h, C, n, m
 
@@ -37,20 +37,20 @@ class MLSTM(Function):
         saved = ctx.saved_tensors
         dh = torch.zeros_like(saved[-2]) if dh is None else dense(dh)
         results = library(ctx.namespace).mlstm_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
-        return (None, None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[3:11]), None, None)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:10]), None, None)
 
 
 class Recurrent(Function):
-    """h, hT, cT, nT, mT = Recurrent.apply(namespace, options, x, R, b, h0, c0, n0, m0, lengths, reset)
+    """h, hT, cT, nT, mT = Recurrent.apply(namespace, options, x, R, b, *initial_state, lengths, reset)
 
-    options: (cell, reversed_heads, allow_tf32) of the ops; cell: a number of CELLS. nT and mT are empty for the LSTM.
-    Saved for backward: R, h, the initial state, the final c and n, and five values per hidden unit and
-    token, on CUDA in the dtype of h, on a CPU in the state's.
+    options: RecurrentOptions. initial_state: h, c, n and m, each or None. nT and mT are empty for the LSTM. Saved for
+    backward: R, h, the initial state, the final c and n, and five values per hidden unit and token, on CUDA in the
+    dtype of h, on a CPU in the state's.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: tuple[int, int, bool], *inputs: Tensor | None
+        ctx: Any, namespace: str, options: Any, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, *options, True)
         ctx.save_for_backward(inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:])
@@ -62,7 +62,7 @@ class Recurrent(Function):
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         dh = torch.zeros_like(saved[1]) if dh is None else dense(dh)
-        if ctx.options[0] == CELLS["lstm"]:
+        if ctx.options.cell == CELLS["lstm"]:
             dstate = (*dstate[:2], None, None)
         results = library(ctx.namespace).recurrent_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)

@@ -11,13 +11,13 @@ import torch
 
 from xlstm_cuda import _ops
 
-# name: (device type of the tensors, operator namespace)
-_BACKENDS: dict[str, tuple[str | None, str]] = {
+# name: device type of the tensors and namespace of the compiled ops; the reference has neither
+_BACKENDS: dict[str, tuple[str | None, str | None]] = {
     "cpu": ("cpu", _ops.NAMESPACE),
     "cuda": ("cuda", _ops.NAMESPACE),
     "simt": ("cpu", _ops.SIMT_NAMESPACE),
     "simt_race": ("cpu", _ops.RACE_NAMESPACE),
-    "reference": (None, "reference"),
+    "reference": (None, None),
 }
 
 
@@ -51,8 +51,8 @@ def default_backend() -> bool:
     return _selected.name is None
 
 
-def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str:
-    """Operator namespace for a call that needs this kernel, or "reference".
+def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str | None:
+    """Namespace of the ops for a call that needs this kernel; None: the reference computes it.
 
     Raises ValueError for an unknown backend or a wrong device, NotImplementedError where a backend that was asked for
     does not have the kernel.
@@ -62,12 +62,13 @@ def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"{op}: tensors must be on a cpu or cuda device, or backend='reference', got {device}")
         if device.type == "cuda" and not _ops.has_kernel(_ops.NAMESPACE, kernel, "cuda"):
-            return _without_cuda(op)
+            _without_cuda(op)
+            return None
         return _ops.NAMESPACE
     _known(op, name)
     expected, namespace = _BACKENDS[name]
-    if expected is None:
-        return namespace
+    if namespace is None:
+        return None
     if device.type != expected:
         raise ValueError(f"{op}: backend={name!r} needs tensors on a {expected} device, got {device}")
     if name == "cuda" and not _ops.has_cuda():
@@ -79,14 +80,13 @@ def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str
     return namespace
 
 
-def _without_cuda(op: str) -> str:
+def _without_cuda(op: str) -> None:
     """CUDA tensors still compute where the library has no CUDA kernel; nobody should take that for the real speed."""
     if not torch.compiler.is_compiling():
         warnings.warn(
             f"xlstm_cuda: {op}: this build has no CUDA kernel for the call, it uses the slow reference implementation",
             stacklevel=4,
         )
-    return "reference"
 
 
 def _known(op: str, name: str | None) -> None:

@@ -41,7 +41,7 @@ def tensors(op: str, **named: Any) -> None:
         if device is None:
             first_name, device = name, x.device
         elif x.device != device:
-            _wrong_value(op, name, f"be on {device} like {first_name}", x.device)
+            wrong_value(op, name, f"be on {device} like {first_name}", x.device)
     if not torch.compiler.is_compiling():
         for name, x in named.items():
             if not (isinstance(x, FakeTensor) or 0 < x.numel() < _MAX_ELEMENTS):
@@ -62,39 +62,35 @@ def as_state(op: str, name: str, value: Any, cls: type[State]) -> State | None:
 
 def mlstm(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, cu_seqlens: Tensor | None,
-    reset: Tensor | None, *, input_gate: str, normalize: bool, scale: float | None, eps: float, chunk_size: int | None,
+    reset: Tensor | None,
 ) -> None:  # fmt: skip
-    """Arguments of `mlstm` after `tensors` and `as_state`."""
+    """Tensors of `mlstm` after `tensors` and `as_state`."""
     op = "mlstm"
     batch, heads, seqlen, dim_qk, dim_v = _mlstm_inputs(op, q, k, v, i, f)
     rows, rows_name = batch, "B"
     if cu_seqlens is not None:
         _index_tensor(op, "cu_seqlens", cu_seqlens, q, "q", (torch.int32,))
         if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
-            _wrong_value(op, "cu_seqlens", "have shape (N+1,)", _shape_of(cu_seqlens))
+            wrong_value(op, "cu_seqlens", "have shape (N+1,)", _shape_of(cu_seqlens))
         if batch != 1:
-            _wrong_value(op, "q", "have B=1 with cu_seqlens", _shape_of(q))
+            wrong_value(op, "q", "have B=1 with cu_seqlens", _shape_of(q))
         _cu_seqlens_values(op, cu_seqlens, seqlen)
         rows, rows_name = cu_seqlens.shape[0] - 1, "N"
     if reset is not None:
         _reset(op, reset, q, "q", batch, seqlen)
     if state is not None:
         _mlstm_state(op, "initial_state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
-    _mlstm_options(op, input_gate, normalize, scale, eps)
-    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
-        _wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", shown(chunk_size))
 
 
 def mlstm_step(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, slots: Tensor | None,
-    *, inplace: bool, input_gate: str, normalize: bool, scale: float | None, eps: float,
+    *, inplace: bool,
 ) -> None:  # fmt: skip
-    """Arguments of `mlstm_step` after `tensors` and `as_state`."""
+    """Tensors of `mlstm_step` after `tensors` and `as_state`."""
     op = "mlstm_step"
     batch, heads, seqlen, dim_qk, dim_v = _mlstm_inputs(op, q, k, v, i, f, one_token=q.ndim == 3)
     if seqlen > MAX_STEP:
-        _wrong_value(op, "q", f"have at most S={MAX_STEP} tokens", _shape_of(q))
+        wrong_value(op, "q", f"have at most S={MAX_STEP} tokens", _shape_of(q))
     rows, rows_name = batch, "B"
     if slots is not None:
         if state is None:
@@ -108,7 +104,6 @@ def mlstm_step(
         _mlstm_state(op, "state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
     if inplace:
         _inplace(op, (q, k, v, i, f), state)
-    _mlstm_options(op, input_gate, normalize, scale, eps)
 
 
 def recurrent(
@@ -118,7 +113,7 @@ def recurrent(
     """Arguments of `slstm`, `lstm` and their steps after `tensors` and `as_state`."""
     names = ("B", "4", "H", "D") if one_token else ("B", "S", "4", "H", "D")
     if x.ndim != len(names) or x.shape[-3] != 4 or 0 in x.shape[-2:]:
-        _wrong_value(op, "x", f"have shape ({', '.join(names)}), H and D at least 1", _shape_of(x))
+        wrong_value(op, "x", f"have shape ({', '.join(names)}), H and D at least 1", _shape_of(x))
     batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
     _same_dtype(op, "R", R, "x", x)
     _shape(op, "R", R, "4 H D D", (4, heads, dim, dim))
@@ -129,7 +124,7 @@ def recurrent(
         for field, s in state._asdict().items():
             _shape(op, f"{state_name}.{field}", s, "B H D", (batch, heads, dim))
         if isinstance(state, SLSTMState) and _readable(state.n) and bool((state.n < 0).any()):
-            _wrong_value(op, f"{state_name}.n", "not be negative", state.n.min().item())
+            wrong_value(op, f"{state_name}.n", "not be negative", state.n.min().item())
     if lengths is not None:
         _index_tensor(op, "lengths", lengths, x, "x", (torch.int32, torch.int64))
         _shape(op, "lengths", lengths, "B", (batch,))
@@ -137,7 +132,7 @@ def recurrent(
     if reset is not None:
         _reset(op, reset, x, "x", batch, x.shape[1])
     if not (isinstance(reversed_heads, int) and 0 <= reversed_heads <= heads):
-        _wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
+        wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
 
 
 def flags(op: str, **named: Any) -> None:
@@ -150,7 +145,7 @@ def flags(op: str, **named: Any) -> None:
 def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
     """An option with named values."""
     if value not in allowed:
-        _wrong_value(op, name, f"be {' or '.join(map(repr, allowed))}", repr(value))
+        wrong_value(op, name, f"be {' or '.join(map(repr, allowed))}", repr(value))
 
 
 def needs_grad(*inputs: Tensor | None) -> bool:
@@ -171,14 +166,14 @@ def _mlstm_inputs(
     names = "B H" if one_token else "B H S"
     if q.ndim != (3 if one_token else 4) or q.shape[1] < 1 or q.shape[-1] < 1:
         forms = "(B, H, Dqk) or (B, H, S, Dqk)" if op == "mlstm_step" else "(B, H, S, Dqk)"
-        _wrong_value(op, "q", f"have shape {forms}, H and Dqk at least 1", _shape_of(q))
+        wrong_value(op, "q", f"have shape {forms}, H and Dqk at least 1", _shape_of(q))
     lead = tuple(q.shape[:-1])
     _same_dtype(op, "k", k, "q", q)
     _same_dtype(op, "v", v, "q", q)
     _shape(op, "k", k, f"{names} Dqk", tuple(q.shape))
     if v.ndim != q.ndim or tuple(v.shape[:-1]) != lead or v.shape[-1] < 1:
         sizes = ", ".join(f"{name}={size}" for name, size in zip(names.split(), lead, strict=True))
-        _wrong_value(op, "v", f"have shape ({sizes}, Dv), Dv at least 1", _shape_of(v))
+        wrong_value(op, "v", f"have shape ({sizes}, Dv), Dv at least 1", _shape_of(v))
     _shape(op, "i", i, names, lead)
     _shape(op, "f", f, names, lead)
     dim_qk, dim_v = q.shape[-1], v.shape[-1]
@@ -203,17 +198,6 @@ def _state_tensors(
     tensors(op, **{first_name: first}, **{f"{name}.{field}": s for field, s in state._asdict().items()})
 
 
-def _mlstm_options(op: str, input_gate: str, normalize: bool, scale: float | None, eps: float) -> None:
-    flags(op, normalize=normalize)
-    choice(op, "input_gate", input_gate, ("exp", "sigmoid"))
-    if input_gate == "exp" and not normalize:
-        raise ValueError(f"{op}: normalize=False needs input_gate='sigmoid', got 'exp'")
-    if scale is not None and not _finite(scale):
-        _wrong_value(op, "scale", "be None or a finite number", shown(scale))
-    if not _finite(eps) or eps < 0:
-        _wrong_value(op, "eps", "be a finite number >= 0", shown(eps))
-
-
 def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> None:
     if needs_grad(*inputs, *(state or ())):
         raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
@@ -224,10 +208,10 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
             wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
             _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
         if not _traced(s) and s.is_neg():
-            _wrong_value(op, f"state.{name}", "not be a negated view with inplace=True", "one: use resolve_neg()")
+            wrong_value(op, f"state.{name}", "not be a negated view with inplace=True", "one: use resolve_neg()")
         if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
             expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
-            _wrong_value(op, f"state.{name}", expected, f"strides {s.stride()}")
+            wrong_value(op, f"state.{name}", expected, f"strides {s.stride()}")
     if state:
         _apart(op, state)
 
@@ -257,7 +241,7 @@ def _apart(op: str, state: MLSTMState) -> None:
 
 
 def _range_of(x: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of the one behind the last; none of a tensor without memory of its own."""
+    """Addresses of the first byte and of the one after the last; none of a tensor without memory of its own."""
     try:
         begin = x.data_ptr()
     except RuntimeError:
@@ -273,7 +257,7 @@ def _elements(op: str, name: str, shape: Sequence[int]) -> None:
     """Products of sizes do not overflow further down, whatever sizes come with an empty dimension."""
     if math.prod(max(1, size) for size in shape) >= _MAX_ELEMENTS:
         expected = "have fewer than 2**48 elements, an empty dimension counted as 1"
-        _wrong_value(op, name, expected, f"shape {tuple(shape)}")
+        wrong_value(op, name, expected, f"shape {tuple(shape)}")
 
 
 def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:
@@ -281,12 +265,12 @@ def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:
         return
     values = cu_seqlens.tolist()
     if values[0] != 0:
-        _wrong_value(op, "cu_seqlens", "start at 0", values[0])
+        wrong_value(op, "cu_seqlens", "start at 0", values[0])
     for previous, value in pairwise(values):
         if value < previous:
-            _wrong_value(op, "cu_seqlens", "not decrease", f"{value} after {previous}")
+            wrong_value(op, "cu_seqlens", "not decrease", f"{value} after {previous}")
     if values[-1] != seqlen:
-        _wrong_value(op, "cu_seqlens", f"end at S={seqlen}", values[-1])
+        wrong_value(op, "cu_seqlens", f"end at S={seqlen}", values[-1])
 
 
 def _slots_values(op: str, slots: Tensor, rows: int) -> None:
@@ -296,7 +280,7 @@ def _slots_values(op: str, slots: Tensor, rows: int) -> None:
     seen: set[int] = set()
     for value in slots.tolist():
         if value in seen:
-            _wrong_value(op, "slots", "not repeat a row", f"{value} twice")
+            wrong_value(op, "slots", "not repeat a row", f"{value} twice")
         seen.add(value)
 
 
@@ -304,7 +288,7 @@ def _range(op: str, name: str, x: Tensor, top_name: str, top: int) -> None:
     if _readable(x):
         for value in x.tolist():
             if not 0 <= value <= top:
-                _wrong_value(op, name, f"be between 0 and {top_name}={top}", value)
+                wrong_value(op, name, f"be between 0 and {top_name}={top}", value)
 
 
 def _readable(x: Tensor) -> bool:
@@ -333,7 +317,7 @@ def _index_tensor(op: str, name: str, x: Any, first: Tensor, first_name: str, dt
 
 def _device(op: str, name: str, x: Tensor, first_name: str | None, first: Tensor) -> None:
     if x.device != first.device:
-        _wrong_value(op, name, f"be on {first.device} like {first_name}", x.device)
+        wrong_value(op, name, f"be on {first.device} like {first_name}", x.device)
 
 
 def _same_dtype(op: str, name: str, x: Tensor, first_name: str, first: Tensor) -> None:
@@ -345,19 +329,19 @@ def _shape(op: str, name: str, x: Tensor, names: str, sizes: tuple[int, ...]) ->
     if x.shape != sizes:
         named = zip(names.split(), sizes, strict=True)
         expected = ", ".join(dim if dim == str(size) else f"{dim}={size}" for dim, size in named)
-        _wrong_value(op, name, f"have shape ({expected}{',' if len(sizes) == 1 else ''})", _shape_of(x))
+        wrong_value(op, name, f"have shape ({expected}{',' if len(sizes) == 1 else ''})", _shape_of(x))
 
 
 def _shape_of(x: Tensor) -> str:
     return str(tuple(x.shape))
 
 
-def _finite(x: Any) -> bool:
+def finite(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max
 
 
 def shown(x: Any) -> str:
-    """What came, as an error quotes it: repr, which for a huge int would be long, or an error of its own."""
+    """A value as an error message quotes it. For a huge int repr would be long, or raise an error of its own."""
     return f"an int of {x.bit_length()} bits" if isinstance(x, int) and x.bit_length() > 64 else repr(x)
 
 
@@ -384,5 +368,5 @@ def _wrong_type(op: str, name: str, expected: str, given: object) -> NoReturn:
     raise TypeError(f"{op}: {name} must {expected}, got {given}")
 
 
-def _wrong_value(op: str, name: str, expected: str, given: object) -> NoReturn:
+def wrong_value(op: str, name: str, expected: str, given: object) -> NoReturn:
     raise ValueError(f"{op}: {name} must {expected}, got {given}")

@@ -2,7 +2,7 @@
 
 Counted are the matrix products of the plain recurrences, as torch counts those of its own ops: two flops for each
 multiply-add, nothing for elementwise work. So the mLSTM's do not depend on the chunk size (a chunkwise kernel computes
-more), and padding behind `lengths` counts as tokens do. Arguments: shapes, under the names of the schemas in csrc/ops.
+more), and padding past `lengths` counts as tokens do. Arguments: shapes, under the names of the schemas in csrc/ops.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _register(namespace: str) -> None:
 
 
 class _WhenImported(MetaPathFinder):
-    """Finds torch's counter as all others would, once, and registers behind its code."""
+    """Finds torch's counter as all others would, once, and registers after its code has run."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -61,17 +61,17 @@ class _WhenImported(MetaPathFinder):
 
 
 def _mlstm_fwd(
-    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any, cu_seqlens: Any, reset: Any,
-    sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, initial_C: Any, initial_n: Any, initial_m: Any,
+    cu_seqlens: Any, reset: Any, sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Per token and head k v^T, C^T q, and n^T q where the output is normalised."""
     return _mlstm(q, v, normalize)
 
 
 def _mlstm_bwd(
-    dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any,
-    cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float, eps: float,
-    chunk_size: int, allow_tf32: bool, norm_grad: bool, **_: Any,
+    dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, initial_C: Any, initial_n: Any,
+    initial_m: Any, cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float,
+    eps: float, chunk_size: int = 0, allow_tf32: bool = False, norm_grad: bool = True, **_: Any,
 ) -> int:  # fmt: skip
     """Two products for each one of the forward."""
     return 2 * _mlstm(q, v, normalize and norm_grad)

@@ -14,6 +14,21 @@ from torch import Tensor
 
 from ._states import LSTMState, MLSTMState, SLSTMState
 
+__all__ = [
+    "CUDA_TOLERANCE",
+    "TOLERANCE",
+    "Tolerance",
+    "assert_close_relative",
+    "cast",
+    "gradients",
+    "leaves",
+    "lstm_inputs",
+    "mlstm_inputs",
+    "relative_error",
+    "slstm_inputs",
+    "tolerance_of",
+]
+
 
 class Tolerance(NamedTuple):
     """Relative errors (Frobenius) allowed against float64 with the same inputs."""

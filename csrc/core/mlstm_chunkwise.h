@@ -1,16 +1,19 @@
 #pragma once
-// Parameters of the chunkwise mLSTM over whole sequences. T is the compute type: float or double.
+// Parameters of the chunkwise mLSTM over whole sequences, on every backend. T: the type of the data; CPU kernels take
+// float or double, CUDA kernels void: data of any type. A: of arithmetic, states and r, float or double.
 #include "core/view.h"
 
 namespace xlstm {
 
+// In the order of the ops' schemas. An op ignores what does not concern it.
 struct MlstmOptions {
   bool sigmoid_gate = false;  // input gate: false exp, true sigmoid (no stabiliser)
   bool normalize = true;      // false only with the sigmoid gate: h is the bare numerator
-  bool norm_grad = true;      // backward: false drops the gradient through the denominator
   double scale = 1.0;         // of q
   double eps = 0.0;           // added to the denominator
   int64_t chunk_size = 0;     // tokens; 0: the kernel's choice
+  bool allow_tf32 = false;    // float32 products on tensor cores may round their operands
+  bool norm_grad = true;      // backward: false drops the gradient through the denominator
 };
 
 struct MlstmShape {
@@ -21,40 +24,33 @@ struct MlstmShape {
 };
 
 // One state per sequence and head, contiguous: C (N, H, Dqk, Dv), n (N, H, Dqk), m (N, H). Null C: the empty state.
-template <class T>
+template <class A>
 struct MlstmState {
-  T *C = nullptr, *n = nullptr, *m = nullptr;
-};
-
-template <class T>
-struct MlstmInputs {
-  MlstmShape shape;
-  MlstmOptions options;
-  View<const T> q, k;  // (B, H, S, Dqk)
-  View<const T> v;     // (B, H, S, Dv)
-  View<const T> i, f;  // (B, H, S) pre-activations
-  Flags reset;         // (B, S): the state is emptied before that token
-  MlstmState<const T> initial;
+  A *C = nullptr, *n = nullptr, *m = nullptr;
 };
 
 // No output may overlap an input.
-template <class T>
-struct MlstmFwdParams {
-  MlstmInputs<T> in;
-  View<T> h;            // (B, H, S, Dv)
-  T* r;                 // (B, H, S) contiguous: q.n per token, saved for the backward pass
-  MlstmState<T> final;  // written
+template <class T, class A = T>
+struct MlstmForwardParams {
+  MlstmShape shape;
+  MlstmOptions options;
+  ViewOf<const T> q, k, v;  // (B, H, S, Dqk), (B, H, S, Dqk), (B, H, S, Dv), of one type
+  ViewOf<const T> i, f;     // (B, H, S) pre-activations
+  Flags reset;              // (B, S): the state is emptied before that token
+  MlstmState<const A> initial_state;
+  ViewOf<T> h;                // (B, H, S, Dv), written
+  A* r = nullptr;             // (B, H, S) contiguous, written: q.n per token, saved for the backward pass
+  MlstmState<A> final_state;  // written
 };
 
-template <class T>
-struct MlstmBwdParams {
-  MlstmInputs<T> in;
-  View<const T> h, dh;             // (B, H, S, Dv)
-  const T* r;                      // (B, H, S) contiguous, from the forward pass
-  MlstmState<const T> final_grad;  // any pointer may be null: zero
-  View<T> dq, dk, dv;              // written, shaped as q, k, v
-  View<T> di, df;                  // written (B, H, S)
-  MlstmState<T> initial_grad;      // written
+template <class T, class A = T>
+struct MlstmBackwardParams {
+  MlstmForwardParams<T, A> forward;      // as it was, without its outputs
+  ViewOf<const T> h, dh;                 // (B, H, S, Dv)
+  const A* r;                            // (B, H, S) contiguous, from the forward pass
+  MlstmState<const A> final_state_grad;  // any pointer may be null: zero
+  ViewOf<T> dq, dk, dv, di, df;          // written, shaped as q, k, v, i, f
+  MlstmState<A> initial_state_grad;      // written
 };
 
 }  // namespace xlstm

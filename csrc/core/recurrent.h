@@ -1,12 +1,14 @@
 #pragma once
-// Parameters of the recurrent family: one kernel, the cell (LSTM, sLSTM) is a functor. T: float or double.
+// Parameters of the recurrent family, on every backend: one kernel, the cell (LSTM, sLSTM) is a functor. `type` says
+// of which type x, R and each h are for the caller. CPU kernels take everything as float or double (T) and round h to
+// that type; CUDA kernels (T = void) take x, R, h, saved and their gradients in that type, states in the type of the
+// arithmetic: double for f64, else float.
 #include "core/view.h"
 
 namespace xlstm {
 
 // Gates i, f, g, o | i, f, z, o | the same with an exponential forget gate. The ops take these numbers.
 enum class Cell { lstm = 0, slstm = 1, slstm_exp = 2 };
-enum class Rounding { none, bfloat16, float16 };  // of x, R and each h, where these are narrower than T
 constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
 
 struct RecurrentShape {
@@ -28,48 +30,50 @@ struct RecurrentState {
 };
 
 template <class T>
-struct RecurrentFwdParams {
+struct RecurrentForwardParams {
   RecurrentShape shape;
   Cell cell;
-  Rounding rounding;
-  GateView<const T> x;     // (B, S, 4, H, D)
-  WeightView<const T> R;   // (4, H, D, D): raw[g] = x[g] + R[g] h + b[g]
-  bool R_is_bf16;          // no weight has more digits than bfloat16
-  const T* b;              // (4, H, D) contiguous, or null
-  const int64_t* lengths;  // (B,), or null
-  Flags reset;             // (B, S)
-  RecurrentState<const T> initial;
-  T* h;                     // (B, S, H, D) contiguous, written
-  RecurrentState<T> final;  // written
-  T* saved;                 // (B, S, 5, H, D) contiguous, written; or null
+  Type type;
+  bool allow_tf32;                        // float32 products on tensor cores may round their operands
+  GateView<const T> x;                    // (B, S, 4, H, D)
+  WeightView<const T> R;                  // (4, H, D, D): raw[g] = x[g] + R[g] h + b[g]
+  PointerOf<const T> b;                   // (4, H, D) contiguous, or null
+  const int64_t* lengths;                 // (B,), or null
+  Flags reset;                            // (B, S)
+  RecurrentState<const T> initial_state;  // h of the precision of `type`
+  T* h;                                   // (B, S, H, D) contiguous, written: zeros past the end of a row
+  RecurrentState<T> final_state;          // written, h of the precision of `type`
+  T* saved;                               // (B, S, 5, H, D) contiguous, written: zeros past the end of a row; or null
 };
 
 template <class T>
-struct RecurrentBwdParams {
+struct RecurrentBackwardParams {
   RecurrentShape shape;
   Cell cell;
+  Type type;
+  bool allow_tf32;
   WeightView<const T> R;
-  bool R_is_bf16;  // no weight has more digits than bfloat16
-  const T* h;      // (B, S, H, D) contiguous, as returned
   const T* dh;     // (B, S, H, D) contiguous
-  const T* saved;
+  const T* saved;  // as the forward pass wrote it
   const int64_t* lengths;
   Flags reset;
-  RecurrentState<const T> initial, final, final_grad;  // any pointer of initial and final_grad may be null: zero
-  T* dx;                                               // (B, S, 4, H, D) contiguous, written
-  T* dR;                                               // (4, H, D, D) contiguous, written
-  T* db;                                               // (4, H, D) contiguous, written
-  RecurrentState<T> initial_grad;                      // written
+  // Any pointer of the first and the last may be null: zero. Of the final state only c and n are read.
+  RecurrentState<const T> initial_state, final_state, final_state_grad;
+  T* dx;                                 // (B, S, 4, H, D) contiguous, written: zeros past the end of a row
+  RecurrentState<T> initial_state_grad;  // written
+  const T* h;                            // (B, S, H, D) contiguous, as returned
+  T* dR;                                 // (4, H, D, D) contiguous, written
+  T* db;                                 // (4, H, D) contiguous, written, of the type of states
 };
 
 template <class T>
 struct RecurrentStepParams {
   RecurrentShape shape;  // seqlen is 1
   Cell cell;
-  Rounding rounding;
+  Type type;
   GateView<const T> x;  // (B, 1, 4, H, D)
   WeightView<const T> R;
-  const T* b;
+  PointerOf<const T> b;
   RecurrentState<const T> state;
   RecurrentState<T> next;  // written, no overlap with `state`
 };

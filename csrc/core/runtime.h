@@ -1,5 +1,5 @@
 #pragma once
-// What a CPU kernel borrows from its host, so that it needs no threading library and allocates nothing itself.
+// The services of the host for a CPU kernel, so that it needs no threading library and allocates nothing itself.
 #include <cstddef>
 #include <cstdint>
 

@@ -25,4 +25,30 @@ inline const Kernels<double>& kernels<double>() {
   return kernel_table().f64;
 }
 
+// The kernel of these parameters.
+template <class T>
+void run(const MlstmForwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().mlstm_fwd(params, runtime);
+}
+template <class T>
+void run(const MlstmBackwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().mlstm_bwd(params, runtime);
+}
+template <class T>
+void run(const MlstmStepParams<T>& params, const Runtime& runtime) {
+  kernels<T>().mlstm_step(params, runtime);
+}
+template <class T>
+void run(const RecurrentForwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().recurrent_fwd(params, runtime);
+}
+template <class T>
+void run(const RecurrentBackwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().recurrent_bwd(params, runtime);
+}
+template <class T>
+void run(const RecurrentStepParams<T>& params, const Runtime& runtime) {
+  kernels<T>().recurrent_step(params, runtime);
+}
+
 }  // namespace xlstm::cpu

@@ -9,11 +9,11 @@ namespace xlstm::cpu {
 
 template <class T>
 struct Kernels {
-  void (*mlstm_fwd)(const MlstmFwdParams<T>&, const Runtime&);
-  void (*mlstm_bwd)(const MlstmBwdParams<T>&, const Runtime&);
+  void (*mlstm_fwd)(const MlstmForwardParams<T>&, const Runtime&);
+  void (*mlstm_bwd)(const MlstmBackwardParams<T>&, const Runtime&);
   void (*mlstm_step)(const MlstmStepParams<T>&, const Runtime&);
-  void (*recurrent_fwd)(const RecurrentFwdParams<T>&, const Runtime&);
-  void (*recurrent_bwd)(const RecurrentBwdParams<T>&, const Runtime&);
+  void (*recurrent_fwd)(const RecurrentForwardParams<T>&, const Runtime&);
+  void (*recurrent_bwd)(const RecurrentBackwardParams<T>&, const Runtime&);
   void (*recurrent_step)(const RecurrentStepParams<T>&, const Runtime&);
 };
 

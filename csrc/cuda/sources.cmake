@@ -29,26 +29,29 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/recurrent/stepwise_bwd.cu
     ${xlstm_cuda_folder}/recurrent/stepwise_fwd.cu
     ${xlstm_cuda_folder}/recurrent/weight_grad.cu)
+set(xlstm_ops_folder ${xlstm_cuda_folder}/../ops)
+# What runs them: launchers, and sessions on a device.
 set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/recurrent/plan.cpp
-    ${xlstm_cuda_folder}/../ops/device/errors.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_chunkwise.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_step.cpp
-    ${xlstm_cuda_folder}/../ops/device/recurrent.cpp
-    ${xlstm_cuda_folder}/../ops/device/recurrent_step.cpp
-    ${xlstm_cuda_folder}/../ops/device/session.cpp)
+    ${xlstm_cuda_folder}/recurrent/scan.cpp
+    ${xlstm_ops_folder}/backends/architecture.cpp
+    ${xlstm_ops_folder}/backends/device.cpp
+    ${xlstm_ops_folder}/recurrent_plans.cpp)
 # Ops on single kernels, for their tests on the executor.
 set(xlstm_kernel_op_sources
-    ${xlstm_cuda_folder}/../ops/device/mlstm_gate_grads.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_gates.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_outputs.cpp
-    ${xlstm_cuda_folder}/../ops/device/mlstm_states.cpp
-    ${xlstm_cuda_folder}/../ops/device/recurrent_weight_grad.cpp)
-# What every library of ops needs: helpers, checks, schemas.
+    ${xlstm_ops_folder}/kernel_ops/mlstm_gate_grads.cpp
+    ${xlstm_ops_folder}/kernel_ops/mlstm_gates.cpp
+    ${xlstm_ops_folder}/kernel_ops/mlstm_outputs.cpp
+    ${xlstm_ops_folder}/kernel_ops/mlstm_states.cpp
+    ${xlstm_ops_folder}/kernel_ops/recurrent_weight_grad.cpp
+    ${xlstm_ops_folder}/kernel_ops/simt_control.cpp)
+# The ops of every library.
 set(xlstm_op_sources
-    ${xlstm_cuda_folder}/../ops/common.cpp
-    ${xlstm_cuda_folder}/../ops/mlstm_chunkwise_call.cpp
-    ${xlstm_cuda_folder}/../ops/mlstm_step_call.cpp
-    ${xlstm_cuda_folder}/../ops/recurrent_call.cpp
-    ${xlstm_cuda_folder}/../ops/schemas.cpp)
+    ${xlstm_ops_folder}/checks.cpp
+    ${xlstm_ops_folder}/mlstm.cpp
+    ${xlstm_ops_folder}/mlstm_step.cpp
+    ${xlstm_ops_folder}/recurrent.cpp
+    ${xlstm_ops_folder}/recurrent_checks.cpp
+    ${xlstm_ops_folder}/recurrent_step.cpp
+    ${xlstm_ops_folder}/tensors.cpp)

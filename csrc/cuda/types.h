@@ -6,21 +6,21 @@
 
 namespace xlstm::cuda {
 
-enum class Type { bf16, f16, f32, f64 };
+using xlstm::Any;
+using xlstm::AnyView;
+using xlstm::Type;
 
-// A tensor whose element type is known at run time.
-struct Any {
-  const void* data = nullptr;
-  Type type = Type::f32;
-};
+// Memory for intermediate results, kept until the launches are made; from the stream-ordered allocator of the caller.
+struct Allocator {
+  void* (*allocate)(void* context, size_t bytes);
+  void* context;
 
-// (batch, head, time[, feature]), strides in elements.
-struct AnyView {
-  const void* data = nullptr;
-  Type type = Type::f32;
-  int64_t batch = 0, head = 0, time = 0;
-
-  XLSTM_HOST_DEVICE int64_t offset(int64_t b, int64_t h, int64_t t) const { return b * batch + h * head + t * time; }
+  // Null for no bytes.
+  void* bytes(size_t count) const { return count ? allocate(context, count) : nullptr; }
+  template <class T>
+  T* get(int64_t count) const {
+    return static_cast<T*>(allocate(context, static_cast<size_t>(count) * sizeof(T)));
+  }
 };
 
 }  // namespace xlstm::cuda

@@ -1,22 +1,48 @@
 #pragma once
-// The namespace that a library registers its operators in: torch.ops.xlstm_cuda, or that of a test library.
-#include "ops/common.h"
+// How an op is registered: in the namespace of its library (torch.ops.xlstm_cuda, or that of a test library) and for
+// the backends of that library. The body of an op is a template over its session: ops/backends.
+#include "ops/arguments.h"
+#if defined(XLSTM_SIMT)
+#include "ops/backends/device.h"
+#elif defined(XLSTM_CUDA_ARCHS)
+#include "ops/backends/cpu.h"
+#include "ops/backends/device.h"
+#else
+#include "ops/backends/cpu.h"
+#endif
 
 #ifndef XLSTM_NAMESPACE
 #define XLSTM_NAMESPACE xlstm_cuda
 #endif
 
 // One more macro, so that the namespace is expanded before torch's macro pastes it.
-#define XLSTM_EXPAND_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
 #define XLSTM_EXPAND_LIBRARY_FRAGMENT(ns, m) STABLE_TORCH_LIBRARY_FRAGMENT(ns, m)
 #define XLSTM_EXPAND_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
-#define XLSTM_LIBRARY(m) XLSTM_EXPAND_LIBRARY(XLSTM_NAMESPACE, m)
 #define XLSTM_LIBRARY_FRAGMENT(m) XLSTM_EXPAND_LIBRARY_FRAGMENT(XLSTM_NAMESPACE, m)
 #define XLSTM_LIBRARY_IMPL(key, m) XLSTM_EXPAND_LIBRARY_IMPL(XLSTM_NAMESPACE, key, m)
 
-// Where the ops on CUDA kernels are registered: for CUDA tensors, or for CPU tensors on the host executor.
+#define XLSTM_IMPLEMENT(key, name, body) \
+  XLSTM_LIBRARY_IMPL(key, m) {           \
+    m.impl(#name, &boxed<body>);         \
+  }
+
+// For which tensors the ops on CUDA kernels are registered: on the host executor these are on the CPU.
 #if defined(XLSTM_SIMT)
-#define XLSTM_DEVICE_LIBRARY_IMPL(m) XLSTM_LIBRARY_IMPL(CPU, m)
+#define XLSTM_DEVICE_KEY CPU
+#define XLSTM_IMPLEMENT_ALL(name, body) XLSTM_IMPLEMENT(CPU, name, body<DeviceSession>)
+#elif defined(XLSTM_CUDA_ARCHS)
+#define XLSTM_DEVICE_KEY CUDA
+#define XLSTM_IMPLEMENT_ALL(name, body)        \
+  XLSTM_IMPLEMENT(CPU, name, body<CpuSession>) \
+  XLSTM_IMPLEMENT(CUDA, name, body<DeviceSession>)
 #else
-#define XLSTM_DEVICE_LIBRARY_IMPL(m) XLSTM_LIBRARY_IMPL(CUDA, m)
+#define XLSTM_IMPLEMENT_ALL(name, body) XLSTM_IMPLEMENT(CPU, name, body<CpuSession>)
 #endif
+
+// An op with a body for every backend. No op on tensors takes a string: torch's stable ABI never frees the copy that it
+// makes of one. What has a name has a number in xlstm_cuda/_ops.py.
+#define XLSTM_OP(name, body, arguments, results) \
+  XLSTM_LIBRARY_FRAGMENT(m) {                    \
+    m.def(#name "(" arguments ") -> " results);  \
+  }                                              \
+  XLSTM_IMPLEMENT_ALL(name, body)

@@ -1,110 +1,190 @@
-// mlstm_step, mlstm_step_ on the CPU: the mLSTM on up to 16 tokens, with the state as an explicit argument.
-#include "ops/mlstm_step.h"
+// mlstm_step and mlstm_step_: the mLSTM on up to 16 tokens, with the state as an explicit argument.
+#include "core/mlstm_step.h"
 
-#include "cpu/kernels.h"
 #include "ops/library.h"
+#include "ops/mlstm.h"
 
 namespace xlstm::ops {
 namespace {
 
-template <class T>
-StepState<const T> state_view(const Tensor& C, const Tensor& n, const Tensor& m) {
-  return {pointer<T>(C), C.stride(0), C.stride(1),   C.stride(2), pointer<T>(n),
-          n.stride(0),   n.stride(1), pointer<T>(m), m.stride(0), m.stride(1)};
-}
-template <class T>
-StepState<T> mutable_state_view(const Tensor& C, const Tensor& n, const Tensor& m) {
-  return {mutable_pointer<T>(C), C.stride(0), C.stride(1),           C.stride(2), mutable_pointer<T>(n),
-          n.stride(0),           n.stride(1), mutable_pointer<T>(m), m.stride(0), m.stride(1)};
-}
-
-// (B, H, S, D), or (B, H, D) for one token; gates (B, H, S) or (B, H).
-template <class T>
-View<const T> token_view(const Tensor& x, bool has_time) {
-  return {pointer<T>(x), x.stride(0), x.stride(1), has_time ? x.stride(2) : 0};
-}
-
-using StateTensors = std::tuple<Tensor, Tensor, Tensor>;
-
-// The inputs in the compute type.
-struct Step : StepCall {
+struct MlstmTokens {
   Tensor q, k, v, i, f;
 
-  Step(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& i_, const Tensor& f_)
-      : StepCall(q_, k_, v_, i_, f_),
-        q(as(q_, type)),
-        k(as(k_, type)),
-        v(as(v_, type)),
-        i(as(i_, type)),
-        f(as(f_, type)) {}
-
-  // h, shaped as v, contiguous, from `state` to `next`, which may be the same. All memory is taken before the state
-  // changes.
-  Tensor run(const Tensor& like, const MlstmOptions& options, const StateTensors& state, const StateTensors& next,
-             const OptionalTensor& slots) const {
-    const Tensor result = empty(like, tokens(shape.head_dim_v), like.scalar_type());
-    if (shape.seqlen == 0) return result;
-    const Tensor h = like.scalar_type() == type ? result : empty(like, tokens(shape.head_dim_v), type);
-    with_compute_type(type, [&](auto zero) {
-      using T = decltype(zero);
-      const auto& [C, n, m] = state;
-      const auto& [C1, n1, m1] = next;
-      const MlstmStepParams<T> params = {shape,
-                                         options,
-                                         token_view<T>(q, has_time),
-                                         token_view<T>(k, has_time),
-                                         token_view<T>(v, has_time),
-                                         token_view<T>(i, has_time),
-                                         token_view<T>(f, has_time),
-                                         {mutable_pointer<T>(h), h.stride(0), h.stride(1), has_time ? h.stride(2) : 0},
-                                         state_view<T>(C, n, m),
-                                         mutable_state_view<T>(C1, n1, m1),
-                                         pointer<int32_t>(slots)};
-      cpu::kernels<T>().mlstm_step(params, cpu_runtime());
-    });
-    if (h.get() != result.get()) overwrite(result, h);
-    return result;
-  }
+  explicit MlstmTokens(Arguments& a) : q(a.tensor()), k(a.tensor()), v(a.tensor()), i(a.tensor()), f(a.tensor()) {}
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(const Tensor& q, const Tensor& k, const Tensor& v,
-                                                      const Tensor& i, const Tensor& f, const Tensor& C,
-                                                      const Tensor& n, const Tensor& m, bool sigmoid_gate,
-                                                      bool normalize, double scale, double eps) {
-  NoGrad guard;
-  const Step step(q, k, v, i, f);
-  step.check_state(C, n, m, step.shape.batch);
-  const Tensor C0 = as(C, step.type), n0 = as(n, step.type), m0 = as(m, step.type);
-  if (step.shape.seqlen == 0) {
-    const Tensor h = step.run(q, {}, {C0, n0, m0}, {C0, n0, m0}, {});
-    return {h, torch::stable::clone(C0), torch::stable::clone(n0), torch::stable::clone(m0)};
+struct StepTensors {
+  Tensor C, n, m;
+};
+
+// One call, checked.
+struct MlstmStepCall {
+  MlstmTokens in;
+  MlstmShape shape;
+  ScalarType type;  // of the arithmetic and of a new state
+  bool has_time;    // (B, H, S, D) and (B, H, S), or for one token (B, H, D) and (B, H)
+
+  MlstmStepCall(const MlstmTokens& in, int64_t max_dim);
+
+  // (B, H[, S]) and what follows.
+  template <class... D>
+  Shape tokens(D... dims) const {
+    return has_time ? Shape{shape.batch, shape.num_heads, shape.seqlen, dims...}
+                    : Shape{shape.batch, shape.num_heads, dims...};
   }
-  const Shape C_shape(C.sizes().begin(), C.sizes().end()), n_shape(n.sizes().begin(), n.sizes().end());
-  const Tensor C1 = empty(q, C_shape, step.type), n1 = empty(q, n_shape, step.type);
-  const Tensor m1 = empty(q, {step.shape.batch, step.shape.num_heads}, step.type);
-  const Tensor h = step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {C0, n0, m0}, {C1, n1, m1}, {});
-  return {h, C1, n1, m1};
+
+  void check_state(const StepTensors& state, int64_t rows) const;
+  // Also that it can be overwritten. C may be bfloat16: half the memory traffic, rounded after every call.
+  void check_inplace_state(const StepTensors& state, const OptionalTensor& slots) const;
+};
+
+MlstmStepCall::MlstmStepCall(const MlstmTokens& in_, int64_t max_dim) : in(in_) {
+  const auto& [q, k, v, i, f] = in;
+  check_given("mlstm_step", {&q, &k, &v, &i, &f});
+  type = compute_type(q), has_time = q.dim() == 4;
+  STD_TORCH_CHECK(q.dim() == 3 || q.dim() == 4, "mlstm_step: q must have 3 or 4 dimensions");
+  STD_TORCH_CHECK(v.dim() == q.dim(), "mlstm_step: v must have as many dimensions as q");
+  const ScalarType data = q.scalar_type();
+  STD_TORCH_CHECK(k.scalar_type() == data && v.scalar_type() == data, "mlstm_step: q, k, v must share a dtype");
+  const int64_t S = has_time ? q.size(2) : 1;
+  shape = {q.size(0), q.size(1), S, q.size(-1), v.size(-1)};
+  shape.num_sequences = shape.batch;
+  check_dims("mlstm_step", {shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
+  check_sizes("mlstm_step", shape);
+  check_sizes("mlstm_step", max_dim, {{shape.head_dim_qk}, {shape.head_dim_v}});
+  STD_TORCH_CHECK(S <= kMaxStepTokens, "mlstm_step: takes at most 16 tokens, got ", S);
+  for (const Tensor* x : {&q, &i, &f}) check_float("mlstm_step", "every input", *x);
+  check_shape("mlstm_step", "k", k, tokens(shape.head_dim_qk));
+  check_shape("mlstm_step", "v", v, tokens(shape.head_dim_v));
+  check_shape("mlstm_step", "i", i, tokens());
+  check_shape("mlstm_step", "f", f, tokens());
 }
 
-Tensor mlstm_step_(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& i, const Tensor& f, Tensor C,
-                   Tensor n, Tensor m, OptionalTensor slots, bool sigmoid_gate, bool normalize, double scale,
-                   double eps) {
-  NoGrad guard;
-  const Step step(q, k, v, i, f);
-  step.check_inplace_state(C, n, m, slots);
-  check_slots(slots, C.size(0));
-  const OptionalTensor rows = as_contiguous(slots, ScalarType::Int);
-  const Tensor wide = as(C, step.type);
-  const Tensor h = step.run(q, {sigmoid_gate, normalize, true, scale, eps, 0}, {wide, n, m}, {wide, n, m}, rows);
-  if (C.scalar_type() != step.type) overwrite(C, wide);
+void MlstmStepCall::check_state(const StepTensors& state, int64_t rows) const {
+  const auto& [C, n, m] = state;
+  check_given("mlstm_step", {&C, &n, &m});
+  for (const Tensor* x : {&C, &n, &m}) check_float("mlstm_step", "the state", *x);
+  check_shape("mlstm_step", "C", C, {rows, shape.num_heads, shape.head_dim_qk, shape.head_dim_v});
+  check_shape("mlstm_step", "n", n, {rows, shape.num_heads, shape.head_dim_qk});
+  check_shape("mlstm_step", "m", m, {rows, shape.num_heads});
+}
+
+// Every value names a row of the state, none twice. Reads the values.
+void check_slots(const Tensor& slots, int64_t rows) {
+  const Tensor values = as_contiguous(slots, ScalarType::Int);
+  std::vector<bool> used(static_cast<size_t>(rows));
+  for (int64_t b = 0; b < values.size(0); ++b) {
+    const int32_t slot = pointer<int32_t>(values)[b];
+    STD_TORCH_CHECK(slot >= 0 && slot < rows, "mlstm_step: slots[", b, "] = ", slot, " is not a row of the state");
+    STD_TORCH_CHECK(!used[slot], "mlstm_step: slots names row ", slot, " twice");
+    used[slot] = true;
+  }
+}
+
+void MlstmStepCall::check_inplace_state(const StepTensors& state, const OptionalTensor& slots) const {
+  const auto& [C, n, m] = state;
+  check_given("mlstm_step", {&C});
+  STD_TORCH_CHECK(C.dim() == 4, "mlstm_step: C must have 4 dimensions, got ", shape_string(C));
+  check_state(state, slots ? C.size(0) : shape.batch);
+  const bool half_C = C.scalar_type() == ScalarType::BFloat16 && type == ScalarType::Float;
+  STD_TORCH_CHECK((C.scalar_type() == type || half_C) && n.scalar_type() == type && m.scalar_type() == type,
+                  "mlstm_step: an in-place state must be of the compute dtype, or C of bfloat16");
+  for (const Tensor* x : {&C, &n, &m}) {
+    STD_TORCH_CHECK(x->size(-1) <= 1 || x->stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
+  }
+  check_own_memory("mlstm_step", {{"C", &C}, {"n", &n}, {"m", &m}});
+  check_shape("mlstm_step", "slots", slots, {shape.batch});
+  if (slots && slots->is_cpu()) check_slots(*slots, C.size(0));
+}
+
+// A state at these addresses. P: void, or what a pointer of T points to.
+template <class T, class Pointer>
+StepState<T> state_view(const StepTensors& state, Pointer C_data, Pointer n_data, Pointer m_data) {
+  const auto& [C, n, m] = state;
+  StepState<T> view;
+  if constexpr (std::is_void_v<T>)
+    view.C = {C_data, type_of(C)};
+  else
+    view.C = static_cast<T*>(C_data);
+  view.C_batch = C.stride(0), view.C_head = C.stride(1), view.C_row = C.stride(2);
+  view.n = static_cast<T*>(n_data), view.n_batch = n.stride(0), view.n_head = n.stride(1);
+  view.m = static_cast<T*>(m_data), view.m_batch = m.stride(0), view.m_head = m.stride(1);
+  return view;
+}
+
+// h from `state` to `next`; without `next` the state is overwritten. All memory is taken before the state changes.
+template <class Session>
+Tensor step(Session& session, const MlstmStepCall& call, const MlstmOptions& options, const StepTensors& state,
+            const StepTensors* next, const OptionalTensor& slots) {
+  const auto& [q, k, v, i, f] = call.in;
+  const Output h(empty(q, call.tokens(call.shape.head_dim_v), q.scalar_type()), session.dtype_for(q));
+  if (call.shape.seqlen == 0) return h.result();
+  session.with_types([&](auto data, auto) {
+    using T = typename decltype(data)::Type;
+    MlstmStepParams<T> p{};
+    p.shape = call.shape;
+    p.options = options;
+    p.q = rows_in<T>(session, q, call.has_time), p.k = rows_in<T>(session, k, call.has_time);
+    p.v = rows_in<T>(session, v, call.has_time);
+    p.i = gates_in<T>(session, i, call.has_time), p.f = gates_in<T>(session, f, call.has_time);
+    p.h = view_out<T>(session, h.computed(), call.has_time);
+    if (next) {
+      p.state = state_view<const T>(state, session.in(state.C), session.in(state.n), session.in(state.m));
+      p.next = state_view<T>(*next, session.out(next->C), session.out(next->n), session.out(next->m));
+    } else {
+      void *C = session.inout(state.C), *n = session.inout(state.n), *m = session.inout(state.m);
+      p.state = state_view<const T>(state, C, n, m);
+      p.next = state_view<T>(state, C, n, m);
+    }
+    p.slots = contiguous_in<int32_t>(session, slots, ScalarType::Int);
+    p.state_rows = state.C.size(0);
+    session.run(p);
+  });
+  session.finish();
+  return h.result();
+}
+
+template <class Session>
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(Arguments& arguments) {
+  const MlstmStepCall call(MlstmTokens(arguments), Session::kMaxDim);
+  const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
+  const MlstmOptions options = mlstm_options(arguments);
+  call.check_state(given, call.shape.batch);
+  const StepTensors state = {as(given.C, call.type), as(given.n, call.type), as(given.m, call.type)};
+  Session session("mlstm_step", call.in.q);
+  if (call.shape.seqlen == 0) {
+    const Tensor h = step(session, call, options, state, nullptr, {});
+    return {h, torch::stable::clone(state.C), torch::stable::clone(state.n), torch::stable::clone(state.m)};
+  }
+  const auto like = [&](const Tensor& x) {
+    return empty(call.in.q, Shape(x.sizes().begin(), x.sizes().end()), call.type);
+  };
+  const StepTensors next = {like(given.C), like(given.n), like(given.m)};
+  const Tensor h = step(session, call, options, state, &next, {});
+  return {h, next.C, next.n, next.m};
+}
+
+template <class Session>
+Tensor mlstm_step_(Arguments& arguments) {
+  const MlstmStepCall call(MlstmTokens(arguments), Session::kMaxDim);
+  const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
+  const OptionalTensor slots = arguments.optional();
+  const MlstmOptions options = mlstm_options(arguments);
+  call.check_inplace_state(given, slots);
+  Session session("mlstm_step", call.in.q);
+  const Tensor C = as(given.C, session.state_dtype_for(given.C));
+  const Tensor h = step(session, call, options, {C, given.n, given.m}, nullptr, slots);
+  if (C.get() != given.C.get()) overwrite(given.C, C);
   return h;
 }
 
 }  // namespace
 
-XLSTM_LIBRARY_IMPL(CPU, m) {
-  m.impl("mlstm_step", TORCH_BOX(&mlstm_step));
-  m.impl("mlstm_step_", TORCH_BOX(&mlstm_step_));
-}
+#define XLSTM_TOKENS "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, "
+
+XLSTM_OP(mlstm_step, mlstm_step, XLSTM_TOKENS "Tensor C, Tensor n, Tensor m, " XLSTM_MLSTM_OPTIONS,
+         "(Tensor h, Tensor next_C, Tensor next_n, Tensor next_m)")
+XLSTM_OP(mlstm_step_, mlstm_step_,
+         XLSTM_TOKENS "Tensor(a!) C, Tensor(b!) n, Tensor(c!) m, Tensor? slots, " XLSTM_MLSTM_OPTIONS, "Tensor")
 
 }  // namespace xlstm::ops

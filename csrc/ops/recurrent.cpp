@@ -1,126 +1,165 @@
-// recurrent_fwd, recurrent_bwd, recurrent_step on the CPU: LSTM and sLSTM, over whole sequences and one token at a
-// time.
+// recurrent_fwd and recurrent_bwd: LSTM and sLSTM over whole sequences.
 #include "ops/recurrent.h"
 
-#include "cpu/kernels.h"
 #include "ops/library.h"
 
 namespace xlstm::ops {
 namespace {
 
-Rounding rounding_of(const Tensor& x) {
-  if (x.scalar_type() == ScalarType::BFloat16) return Rounding::bfloat16;
-  return x.scalar_type() == ScalarType::Half ? Rounding::float16 : Rounding::none;
+// The options as a schema lists them, and as they come: RecurrentOptions in xlstm_cuda/_ops.py.
+#define XLSTM_RECURRENT_OPTIONS "int cell, int reversed_heads, bool allow_tf32"
+
+struct Options {
+  Cell cell;
+  int64_t reversed_heads;
+  bool allow_tf32;
+
+  explicit Options(Arguments& a) : cell(cell_of(a.integer())), reversed_heads(a.integer()), allow_tf32(a.flag()) {}
+};
+
+struct InitialState {
+  OptionalTensor h, c, n, m;
+
+  explicit InitialState(Arguments& a) : h(a.optional()), c(a.optional()), n(a.optional()), m(a.optional()) {}
+
+  // like: of the dtype of x.
+  State in(const Tensor& like, const RecurrentShape& shape, bool slstm) const {
+    return {rounded(h, like), c, n, m, compute_type(like), shape, slstm};
+  }
+};
+
+// int64, contiguous. Each is in [0, S], where the values are on the CPU.
+OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s) {
+  check_shape("recurrent", "lengths", lengths, {s.batch});
+  OptionalTensor longs = as_contiguous(lengths, ScalarType::Long);
+  for (int64_t b = 0; longs && longs->is_cpu() && b < s.batch; ++b) {
+    const int64_t length = pointer<int64_t>(*longs)[b];
+    STD_TORCH_CHECK(length >= 0 && length <= s.seqlen, "recurrent: lengths[", b, "] = ", length, " is not in [0, S]");
+  }
+  return longs;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(
-    const Tensor& x, const Tensor& R, OptionalTensor b, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0,
-    OptionalTensor m0, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number, int64_t reversed_heads,
-    bool /*allow_tf32*/, bool save) {
-  NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentFwdCall(x, R, b, reset, cell_number, reversed_heads);
-  const OptionalTensor b_c = as_contiguous(b, type), longs = checked_lengths(lengths, s);
-  const OptionalTensor reset_c = as_contiguous(reset, ScalarType::Bool);
-  const State initial(rounded(h0, x), c0, n0, m0, type, s, slstm);
-  const NewState final(x, type, s, slstm);
-  const Tensor h = empty(x, {s.batch, s.seqlen, s.num_heads, s.head_dim}, type);
-  const Tensor saved = empty(x, save ? Shape{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim} : Shape{0}, type);
-  if (s.batch == 0) return {as(h, x.scalar_type()), final.h, final.c, final.n, final.m, saved};
-  const Tensor x_c = as(x, type), R_c = as_weights(R, type);
-  // Named, as Clang before 16 captures no structured binding by [&].
-  with_compute_type(type, [&, &cell = cell, &s = s](auto zero) {
-    using T = decltype(zero);
-    const RecurrentFwdParams<T> params = {s,
-                                          cell,
-                                          rounding_of(x),
-                                          gate_view(pointer<T>(x_c), x_c),
-                                          weight_view(pointer<T>(R_c), R_c),
-                                          R.scalar_type() == ScalarType::BFloat16,
-                                          pointer<T>(b_c),
-                                          pointer<int64_t>(longs),
-                                          flags(reset_c),
-                                          initial.params<T>(),
-                                          mutable_pointer<T>(h),
-                                          final.params<T>(),
-                                          save ? mutable_pointer<T>(saved) : nullptr};
-    cpu::kernels<T>().recurrent_fwd(params, cpu_runtime());
-  });
-  return {as(h, x.scalar_type()), final.h, final.c, final.n, final.m, saved};
+// x (B, S, 4, H, D), the last dimension contiguous.
+template <class T, class Session>
+GateView<const T> gate_rows_in(Session& session, const Tensor& x) {
+  const Tensor& rows = kept(session, x, as(x, session.dtype_for(x)));
+  const T* data = static_cast<const T*>(session.in(rows));
+  return {data, rows.stride(0), rows.stride(1), rows.stride(2), rows.stride(3)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd(
-    const Tensor& dh, OptionalTensor dhT, OptionalTensor dcT, OptionalTensor dnT, OptionalTensor dmT, const Tensor& R,
-    const Tensor& h, OptionalTensor h0, OptionalTensor c0, OptionalTensor n0, OptionalTensor m0, const Tensor& cT,
-    const Tensor& nT, const Tensor& saved, OptionalTensor lengths, OptionalTensor reset, int64_t cell_number,
-    int64_t reversed_heads, bool /*allow_tf32*/) {
-  NoGrad guard;
-  const auto [cell, s, type, slstm] = RecurrentBwdCall(dh, R, h, saved, reset, cell_number, reversed_heads);
-  const Tensor dh_c = as_contiguous(dh, type), h_c = as_contiguous(h, type), R_c = as_weights(R, type);
-  const Tensor saved_c = as_contiguous(saved, type);
-  const OptionalTensor longs = checked_lengths(lengths, s), reset_c = as_contiguous(reset, ScalarType::Bool);
-  const OptionalTensor n_final = slstm ? OptionalTensor(nT) : std::nullopt;
-  const State initial(rounded(h0, h), c0, n0, m0, type, s, slstm), final({}, cT, n_final, {}, type, s, slstm);
-  const State final_grad(dhT, dcT, dnT, dmT, type, s, slstm);
-  const NewState initial_grad(h, type, s, slstm);
-  const Tensor dx = empty(h, {s.batch, s.seqlen, kGates, s.num_heads, s.head_dim}, type);
-  const Tensor dR = empty(h, {kGates, s.num_heads, s.head_dim, s.head_dim}, type);
+RecurrentShape forward_shape(const Tensor& x, const Tensor& R, const OptionalTensor& b, const OptionalTensor& reset,
+                             int64_t reversed_heads, int64_t max_dim) {
+  check_given("recurrent", {&x, &R});
+  for (const Tensor* t : {&x, &R}) check_float("recurrent", "every input", *t);
+  STD_TORCH_CHECK(x.dim() == 5 && x.size(2) == kGates, "recurrent: x must have shape (B, S, 4, H, D), got ",
+                  shape_string(x));
+  const RecurrentShape shape = {x.size(0), x.size(1), x.size(3), x.size(4), reversed_heads};
+  check_weights(R, b, shape, max_dim);
+  STD_TORCH_CHECK(R.scalar_type() == x.scalar_type(), "recurrent: x and R must share a dtype");
+  check_shape("recurrent", "reset", reset, {shape.batch, shape.seqlen});
+  return shape;
+}
+
+template <class Session>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_fwd(Arguments& arguments) {
+  const Tensor x = arguments.tensor(), R = arguments.tensor();
+  const OptionalTensor b = arguments.optional();
+  const InitialState given(arguments);
+  const OptionalTensor lengths = arguments.optional(), reset = arguments.optional();
+  const Options options(arguments);
+  const bool save = arguments.flag(), slstm = has_normaliser(options.cell);
+  const RecurrentShape s = forward_shape(x, R, b, reset, options.reversed_heads, Session::kMaxDim);
+  const OptionalTensor longs = checked_lengths(lengths, s);
+  const State initial_state = given.in(x, s, slstm);
+  const NewState final_state(x, compute_type(x), s, slstm);
+  Session session("recurrent_fwd", x);
+  const ScalarType dtype = session.dtype_for(x);
+  const Tensor h = empty(x, {s.batch, s.seqlen, s.num_heads, s.head_dim}, dtype);
+  const Tensor saved = empty(x, save ? Shape{s.batch, s.seqlen, kSaved, s.num_heads, s.head_dim} : Shape{0}, dtype);
+  if (s.batch > 0) {
+    session.with_types([&](auto data, auto) {
+      using T = typename decltype(data)::Type;
+      RecurrentForwardParams<T> p{};
+      p.shape = s, p.cell = options.cell, p.type = type_of(x), p.allow_tf32 = options.allow_tf32;
+      p.x = gate_rows_in<T>(session, x), p.R = weights_in<T>(session, R), p.b = bias_in<T>(session, b);
+      p.lengths = in_as<int64_t>(session, longs), p.reset = flags_in(session, reset);
+      p.initial_state = initial_state.params<T>(session);
+      p.h = out_as<T>(session, h), p.final_state = final_state.params<T>(session);
+      p.saved = save ? out_as<T>(session, saved) : nullptr;
+      session.run(p);
+    });
+  }
+  session.finish();
+  return {as(h, x.scalar_type()), final_state.h, final_state.c, final_state.n, final_state.m, saved};
+}
+
+RecurrentShape backward_shape(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved,
+                              const OptionalTensor& reset, int64_t reversed_heads, int64_t max_dim) {
+  check_given("recurrent", {&dh, &R, &h, &saved});
+  for (const Tensor* t : {&dh, &R, &h, &saved}) check_float("recurrent", "every input", *t);
+  STD_TORCH_CHECK(h.dim() == 4, "recurrent: h must have shape (B, S, H, D), got ", shape_string(h));
+  const RecurrentShape shape = {h.size(0), h.size(1), h.size(2), h.size(3), reversed_heads};
+  check_weights(R, {}, shape, max_dim);
+  STD_TORCH_CHECK(R.scalar_type() == h.scalar_type(), "recurrent: h and R must share a dtype");
+  check_shape("recurrent", "dh", dh, {shape.batch, shape.seqlen, shape.num_heads, shape.head_dim});
+  check_shape("recurrent", "saved", saved, {shape.batch, shape.seqlen, kSaved, shape.num_heads, shape.head_dim});
+  check_shape("recurrent", "reset", reset, {shape.batch, shape.seqlen});
+  return shape;
+}
+
+template <class Session>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd(Arguments& arguments) {
+  const Tensor dh = arguments.tensor();
+  const OptionalTensor dhT = arguments.optional(), dcT = arguments.optional(), dnT = arguments.optional();
+  const OptionalTensor dmT = arguments.optional();
+  const Tensor R = arguments.tensor(), h = arguments.tensor();
+  const InitialState given(arguments);
+  const Tensor cT = arguments.tensor(), nT = arguments.tensor(), saved = arguments.tensor();
+  const OptionalTensor lengths = arguments.optional(), reset = arguments.optional();
+  const Options options(arguments);
+  const bool slstm = has_normaliser(options.cell);
+  const RecurrentShape s = backward_shape(dh, R, h, saved, reset, options.reversed_heads, Session::kMaxDim);
+  const ScalarType type = compute_type(h);
+  const OptionalTensor longs = checked_lengths(lengths, s), n_final = slstm ? OptionalTensor(nT) : std::nullopt;
+  const State initial_state = given.in(h, s, slstm), final_state({}, cT, n_final, {}, type, s, slstm);
+  const State final_state_grad(dhT, dcT, dnT, dmT, type, s, slstm);
+  const NewState initial_state_grad(h, type, s, slstm);
+  Session session("recurrent_bwd", h);
+  const ScalarType dtype = session.dtype_for(h);
+  const Tensor dx = empty(h, {s.batch, s.seqlen, kGates, s.num_heads, s.head_dim}, dtype);
+  const Tensor dR = empty(h, {kGates, s.num_heads, s.head_dim, s.head_dim}, dtype);
   const Tensor db = empty(h, {kGates, s.num_heads, s.head_dim}, type);
-  with_compute_type(type, [&, &cell = cell, &s = s](auto zero) {
-    using T = decltype(zero);
-    const RecurrentBwdParams<T> params = {s,
-                                          cell,
-                                          weight_view(pointer<T>(R_c), R_c),
-                                          R.scalar_type() == ScalarType::BFloat16,
-                                          pointer<T>(h_c),
-                                          pointer<T>(dh_c),
-                                          pointer<T>(saved_c),
-                                          pointer<int64_t>(longs),
-                                          flags(reset_c),
-                                          initial.params<T>(),
-                                          final.params<T>(),
-                                          final_grad.params<T>(),
-                                          mutable_pointer<T>(dx),
-                                          mutable_pointer<T>(dR),
-                                          mutable_pointer<T>(db),
-                                          initial_grad.params<T>()};
-    cpu::kernels<T>().recurrent_bwd(params, cpu_runtime());
+  session.with_types([&](auto data, auto) {
+    using T = typename decltype(data)::Type;
+    RecurrentBackwardParams<T> p{};
+    p.shape = s, p.cell = options.cell, p.type = type_of(h), p.allow_tf32 = options.allow_tf32;
+    p.R = weights_in<T>(session, R);
+    p.dh = contiguous_in<T>(session, dh, dtype), p.saved = contiguous_in<T>(session, saved, dtype);
+    p.lengths = in_as<int64_t>(session, longs), p.reset = flags_in(session, reset);
+    p.initial_state = initial_state.params<T>(session), p.final_state = final_state.params<T>(session);
+    p.final_state_grad = final_state_grad.params<T>(session);
+    p.dx = out_as<T>(session, dx), p.initial_state_grad = initial_state_grad.params<T>(session);
+    p.h = contiguous_in<T>(session, h, dtype);
+    p.dR = out_as<T>(session, dR), p.db = out_as<T>(session, db);
+    session.run(p);
   });
-  return {as(dx, h.scalar_type()), as(dR, R.scalar_type()), db, initial_grad.h, initial_grad.c,
-          initial_grad.n,          initial_grad.m};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(const Tensor& x, const Tensor& R, OptionalTensor b,
-                                                          const Tensor& h, const Tensor& c, OptionalTensor n,
-                                                          OptionalTensor m, int64_t cell_number) {
-  NoGrad guard;
-  const RecurrentStepCall call(x, R, b, h, c, n, m, cell_number);
-  const OptionalTensor b_c = as_contiguous(b, call.type);
-  const State state(rounded(h, x), c, n, m, call.type, call.shape, call.slstm);
-  const NewState next(x, call.type, call.shape, call.slstm);
-  check_normaliser(state.n);
-  if (call.shape.batch == 0) return {next.h, next.c, next.n, next.m};
-  const Tensor x_c = as(x, call.type), R_c = as_weights(R, call.type);
-  with_compute_type(call.type, [&](auto zero) {
-    using T = decltype(zero);
-    const RecurrentStepParams<T> params = {call.shape,
-                                           call.cell,
-                                           rounding_of(x),
-                                           token_view(pointer<T>(x_c), x_c),
-                                           weight_view(pointer<T>(R_c), R_c),
-                                           pointer<T>(b_c),
-                                           state.params<T>(),
-                                           next.params<T>()};
-    cpu::kernels<T>().recurrent_step(params, cpu_runtime());
-  });
-  return {next.h, next.c, next.n, next.m};
+  session.finish();
+  return {as(dx, h.scalar_type()), as(dR, R.scalar_type()), db, initial_state_grad.h, initial_state_grad.c,
+          initial_state_grad.n,    initial_state_grad.m};
 }
 
 }  // namespace
 
-XLSTM_LIBRARY_IMPL(CPU, m) {
-  m.impl("recurrent_fwd", TORCH_BOX(&recurrent_fwd));
-  m.impl("recurrent_bwd", TORCH_BOX(&recurrent_bwd));
-  m.impl("recurrent_step", TORCH_BOX(&recurrent_step));
-}
+#define XLSTM_INITIAL_STATE "Tensor? initial_h, Tensor? initial_c, Tensor? initial_n, Tensor? initial_m, "
+
+XLSTM_OP(recurrent_fwd, recurrent_fwd,
+         "Tensor x, Tensor R, Tensor? b, " XLSTM_INITIAL_STATE
+         "Tensor? lengths, Tensor? reset, " XLSTM_RECURRENT_OPTIONS ", bool save",
+         "(Tensor h, Tensor hT, Tensor cT, Tensor nT, Tensor mT, Tensor saved)")
+XLSTM_OP(recurrent_bwd, recurrent_bwd,
+         "Tensor dh, Tensor? dhT, Tensor? dcT, Tensor? dnT, Tensor? dmT, Tensor R, Tensor h, " XLSTM_INITIAL_STATE
+         "Tensor cT, Tensor nT, Tensor saved, Tensor? lengths, Tensor? reset, " XLSTM_RECURRENT_OPTIONS,
+         "(Tensor dx, Tensor dR, Tensor db, Tensor d_initial_h, Tensor d_initial_c, Tensor d_initial_n, "
+         "Tensor d_initial_m)")
 
 }  // namespace xlstm::ops

@@ -1,7 +1,9 @@
 #pragma once
-// The arguments of the recurrent ops, checked and converted: the same for every backend.
+// What the recurrent ops share: their checks, weights and states.
 #include "core/recurrent.h"
-#include "ops/common.h"
+#include "ops/arguments.h"
+#include "ops/backends/session.h"
+#include "ops/checks.h"
 
 namespace xlstm::ops {
 
@@ -12,39 +14,48 @@ inline bool has_normaliser(Cell cell) {
   return cell != Cell::lstm;
 }
 
-void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s);
-
-// The sLSTM divides by n. Reads the values: for CPU tensors of the compute type.
-void check_normaliser(const OptionalTensor& n);
+// max_dim: of a dimension that the kernels count.
+void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s, int64_t max_dim);
 
 // R with contiguous rows or contiguous columns: a layer may keep either, and a copy would cost more than a step.
 Tensor as_weights(const Tensor& R, ScalarType type);
 
 template <class T>
-WeightView<T> weight_view(T* data, const Tensor& R) {
+WeightView<const T> weight_view(const void* data, const Tensor& R) {
   const bool one = R.size(-1) == 1;  // a 1 x 1 matrix may come with any strides
-  return {data, R.stride(0), R.stride(1), one ? 1 : R.stride(2), one ? 1 : R.stride(3)};
+  return {static_cast<const T*>(data), R.stride(0), R.stride(1), one ? 1 : R.stride(2), one ? 1 : R.stride(3)};
 }
 
-// The x (B, 4, H, D) of a step.
-template <class T>
-GateView<T> token_view(T* data, const Tensor& x) {
-  return {data, x.stride(0), 0, x.stride(1), x.stride(2)};
+template <class T, class Session>
+WeightView<const T> weights_in(Session& session, const Tensor& R) {
+  const Tensor& weights = kept(session, R, as_weights(R, session.dtype_for(R)));
+  return weight_view<T>(session.in(weights), weights);
+}
+
+// b (4, H, D), contiguous.
+template <class T, class Session>
+PointerOf<const T> bias_in(Session& session, const OptionalTensor& b) {
+  if (!b) return {};
+  const Tensor& bias = kept(session, *b, as_contiguous(*b, session.dtype_for(*b)));
+  if constexpr (std::is_void_v<T>)
+    return {session.in(bias), type_of(bias)};
+  else
+    return static_cast<const T*>(session.in(bias));
 }
 
 // An initial h in the precision of the outputs: the recurrence never sees more.
 OptionalTensor rounded(const OptionalTensor& h, const Tensor& like);
 
-// The four tensors of a state in the compute type, contiguous; any may be absent.
+// The four tensors of a state in the type of the arithmetic, contiguous; any may be absent.
 struct State {
   OptionalTensor h, c, n, m;
 
   State(const OptionalTensor& h, const OptionalTensor& c, const OptionalTensor& n, const OptionalTensor& m,
         ScalarType type, const RecurrentShape& s, bool slstm);
 
-  template <class T>
-  RecurrentState<const T> params() const {
-    return {pointer<T>(h), pointer<T>(c), pointer<T>(n), pointer<T>(m)};
+  template <class T, class Session>
+  RecurrentState<const T> params(Session& session) const {
+    return {in_as<T>(session, h), in_as<T>(session, c), in_as<T>(session, n), in_as<T>(session, m)};
   }
 };
 
@@ -55,53 +66,11 @@ struct NewState {
 
   NewState(const Tensor& like, ScalarType type, const RecurrentShape& s, bool slstm);
 
-  template <class T>
-  RecurrentState<T> params() const {
-    return {mutable_pointer<T>(h), mutable_pointer<T>(c), slstm ? mutable_pointer<T>(n) : nullptr,
-            slstm ? mutable_pointer<T>(m) : nullptr};
+  template <class T, class Session>
+  RecurrentState<T> params(Session& session) const {
+    return {out_as<T>(session, h), out_as<T>(session, c), slstm ? out_as<T>(session, n) : nullptr,
+            slstm ? out_as<T>(session, m) : nullptr};
   }
-};
-
-// (B, S, 4, H, D)
-template <class T>
-GateView<T> gate_view(T* data, const Tensor& x) {
-  return {data, x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
-
-// int64, contiguous. Reads the values where they are on the CPU: each must be in [0, S].
-OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s);
-
-// recurrent_fwd.
-struct RecurrentFwdCall {
-  Cell cell;
-  RecurrentShape shape;
-  ScalarType type;  // of the arithmetic and of states
-  bool slstm;
-
-  RecurrentFwdCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const OptionalTensor& reset,
-                   int64_t cell_number, int64_t reversed_heads);
-};
-
-// recurrent_bwd.
-struct RecurrentBwdCall {
-  Cell cell;
-  RecurrentShape shape;
-  ScalarType type;
-  bool slstm;
-
-  RecurrentBwdCall(const Tensor& dh, const Tensor& R, const Tensor& h, const Tensor& saved, const OptionalTensor& reset,
-                   int64_t cell_number, int64_t reversed_heads);
-};
-
-// recurrent_step.
-struct RecurrentStepCall {
-  Cell cell;
-  RecurrentShape shape;
-  ScalarType type;  // of the arithmetic and of a new state
-  bool slstm;
-
-  RecurrentStepCall(const Tensor& x, const Tensor& R, const OptionalTensor& b, const Tensor& h, const Tensor& c,
-                    const OptionalTensor& n, const OptionalTensor& m, int64_t cell_number);
 };
 
 }  // namespace xlstm::ops

@@ -54,7 +54,7 @@ void join_into(Snapshot* target, Snapshot* source);
 SnapshotRef joined(const SnapshotRef&, const SnapshotRef&);
 SnapshotRef met(const SnapshotRef&, const SnapshotRef&);  // what both know
 
-// What one thread knows: a snapshot, and more about itself and its own copies than the snapshot has.
+// The vector clock of one thread: a snapshot, with newer entries for the thread itself and for its own copies.
 struct View {
   struct Own {
     uint32_t clock = 0, fenced = 0;
@@ -79,7 +79,7 @@ void acquire_into(View&, const SnapshotRef&);
 void learn(View&, uint32_t agent, uint32_t clock);  // one agent's accesses up to this clock are complete
 void fence_proxy(View&);
 
-// What has been released to a synchronisation object and not yet been handed on.
+// The clocks that were released to a synchronisation object and that nobody has acquired yet.
 class Released {
  public:
   void add(const View&);

@@ -51,7 +51,7 @@ struct Allocation {
   uint8_t* begin;
   size_t bytes;
 };
-const Allocation* find_allocation(const void* pointer);  // whose pages, or guard page behind them, hold it; or null
+const Allocation* find_allocation(const void* pointer);  // whose pages, or guard page after them, hold it; or null
 std::string check_global_slack();                        // a message where bytes beside an allocation were written
 
 }  // namespace simt

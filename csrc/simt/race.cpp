@@ -30,7 +30,7 @@ uint32_t serial_part(Epoch e) {
   return e >> kSerialShift;
 }
 
-// What is known of a granule of two bytes: its last write and some reads since, and where in the source they were.
+// The history of a granule of two bytes: its last write and some reads since, with their places in the source.
 constexpr size_t kGranule = 2;
 constexpr int kSlots = 4;  // the first is the write
 struct Cell {

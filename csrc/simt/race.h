@@ -12,7 +12,7 @@
 
 namespace simt {
 
-// Who accesses, at which time of its own clock, and what it knows to have happened before.
+// The party of an access: its identity, the time of its own clock, and the clock of what happened before.
 struct Actor {
   const View& view;
   uint32_t agent, clock;
@@ -33,7 +33,7 @@ inline Actor actor_of(const Thread& thread) {
   return {thread.view, thread.agent, thread.view.self.clock, false};
 }
 
-// Out of bounds accesses are faults. Only while machine.races; memory outside the arena is nobody's.
+// Out of bounds accesses are faults. Only while machine.races; memory outside the arena has no owner.
 void record(const void*, size_t bytes, Access, const Actor&, Site);
 // One access by the running thread.
 inline void record(const void* pointer, size_t bytes, Access access, Source where) {

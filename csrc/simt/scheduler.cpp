@@ -28,9 +28,11 @@ Thread* take_ready() {
       return ready.pop_front();
     case Order::lifo:
       return ready.pop_back();
-    default:
+    case Order::random:
+    case Order::by_seed:
       return ready.pop(machine.random.below(ready.size()));
   }
+  __builtin_unreachable();
 }
 
 Thread* next_thread() {

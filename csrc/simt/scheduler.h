@@ -15,7 +15,7 @@ inline constexpr const char* kGridWait = "grid sync";
 // Until wake(); the object is what a deadlock report says more about.
 void block(const char* what, Source, const void* object = nullptr, uint32_t detail = 0);
 void wake(Thread*);
-void reschedule();        // behind every other thread that can run
+void reschedule();        // after every other thread that can run
 void maybe_reschedule();  // in half of the cases, where the seed shuffles
 void poll(Source);        // reschedules; a fault after too many polls without progress by any thread
 [[noreturn]] void leave_for_main();

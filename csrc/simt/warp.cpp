@@ -22,9 +22,10 @@ int source_lane(Shuffle shuffle, int self, int lane, int width) {
       return self - lane < first ? self : self - lane;
     case Shuffle::down:
       return self + lane >= end ? self : self + lane;
-    default:
+    case Shuffle::exclusive_or:
       return (self ^ lane) >= end ? self : self ^ lane;
   }
+  __builtin_unreachable();
 }
 
 struct VoteArgument {
@@ -43,9 +44,13 @@ uint32_t combine(Vote vote, uint32_t a, uint32_t b) {
       return a & b;
     case Vote::bit_or:
       return a | b;
-    default:
+    case Vote::bit_xor:
       return a ^ b;
+    case Vote::ballot:
+    case Vote::match_any:
+      break;  // not made of pairs
   }
+  __builtin_unreachable();
 }
 
 VoteArgument& vote_argument(Thread* thread) {

@@ -81,7 +81,7 @@ def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
 
 
 class Control(Task):
-    """What is carried between the steps, environments, states and a rollout, is begun anew in `begin`.
+    """`begin` makes anew what is carried between the steps: environments, states and a rollout.
 
     A run that is resumed therefore goes on with new episodes, and is not bit for bit the run that was not interrupted.
     """
@@ -89,17 +89,17 @@ class Control(Task):
     name = "control"
     title = "Control from memory: a recurrent policy, trained by PPO"
     claim = (
-        "The state of an xLSTM is a policy's memory: carried from step to step, emptied where an episode begins, it "
-        "lets the policy do what one without memory cannot. This is the library's own test; the xLSTM paper has no "
-        "control task. xLSTM policies for robots: LRAM (arXiv 2410.22391); the environment: POPGym (arXiv 2303.01859)."
+        "The state of an xLSTM is a policy's memory. Carried from step to step and emptied where an episode begins, it "
+        "lets the policy do what one without memory cannot. This is the library's own test: the xLSTM paper has no "
+        "control task. xLSTM policies for robots: LRAM (arXiv 2410.22391). The environment: POPGym (arXiv 2303.01859)."
     )
     setting = (
-        "RepeatFirst of popgym by default: the suit of the first card of a deck is to be named at every card. PPO "
-        "with rollouts shorter than an episode, so that the state has to be carried between them; every action is "
+        "RepeatFirst of popgym by default: the policy has to name the suit of the first card of a deck at every card. "
+        "PPO has rollouts shorter than an episode, so that the state has to be carried between them. Every action is "
         "rewarded at once and changes nothing else, hence no discounted future. Small models without convolutions: "
         "what is remembered must be in the state. The LSTM and the GRU are one layer of torch's cells: two layers of "
-        "LSTM, which have no residual, learned less in the same time. The MLP sees the present observation only. "
-        "Share of the best: 0 for random actions, 1 for the best possible return, with the most likely actions."
+        "LSTM, which have no residual, learned less in the same time. The MLP sees the present observation only. Share "
+        "of the best: 0 for random actions, 1 for the best possible return, with the most likely actions."
     )
     defaults: ClassVar[Options] = ControlOptions()
     full: ClassVar[Options] = replace(

@@ -41,7 +41,7 @@ class Digits(Classification):
     )
     setting = (
         "The 8x8 digits that come with scikit-learn, one pixel a step, in place of the larger images of the Long Range "
-        "Arena; they are few, so that generalizing from few is measured too. The logistic regression, for scale, sees "
+        "Arena. They are few, so that generalizing from few is measured too. The logistic regression, for scale, sees "
         "all pixels at once. " + HOW_JUDGED
     )
     defaults: ClassVar[Options] = DigitsOptions()

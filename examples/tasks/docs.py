@@ -26,9 +26,10 @@ was written by the command that it names, with the default sizes, which take abo
 `python -m examples.tasks NAME --help` lists its options; `--full` has sizes for a GPU, which were not run.
 
 The experiments are small: they show whether a claim can be seen at all at this size, not how large an effect is in the
-paper ([arXiv 2405.04517](https://arxiv.org/abs/2405.04517)). The models of an experiment have about as many parameters,
-the same batches (but in `control`, where each plays for itself) and the same number of steps, fewer where a model has
-solved the task; learning rates differ where a kind of model wants another one. Tables and pictures: the first seed.
+paper ([arXiv 2405.04517](https://arxiv.org/abs/2405.04517)). The models of an experiment have about as many parameters.
+They train on the same batches, but in `control`, where each plays for itself. They take the same number of steps, fewer
+where a model has solved the task. Learning rates differ where a kind of model wants another one. Tables and
+pictures: the first seed.
 """
 
 
@@ -59,7 +60,7 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> str:
 def section(task: type[Task], runs: list[dict[str, Any]]) -> str:
     parts = [f"## {task.name}\n", f"{task.title}.\n".replace("?.", "?")]
     parts += [f"**Claim.** {task.claim}\n", f"**Here.** {task.setting}\n"]
-    parts += [f"`{run['command']}`: {verb(run)}: {run['verdict']}.\n" for run in runs]
+    parts += [f"`{run['command']}`: {verb(run)}. {sentences(run['verdict'])}\n" for run in runs]
     first = runs[0]
     names = columns(first["results"])
     rows = [[model, *(shown(result.get(name)) for name in names)] for model, result in first["results"].items()]
@@ -74,6 +75,12 @@ def section(task: type[Task], runs: list[dict[str, Any]]) -> str:
 
 def verb(run: dict[str, Any]) -> str:
     return "the claim **holds**" if run["holds"] else "the claim **does not hold**"
+
+
+def sentences(verdict: str) -> str:
+    """The parts of a verdict, which semicolons separate, as sentences. Names such as xLSTM and chrF stay."""
+    parts = verdict.split("; ")
+    return " ".join(f"{part[0].upper()}{part[1:]}." if part.split()[0].islower() else f"{part}." for part in parts)
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], alignment: str = "---:") -> str:

@@ -41,10 +41,10 @@ class Domains(Language):
         "arXiv 2405.04517, section 4.3)."
     )
     setting = (
-        "Bytes of files that are on the machine (Python, C++ headers, package descriptions, translated messages, "
-        f"JavaScript, tables), as many of each in a batch; few steps on little text. Held out is the end of each "
-        "domain, of which some, translated messages above all, repeats lines of what comes before. The LSTM has one "
-        f"layer. Most: {MOST:.0%} of the domains."
+        "Bytes of files that are on the machine: Python, C++ headers, package descriptions, translated messages, "
+        "JavaScript, tables. A batch has as many of each. Few steps on little text. Held out is the end of each "
+        "domain. In some domains, translated messages above all, it repeats lines of what comes before. The LSTM has "
+        f"one layer. Most: {MOST:.0%} of the domains."
     )
     defaults: ClassVar[Options] = DomainsOptions()
     full: ClassVar[Options] = replace(DomainsOptions(), **FULL, max_bytes=32_000_000, batch_size=8)

@@ -32,12 +32,12 @@ class Extrapolation(Language):
     name = "extrapolation"
     title = "Windows longer than those of the training"
     claim = (
-        "Beyond the length that it was trained on, xLSTM keeps a low loss; a Transformer does not "
-        "(arXiv 2405.04517, section 4.3)."
+        "Beyond the length that it was trained on, xLSTM keeps a low loss. A Transformer does not (arXiv 2405.04517, "
+        "section 4.3)."
     )
     setting = (
-        "Bytes of Python code; the Transformer has sinusoidal positions, the LSTM one layer. The last range of the "
-        "test windows is also read in pieces of the training length, each from the empty state: a model extrapolates "
+        "Bytes of Python code. The Transformer has sinusoidal positions, the LSTM one layer. The last range of the "
+        "test windows is also read in pieces of the training length, each from the empty state. A model extrapolates "
         "where the long window, with all that it has seen before, is no worse than the pieces."
     )
     defaults: ClassVar[Options] = ExtrapolationOptions()

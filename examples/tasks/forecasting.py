@@ -41,21 +41,21 @@ class Forecasting(Task):
     name = "forecasting"
     title = "Forecasting of real series"
     claim = (
-        "The xLSTM paper has no forecasts; later work claims that xLSTM is good at them: TiRex (arXiv 2505.23719) "
-        "for its state tracking, held to be critical for long horizons, xLSTMTime (arXiv 2407.10240) for its "
+        "The xLSTM paper has no forecasts. Later work claims that xLSTM is good at them. TiRex (arXiv 2505.23719) "
+        "names its state tracking, held to be critical for long horizons. xLSTMTime (arXiv 2407.10240) names its "
         "exponential gates and larger memory. In small: the error of xLSTM[1:1] is below that of the seasonal-naive "
         "forecast and not above that of an LSTM of the same size."
     )
     setting = (
-        "One model for four series of statsmodels, three monthly and one yearly, or those of CSV files. It reads a "
-        "context, less its mean and divided by its standard deviation; what it gives at the last value is added to "
-        "the seasonal-naive forecast, as five quantiles of every value of the horizon, all at once. Models that were "
-        "to find the seasons themselves were tried first: their errors were above the seasonal-naive ones. In "
-        "training the windows of a series are mixed in pairs, as Chronos (arXiv 2403.07815) mixes series. The last "
-        "fifth of every series is held out, and forecast from each of its points that leaves a whole horizon; "
-        "learning rates, steps and mixing were chosen on the last fifth of the rest. MASE: mean absolute error of the "
-        "median over the mean change from season to season; WQL: weighted quantile loss; both, and the coverage, are "
-        "means of the series. With so few values a small difference between two models is a matter of the seed."
+        "One model for four series of statsmodels, three monthly and one yearly, or for those of CSV files. It reads a "
+        "context, less its mean and divided by its standard deviation. At the last value it gives five quantiles of "
+        "every value of the horizon, all at once. They are added to the seasonal-naive forecast. Models that had to "
+        "find the seasons themselves were tried first: their errors were above the seasonal-naive ones. In training "
+        "the windows of a series are mixed in pairs, as Chronos (arXiv 2403.07815) mixes series. The last fifth of "
+        "every series is held out. It is forecast from each of its points that leaves a whole horizon. Learning rates, "
+        "steps and mixing were chosen on the last fifth of the rest. MASE: mean absolute error of the median over the "
+        "mean change from season to season. WQL: weighted quantile loss. Both, and the coverage, are means of the "
+        "series. With so few values a small difference between two models is a matter of the seed."
     )
     defaults: ClassVar[Options] = ForecastingOptions()
     full: ClassVar[Options] = replace(ForecastingOptions(), steps=3000, batch_size=256, dim=64, blocks=4, lr=1e-3)

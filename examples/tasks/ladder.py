@@ -35,9 +35,9 @@ class Ladder(Language):
         "(scaling laws, arXiv 2405.04517, section 4.3)."
     )
     setting = (
-        "Bytes of Python code; models of some ten thousand to a few hundred thousand parameters, embedding and head "
-        "included, all with the same few steps on the same batches; the LSTM has one layer. The exponent is the slope "
-        "of a straight line through the logarithms of loss and parameters."
+        "Bytes of Python code. The models have some ten thousand to a few hundred thousand parameters, embedding and "
+        "head included. All take the same few steps on the same batches. The LSTM has one layer. The exponent is the "
+        "slope of a straight line through the logarithms of loss and parameters."
     )
     defaults: ClassVar[Options] = LadderOptions()
     full: ClassVar[Options] = replace(

@@ -54,8 +54,8 @@ class ListOps(Classification):
         "(arXiv 2405.04517, section 4.1)."
     )
     setting = (
-        "Every batch is freshly drawn; the value is asked for at the last bracket only. The default expressions are "
-        "far shorter and shallower than those of the Long Range Arena; --full draws with its lengths, depth and number "
+        "Every batch is freshly drawn. The value is asked for at the last bracket only. The default expressions are "
+        "far shorter and shallower than those of the Long Range Arena. --full draws with its lengths, depth and number "
         "of arguments. As there, values are not balanced: 'first operator' is the best guess from the first token. "
         + HOW_JUDGED
     )

@@ -34,15 +34,16 @@ class NearestNeighbor(Task):
     name = "nearest-neighbor"
     title = "Nearest-neighbour search: the value of the vector nearest to the query so far"
     claim = (
-        "An LSTM struggles to revise what it has stored when a nearer vector comes; exponential input gates remedy "
+        "An LSTM struggles to revise what it has stored when a nearer vector comes. Exponential input gates remedy "
         "that: xLSTM[0:1] has a smaller mean squared error (arXiv 2405.04517, section 1, figure 2 left and appendix)."
     )
     setting = (
         "As in the paper: unit vectors in the plane, values between 0 and 1, two blocks, an answer after each vector. "
-        "Smaller models, far fewer steps, and shorter sequences, since little is learned from those of the paper in so "
-        "short a training. The query has the value -1, which no other vector has, so that a model can tell it from the "
-        "vectors. As the paper finds that the LSTM wants a high learning rate and the Transformer a low one, each has "
-        "its own. Lengths beyond those of training are an addition, and not part of the verdict."
+        "The models are smaller, and the steps far fewer. The sequences are shorter, since little is learned from "
+        "those of the paper in so short a training. The query has the value -1, which no other vector has, so that a "
+        "model can tell it from the vectors. The paper finds that the LSTM wants a high learning rate and the "
+        "Transformer a low one: each has its own. Lengths beyond those of training are an addition, and not part of "
+        "the verdict."
     )
     defaults: ClassVar[Options] = NearestNeighborOptions()
     full: ClassVar[Options] = replace(

@@ -29,7 +29,7 @@ def emptied(state: State, rows: Tensor) -> State:
 
 
 class Actor(Protocol):
-    """What acts: logits (B, actions) for observations (B, features), and its state after them."""
+    """A policy: logits (B, actions) for observations (B, features), and its state after them."""
 
     def step(self, observation: Tensor, state: State, reset: Tensor) -> tuple[Tensor, State]: ...
 

@@ -37,15 +37,15 @@ class Recall(Task):
     name = "recall"
     title = "Multi-query associative recall"
     claim = (
-        "The matrix memory of the mLSTM stores and finds pairs of key and value: it solves multi-query associative "
+        "The matrix memory of the mLSTM stores and finds pairs of key and value. It solves multi-query associative "
         "recall where an LSTM of the same size does not (arXiv 2405.04517, section 4.1 and appendix)."
     )
     setting = (
-        "Pairs of key and value, then keys whose values are asked for, until the sequence is full; no pair is asked "
-        "before all are given. Fewer pairs, shorter sequences and a far smaller vocabulary than in the paper, whose "
-        "questions also lie further apart. xLSTM[0:1] has the same blocks without a matrix memory; the LSTM, two plain "
-        "layers, did no better at the higher learning rates that were tried. A model stops early when it has solved "
-        "the task; the others take all steps, which may be too few for them."
+        "Pairs of key and value come first, then keys whose values are asked for, until the sequence is full. The "
+        "paper has more pairs, longer sequences and a far larger vocabulary, and its questions lie further apart. "
+        "xLSTM[0:1] has the same blocks without a matrix memory. The LSTM, two plain layers, did no better at the "
+        "higher learning rates that were tried. A model stops early when it has solved the task. The others take all "
+        "steps, which may be too few for them."
     )
     defaults: ClassVar[Options] = RecallOptions()
     full: ClassVar[Options] = replace(

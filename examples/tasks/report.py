@@ -1,4 +1,4 @@
-"""What a run leaves: NAME-seedN.json and NAME-seedN.png, each whole or not at all."""
+"""The files of a run: NAME-seedN.json and NAME-seedN.png, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -104,6 +104,22 @@ def table(results: Mapping[str, Results]) -> str:
     )
 
 
+def as_json(found: Mapping[str, Any]) -> str:
+    """Indented, but a list of numbers and strings stays on one line."""
+    return _indented(json.loads(json.dumps(found, allow_nan=False)), "\n") + "\n"
+
+
+def _indented(value: Any, newline: str) -> str:
+    """newline: with the indentation of the line that the value begins on."""
+    deeper = newline + " "
+    if isinstance(value, dict) and value:
+        items = [f"{json.dumps(key)}: {_indented(item, deeper)}" for key, item in value.items()]
+        return "{" + deeper + ("," + deeper).join(items) + newline + "}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return "[" + deeper + ("," + deeper).join(_indented(item, deeper) for item in value) + newline + "]"
+    return json.dumps(value)
+
+
 def write(folder: Path, task: Task, found: Mapping[str, Any]) -> Path:
     """Returns the path of the JSON file."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -116,7 +132,7 @@ def write(folder: Path, task: Task, found: Mapping[str, Any]) -> Path:
     make_folder(folder)
     try:
         write_atomically(path.with_suffix(".png"), picture.getvalue())
-        write_atomically(path, json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+        write_atomically(path, as_json(found).encode())
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
     return path

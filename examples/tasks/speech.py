@@ -90,16 +90,16 @@ class SpeechClassification(Task):
     name = "speech"
     title = "Speech: classes of recordings of different lengths"
     claim = (
-        "Not of the xLSTM paper, which has no speech: packed recordings of different lengths go through sLSTM and "
-        "mLSTM in both directions as through torch.nn.LSTM, and are classified no less accurately. Elsewhere, for "
-        "speech enhancement, xLSTM and LSTM both keep up with Mamba and Conformer (arXiv 2501.06146)."
+        "The xLSTM paper has no speech. Packed recordings of different lengths go through sLSTM and mLSTM in both "
+        "directions as through torch.nn.LSTM, and are classified no less accurately. Elsewhere, for speech "
+        "enhancement, xLSTM and LSTM both keep up with Mamba and Conformer (arXiv 2501.06146)."
     )
     setting = (
-        "Who of nine speakers says two Japanese vowels (a few hundred recordings of 7 to 29 frames, the split of "
-        "their authors), or a folder of WAV files. One layer in both directions, the mean over the frames, a linear "
-        "head. No less accurately: the LSTM is better by at most two standard errors of the difference, as if of two "
-        "test sets, and the majority class is beaten by as many. One learning rate for all; with noise, dropout and "
-        "steps it was chosen by a few runs whose test accuracies were seen."
+        "Who of nine speakers says two Japanese vowels (a few hundred recordings of 7 to 29 frames, the split of their "
+        "authors), or a folder of WAV files. One layer in both directions, the mean over the frames, a linear head. No "
+        "less accurately: the LSTM is better by at most two standard errors of the difference, as if of two test sets. "
+        "The majority class is beaten by as many. All have one learning rate. It was chosen with noise, dropout and "
+        "steps by a few runs whose test accuracies were seen."
     )
     defaults: ClassVar[Options] = SpeechOptions()
     full: ClassVar[Options] = replace(SpeechOptions(), steps=2000, dim=256, blocks=2)

@@ -50,10 +50,10 @@ class StateTracking(Task):
     tokens: int
     answers: int
     setting = (
-        "Small models and a short training; all prefixes of a sequence are labelled, where the paper asks at the end "
-        "only. Lengths as in the paper. Blocks with the library's initial values, without convolutions, so that what "
-        "is tracked must be in the state (the paper leaves them out of the sLSTM blocks only). A model stops early "
-        "when it is sure and makes no mistake on sequences longer than those of training, which are others than those "
+        "Small models and a short training. All prefixes of a sequence are labelled, where the paper asks at the end "
+        "only. Lengths as in the paper. The blocks have the library's initial values and no convolutions, so that what "
+        "is tracked must be in the state. (The paper leaves them out of the sLSTM blocks only.) A model stops early "
+        "when it is sure and makes no mistake on sequences longer than those of training. These are others than those "
         "of the test."
     )
     solvers: ClassVar[tuple[str, ...]] = ("xLSTM[0:1]", "xLSTM[1:1]")
@@ -149,8 +149,9 @@ class Parity(StateTracking):
     name = "parity"
     title = "Parity: is the number of ones odd?"
     claim = (
-        "Memory mixing lets the sLSTM track state: xLSTM[0:1] and xLSTM[1:1] solve parity also at lengths not seen in "
-        "training, models without it (mLSTM only, Transformer) do not (arXiv 2405.04517, section 4.1 and figure 4)."
+        "Memory mixing lets the sLSTM track state (arXiv 2405.04517, section 4.1 and figure 4). xLSTM[0:1] and "
+        "xLSTM[1:1] solve parity also at lengths not seen in training. Models without it (mLSTM only, Transformer) do "
+        "not."
     )
     tokens, answers = 2, 2
 
@@ -163,7 +164,7 @@ class EvenPairs(StateTracking):
     name = "even-pairs"
     title = "Even pairs: are 01 and 10, counted together, an even number?"
     claim = (
-        "Even pairs asks whether the last token equals the first, which takes memory but no state tracking: xLSTM "
+        "Even pairs asks whether the last token equals the first, which takes memory but no state tracking. xLSTM "
         "solves it with sLSTM blocks, with mLSTM blocks and with both (arXiv 2405.04517, section 4.1 and figure 4)."
     )
     tokens, answers = 2, 2
@@ -172,8 +173,8 @@ class EvenPairs(StateTracking):
     stretch = 6  # to remember for longer than in training takes practice
     defaults: ClassVar[Options] = replace(StateTrackingOptions(), steps=1500, batch_size=32, lr=2e-2)
     setting = StateTracking.setting + (
-        " Whether a model remembers the first token for longer than it had to in training was found to depend on the "
-        "seed, at all learning rates that were tried; hence three seeds."
+        " Whether a model remembers the first token for longer than in training was found to depend on the seed. That "
+        "was so at all learning rates that were tried; hence three seeds."
     )
 
     def sequences(self, count: int, length: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -200,9 +201,9 @@ class Modular(StateTracking):
     solvers = ("xLSTM[0:1]",)
     setting = StateTracking.setting + (
         " Modulo three, where the paper has five (--modulus 5), which takes longer to learn than there is time here. "
-        "Training begins with short sequences. One head, so that all units of the sLSTM mix, and a high learning rate "
-        "were found to matter: with two heads and half the rate the longer sequences were not solved. Lower rates were "
-        "tried for xLSTM[1:0] on the cycle too, and did not help it."
+        "Training begins with short sequences. Two things were found to matter: one head, so that all units of the "
+        "sLSTM mix, and a high learning rate. With two heads and half the rate the longer sequences were not solved. "
+        "Lower rates were tried for xLSTM[1:0] on the cycle too, and did not help it."
     )
     options: ModularOptions
 
@@ -218,11 +219,11 @@ class CycleNavigation(Modular):
     name = "cycle-navigation"
     title = "Cycle navigation: the position on a cycle after steps of -1, 0 and 1"
     claim = (
-        "Memory mixing lets the sLSTM track state: xLSTM[0:1] finds the position on a cycle also at lengths not seen "
-        "in training, models without it do not (arXiv 2405.04517, section 4.1 and figure 4)."
+        "Memory mixing lets the sLSTM track state (arXiv 2405.04517, section 4.1 and figure 4). xLSTM[0:1] finds the "
+        "position on a cycle also at lengths not seen in training. Models without it do not."
     )
     setting = Modular.setting + (
-        " Every walk has its own odds of the three steps, so that many go round several times: walks with equal odds "
+        " Every walk has its own odds of the three steps, so that many go round several times. Walks with equal odds "
         "stay close to the start, and models may learn to count instead of to go round."
     )
     tokens = 3
@@ -238,8 +239,8 @@ class ModularArithmetic(Modular):
     name = "modular-arithmetic"
     title = "Modular arithmetic: numbers, + - and *, without brackets"
     claim = (
-        "Memory mixing lets the sLSTM track state: xLSTM[0:1] evaluates expressions of a residue ring also at lengths "
-        "not seen in training, models without it do not (arXiv 2405.04517, section 4.1 and figure 4)."
+        "Memory mixing lets the sLSTM track state (arXiv 2405.04517, section 4.1 and figure 4). xLSTM[0:1] evaluates "
+        "expressions of a residue ring also at lengths not seen in training. Models without it do not."
     )
 
     def __init__(self, options: ModularOptions, seed: int, device: torch.device) -> None:

@@ -32,7 +32,7 @@ from .task import Models, Options, Results, Task, Verdict, fingerprint, option
 
 BYTES = 256
 START, END = 2, 3  # ASCII's own marks of where a text starts and ends
-IGNORED = -100  # label behind the end
+IGNORED = -100  # label after the end
 COPY = "source as it is"
 TOLERANCE = 1.0  # points of chrF that count as equal
 BUCKET = 2  # batches in a group of pairs of similar length
@@ -69,7 +69,7 @@ class Translator(nn.Module):
 
 
 class XLSTMEncoder(nn.Module):
-    """Sources of different lengths in one batch, padded at the left: `reset` empties the state behind the padding."""
+    """Sources of different lengths in one batch, padded at the left: `reset` empties the state after the padding."""
 
     def __init__(self, config: xLSTMLMModelConfig, embed: nn.Embedding) -> None:
         super().__init__()
@@ -175,21 +175,21 @@ class Translation(Task):
     name = "translation"
     title = "Translation of short messages, byte by byte"
     claim = (
-        "Not of the xLSTM paper, which has no translation: the state of an xLSTM that has read a text is enough for "
-        "another one to translate from, no worse than with torch.nn.LSTM, and beam search from it is no worse than "
-        "greedy search."
+        "The xLSTM paper has no translation. The state of an xLSTM that has read a text is enough for another one to "
+        "translate from, no worse than with torch.nn.LSTM. Beam search from it is no worse than greedy search."
     )
     setting = (
-        "Encoder and decoder of the same sizes, without attention: all that the decoder knows of the source is the "
-        "state handed over. A few hundred short messages of django's interface, or of other catalogues, a tenth held "
-        "out (a few of them differ from a training message in case or punctuation only); messages that stay as they "
-        "are in the other language are left out, and half of the training pairs are joined with another one. The same "
-        "steps for all; the LSTM, which needs more of them, has six times the learning rate and no dropout, which "
-        "suits it better. The claim holds if the xLSTM's chrF of held-out pairs is above that of the source as it is, "
-        "which shares names and placeholders with the translation, and at most a point below that of the LSTM and of "
-        "its own greedy search. The first of these is not met reliably: narrowly with seed 0, for which the sizes "
-        "were chosen with an eye on the few held-out pairs, but not with another seed, nor with twice the learning "
-        "rate, also with more dropout. xLSTM[1:1] learns more slowly here."
+        "Encoder and decoder have the same sizes and no attention: all that the decoder knows of the source is the "
+        "state handed over. A few hundred short messages of django's interface, or of other catalogues. A tenth is "
+        "held out, a few of which differ from a training message in case or punctuation only. Messages that stay as "
+        "they are in the other language are left out. Half of the training pairs are joined with another one. All take "
+        "the same steps. The LSTM, which needs more of them, has six times the learning rate and no dropout, which "
+        "suits it better. The claim holds under two conditions. First, the xLSTM's chrF of held-out pairs is above "
+        "that of the source as it is, which shares names and placeholders with the translation. Second, it is at most "
+        "a point below that of the LSTM and of its own greedy search. The first is not met reliably. It is met "
+        "narrowly with seed 0, for which the sizes were chosen with an eye on the few held-out pairs. It is not met "
+        "with another seed, nor with twice the learning rate, also with more dropout. xLSTM[1:1] learns more slowly "
+        "here."
     )
     defaults: ClassVar[Options] = TranslationOptions()
     full: ClassVar[Options] = replace(

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ..functional import SLSTMState, slstm
 
+__all__ = ["disable", "enable", "patch", "unpatch"]
+
 _original: Callable[..., tuple[Tensor, Tensor]] | None = None  # TiRex's own, while ours is in its place
 
 

@@ -1,11 +1,11 @@
 """Language models on top of the block stack, xLSTMLarge, and generation from either."""
 
-from .cuda_graph import GraphedStep
-from .decoding import reorder_state
-from .generation import generate, stream
+import sys
+from importlib import import_module
+
+from .generation import GraphedStep, SlotDecoder, generate, reorder_state, stream
 from .large import LargeState, xLSTMLarge, xLSTMLargeConfig
 from .lm import xLSTMLMModel, xLSTMLMModelConfig
-from .slots import SlotDecoder
 
 __all__ = [
     "GraphedStep",
@@ -19,3 +19,7 @@ __all__ = [
     "xLSTMLarge",
     "xLSTMLargeConfig",
 ]
+
+# The former places of these modules, for imports and pickles that name them.
+for _name in ("beams", "cuda_graph", "decoding", "sampling", "slots"):
+    globals()[_name] = sys.modules[f"{__name__}.{_name}"] = import_module(f"{__name__}.generation.{_name}")

@@ -27,7 +27,7 @@ def require_width(config: str, name: str, factor: float, embedding_dim: int) -> 
 
 
 def check_config(config: Any, cls: type[Config]) -> None:
-    """What every module does first with its config: fields may have been set since that was made.
+    """Every module calls this first, since fields of its config may have been set after that was made.
 
     Derives again what depends on them. Raises TypeError unless config is a cls, as those of the public xLSTM code, with
     the same names and fields, are not; ValueError unless a module can be built from it.

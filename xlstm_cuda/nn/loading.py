@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What the names in a state dict tell of where it came from; the first that fits is named in the error.
+# Names in a state dict, and where they come from. The error names the first that fits.
 _LAYOUTS = (
     (r"module\.", "a model inside DataParallel or DistributedDataParallel (take model.module.state_dict())"),
     (r"_orig_mod\.", "a model compiled by torch.compile (take model._orig_mod.state_dict())"),

@@ -87,11 +87,11 @@ def _forward(
     return h, state
 
 
-def start(initial: State | None, x: Tensor, num_states: int) -> State:
-    """The state before the first token, in A: `initial`, or zeros. x (B, ..., 4, H, D)."""
+def state_or_zeros(initial_state: State | None, x: Tensor, num_states: int) -> State:
+    """The state before the first token, in A: `initial_state`, or zeros. x (B, ..., 4, H, D)."""
     compute = accumulation_dtype(x.dtype)
-    if initial is None:
+    if initial_state is None:
         zeros = torch.zeros(x.shape[0], *x.shape[-2:], dtype=compute, device=x.device)
         return (zeros,) * num_states
-    h, *rest = (s.to(compute) for s in initial)
+    h, *rest = (s.to(compute) for s in initial_state)
     return rounded(h, x.dtype), *rest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._states import LSTMState
-from ._scan import State, scan, start, step
+from ._scan import State, scan, state_or_zeros, step
 
 
 def lstm(
@@ -27,13 +27,13 @@ def lstm(
     reset (B, S) bool: the state is emptied before that token.
     reversed_heads: the last so many heads go from a row's last token to its first.
     """
-    h, state = scan(_cell, x, R, b, start(initial_state, x, num_states=2), lengths, reset, reversed_heads)
+    h, state = scan(_cell, x, R, b, state_or_zeros(initial_state, x, num_states=2), lengths, reset, reversed_heads)
     return (h, LSTMState(*state)) if return_state else h
 
 
 def lstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:
     """One token: x (B, 4, H, D) -> h (B, H, D) in x's dtype, and the next state."""
-    after = step(_cell, x, R, b, start(state, x, num_states=2))
+    after = step(_cell, x, R, b, state_or_zeros(state, x, num_states=2))
     return after[0].to(x.dtype), LSTMState(*after)
 
 

@@ -48,7 +48,7 @@ def mlstm(
     compute = accumulation_dtype(q.dtype)
     tokens = Tokens(*(a.to(compute) for a in (q, k, v, i, f)))
     tokens = tokens._replace(q=tokens.q * (q.shape[-1] ** -0.5 if scale is None else scale))
-    state = _start(initial_state, q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1, tokens, options)
+    state = _state_or_zeros(initial_state, q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1, tokens, options)
     if q.shape[2] == 0:
         h = tokens.v.clone()
     elif cu_seqlens is None:
@@ -115,15 +115,15 @@ def _overwriting(state: MLSTMState) -> AbstractContextManager[Any]:
     return torch.inference_mode() if made_there else nullcontext()
 
 
-def _start(initial: MLSTMState | None, rows: int, tokens: Tokens, options: Options) -> MLSTMState:
-    """The state before the first token, in A: `initial`, or zeros."""
+def _state_or_zeros(initial_state: MLSTMState | None, rows: int, tokens: Tokens, options: Options) -> MLSTMState:
+    """The state before the first token, in A: `initial_state`, or zeros."""
     q, v = tokens.q, tokens.v
-    if initial is None:
+    if initial_state is None:
         shape = (rows, q.shape[1])
         return MLSTMState(
             q.new_zeros(*shape, q.shape[-1], v.shape[-1]), q.new_zeros(*shape, q.shape[-1]), q.new_zeros(shape)
         )
-    C, n, m = (s.to(q.dtype) for s in initial)
+    C, n, m = (s.to(q.dtype) for s in initial_state)
     return MLSTMState(C, n, m if options.sigmoid_gate else m.clamp(min=M_MIN))
 
 

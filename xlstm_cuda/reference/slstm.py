@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._states import SLSTMState
-from ._scan import State, scan, start, step
+from ._scan import State, scan, state_or_zeros, step
 
 
 def slstm(
@@ -31,7 +31,7 @@ def slstm(
     reset (B, S) bool: the state is emptied before that token.
     reversed_heads: the last so many heads go from a row's last token to its first.
     """
-    state = start(initial_state, x, num_states=4)
+    state = state_or_zeros(initial_state, x, num_states=4)
     h, state = scan(partial(_cell, forget_gate=forget_gate), x, R, b, state, lengths, reset, reversed_heads)
     return (h, SLSTMState(*state)) if return_state else h
 
@@ -40,7 +40,7 @@ def slstm_step(
     x: Tensor, R: Tensor, b: Tensor | None, state: SLSTMState, *, forget_gate: str = "sigmoid"
 ) -> tuple[Tensor, SLSTMState]:
     """One token: x (B, 4, H, D) -> h (B, H, D) in x's dtype, and the next state."""
-    after = step(partial(_cell, forget_gate=forget_gate), x, R, b, start(state, x, num_states=4))
+    after = step(partial(_cell, forget_gate=forget_gate), x, R, b, state_or_zeros(state, x, num_states=4))
     return after[0].to(x.dtype), SLSTMState(*after)
 
 

@@ -132,7 +132,7 @@ XLSTM_INLINE bool has_non_finite(int64_t N, int64_t k0, int64_t k1, PackedB<T> B
   return reduce_add<T>(sums[0] + sums[1] + sums[2] + sums[3]) != 0;
 }
 
-// C (L x N) = beta C + P B with P lower triangular. A row of C depends on no row of B behind it, even of inf or NaN:
+// C (L x N) = beta C + P B with P lower triangular. A row of C depends on no row of B after it, even of inf or NaN:
 // a band that meets one, where a zero of P would make NaN of it, is multiplied row by row.
 template <class T>
 XLSTM_INLINE void gemm_causal(int64_t L, int64_t N, const T* P, int64_t ldp, PackedB<T> B, T* C, int64_t ldc, T beta) {

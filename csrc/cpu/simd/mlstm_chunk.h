@@ -12,7 +12,7 @@
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
-// What a chunk starts from. A reset or a forget gate of exactly zero always starts a chunk, so nothing inside one
+// State that a chunk starts from. A reset or a forget gate of exactly zero always starts a chunk, so nothing inside one
 // ever crosses such a boundary.
 enum class Start { carry, empty, forget };  // the state before it | the empty state, m = 0 | zero, m = -inf
 
@@ -34,14 +34,14 @@ XLSTM_INLINE Sequence sequence_of(const MlstmShape& shape, int64_t item) {
 }
 
 template <class T>
-XLSTM_INLINE Start start_at(const MlstmInputs<T>& in, const Sequence& seq, int64_t t) {
+XLSTM_INLINE Start start_at(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t t) {
   if (*in.f.at(seq.row, seq.head, t) < static_cast<T>(kHardForget)) return Start::forget;
   return in.reset.at(seq.row, t) ? Start::empty : Start::carry;
 }
 
 // Cuts a sequence; returns the number of chunks and, where `chunks` is given, writes them.
 template <class T>
-static int64_t cut_chunks(const MlstmInputs<T>& in, const Sequence& seq, int64_t chunk_size, Chunk* chunks) {
+static int64_t cut_chunks(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t chunk_size, Chunk* chunks) {
   int64_t count = 0;
   for (int64_t t = seq.begin; t < seq.end; ++count) {
     const Start start = start_at(in, seq, t);
@@ -59,7 +59,7 @@ constexpr int64_t kMaxChunk = 512;
 constexpr int64_t kLargeState = 256 * 512;
 
 template <class T>
-XLSTM_INLINE int64_t chunk_size_of(const MlstmInputs<T>& in) {
+XLSTM_INLINE int64_t chunk_size_of(const MlstmForwardParams<T>& in) {
   const int64_t state = in.shape.head_dim_qk * in.shape.head_dim_v, chosen = state < kLargeState ? 64 : 128;
   const int64_t wanted = in.options.chunk_size > 0 ? in.options.chunk_size : chosen;
   return max_of(1, min_of(min_of(wanted, kMaxChunk), in.shape.seqlen));
@@ -82,7 +82,7 @@ struct Gates {
     for (T** p : {&y_high, &y_low}) *p = arena.take<T>(padded);
   }
 
-  void compute(const MlstmInputs<T>& in, const Sequence& seq, const Chunk& chunk, double M_in) {
+  void compute(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& chunk, double M_in) {
     const int64_t L = chunk.len, padded = ceil_div(L, 16) * 16;
     const bool exp_gate = !in.options.sigmoid_gate;
     for (int64_t t = 0; t < padded; ++t) {
@@ -153,8 +153,8 @@ struct StateRef {
 // next = g_bar state + K^T (a_bar V); `next` may be `state`. Where the chunk does not carry, or forgets all, `state` is
 // not read.
 template <class T>
-static void advance_state(const MlstmInputs<T>& in, const Sequence& seq, const Chunk& chunk, const Gates<T>& gates,
-                          StateRef<const T> state, StateRef<T> next, T* weights, T* packed) {
+static void advance_state(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& chunk,
+                          const Gates<T>& gates, StateRef<const T> state, StateRef<T> next, T* weights, T* packed) {
   const int64_t L = chunk.len, dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   const T* k = in.k.at(seq.row, seq.head, chunk.begin);
   const T g = chunk.start == Start::carry ? static_cast<T>(gates.g_bar) : 0;

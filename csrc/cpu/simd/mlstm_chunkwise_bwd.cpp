@@ -19,17 +19,22 @@ int64_t group_size(int64_t num_chunks, int64_t state_bytes) {
 template <class T>
 class BackwardSequence {
  public:
-  BackwardSequence(const MlstmBwdParams<T>& params, const Sequence& sequence, int64_t chunk_size,
+  BackwardSequence(const MlstmBackwardParams<T>& params, const Sequence& sequence, int64_t chunk_size,
                    const Runtime& runtime)
-      : p(params), in(params.in), seq(sequence), L(chunk_size), dqk(in.shape.head_dim_qk), dv(in.shape.head_dim_v) {
+      : p(params),
+        in(params.forward),
+        seq(sequence),
+        L(chunk_size),
+        dqk(in.shape.head_dim_qk),
+        dv(in.shape.head_dim_v) {
     num_chunks = cut_chunks(in, seq, L, nullptr);
     Arena count;
     place(count);
     Arena arena(runtime.scratch(1, count.used()));
     place(arena);
     cut_chunks(in, seq, L, chunks);
-    dC = p.initial_grad.C + seq.state * dqk * dv;
-    dn = p.initial_grad.n + seq.state * dqk;
+    dC = p.initial_state_grad.C + seq.state * dqk * dv;
+    dn = p.initial_state_grad.n + seq.state * dqk;
   }
 
   void run() {
@@ -46,8 +51,8 @@ class BackwardSequence {
   }
 
  private:
-  const MlstmBwdParams<T>& p;
-  const MlstmInputs<T>& in;
+  const MlstmBackwardParams<T>& p;
+  const MlstmForwardParams<T>& in;
   const Sequence seq;
   const int64_t L, dqk, dv;
   int64_t num_chunks, group, padded;
@@ -89,7 +94,7 @@ class BackwardSequence {
 
   // dC, dn live in the output: after the walk they are the gradient of the initial state.
   void start_from_final_gradient() {
-    const MlstmState<const T>& grad = p.final_grad;
+    const MlstmState<const T>& grad = p.final_state_grad;
     if (grad.C)
       scale_row<T>(dC, 1, grad.C + seq.state * dqk * dv, dqk * dv);
     else
@@ -104,14 +109,14 @@ class BackwardSequence {
 
   void checkpoint_states() {
     StateRef<T> first = checkpoints[0];
-    if (in.initial.C) {
-      scale_row<T>(first.C, 1, in.initial.C + seq.state * dqk * dv, dqk * dv);
-      scale_row<T>(first.n, 1, in.initial.n + seq.state * dqk, dqk);
+    if (in.initial_state.C) {
+      scale_row<T>(first.C, 1, in.initial_state.C + seq.state * dqk * dv, dqk * dv);
+      scale_row<T>(first.n, 1, in.initial_state.n + seq.state * dqk, dqk);
     } else {
       fill_row<T>(first.C, 0, dqk * dv);
       fill_row<T>(first.n, 0, dqk);
     }
-    M[0] = in.initial.m ? in.initial.m[seq.state] : 0;
+    M[0] = in.initial_state.m ? in.initial_state.m[seq.state] : 0;
     for (int64_t c = 0; c < num_chunks; ++c) {
       const int64_t g = c / group;
       gates.compute(in, seq, chunks[c], M[c]);
@@ -299,24 +304,24 @@ class BackwardSequence {
   }
 
   void finish_stabiliser() {
-    if (!in.options.sigmoid_gate && in.initial.C && num_chunks > 0 && have_dstate) {
+    if (!in.options.sigmoid_gate && in.initial_state.C && num_chunks > 0 && have_dstate) {
       dm += state_product(checkpoints[0]);
     }
-    p.initial_grad.m[seq.state] = static_cast<T>(dm);
+    p.initial_state_grad.m[seq.state] = static_cast<T>(dm);
   }
 };
 
 }  // namespace
 
 template <class T>
-void mlstm_bwd(const MlstmBwdParams<T>& p, const Runtime& runtime) {
-  const MlstmShape& shape = p.in.shape;
-  const int64_t L = chunk_size_of(p.in);
+void mlstm_bwd(const MlstmBackwardParams<T>& p, const Runtime& runtime) {
+  const MlstmShape& shape = p.forward.shape;
+  const int64_t L = chunk_size_of(p.forward);
   runtime.parallel(shape.num_sequences * shape.num_heads, 1,
                    [&](int64_t item) { BackwardSequence<T>(p, sequence_of(shape, item), L, runtime).run(); });
 }
 
-template void mlstm_bwd<float>(const MlstmBwdParams<float>&, const Runtime&);
-template void mlstm_bwd<double>(const MlstmBwdParams<double>&, const Runtime&);
+template void mlstm_bwd<float>(const MlstmBackwardParams<float>&, const Runtime&);
+template void mlstm_bwd<double>(const MlstmBackwardParams<double>&, const Runtime&);
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

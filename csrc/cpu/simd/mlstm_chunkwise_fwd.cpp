@@ -25,12 +25,11 @@ struct ForwardBuffers {
 
 // P = scale (Q K^T) * D / den and q_scaled = Q scale b_bar / den, with r = q.n on the way.
 template <class T>
-void scores(const MlstmFwdParams<T>& p, const Sequence& seq, const Chunk& chunk, const T* n, bool has_state,
+void scores(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& chunk, const T* n, bool has_state,
             ForwardBuffers<T>& w) {
-  const MlstmInputs<T>& in = p.in;
   const int64_t L = chunk.len, dqk = in.shape.head_dim_qk;
   const T* q = in.q.at(seq.row, seq.head, chunk.begin);
-  T* r_out = p.r + (seq.row * in.shape.num_heads + seq.head) * in.shape.seqlen + chunk.begin;
+  T* r_out = in.r + (seq.row * in.shape.num_heads + seq.head) * in.shape.seqlen + chunk.begin;
   const T scale = static_cast<T>(in.options.scale);
 
   pack_cols(in.k.at(seq.row, seq.head, chunk.begin), in.k.time, dqk, L, w.packed);
@@ -56,8 +55,7 @@ void scores(const MlstmFwdParams<T>& p, const Sequence& seq, const Chunk& chunk,
 }
 
 template <class T>
-void forward_sequence(const MlstmFwdParams<T>& p, const Sequence& seq, int64_t L, const Runtime& runtime) {
-  const MlstmInputs<T>& in = p.in;
+void forward_sequence(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t L, const Runtime& runtime) {
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   Arena count;
   const int64_t num_chunks = cut_chunks(in, seq, L, nullptr);
@@ -68,13 +66,13 @@ void forward_sequence(const MlstmFwdParams<T>& p, const Sequence& seq, int64_t L
   ForwardBuffers<T> w(arena, in.shape, L);
   cut_chunks(in, seq, L, chunks);
 
-  T *C = p.final.C + seq.state * dqk * dv, *n = p.final.n + seq.state * dqk;
+  T *C = in.final_state.C + seq.state * dqk * dv, *n = in.final_state.n + seq.state * dqk;
   double M = 0;
-  bool has_state = in.initial.C != nullptr;
+  bool has_state = in.initial_state.C != nullptr;
   if (has_state) {
-    scale_row<T>(C, 1, in.initial.C + seq.state * dqk * dv, dqk * dv);
-    scale_row<T>(n, 1, in.initial.n + seq.state * dqk, dqk);
-    M = in.initial.m[seq.state];
+    scale_row<T>(C, 1, in.initial_state.C + seq.state * dqk * dv, dqk * dv);
+    scale_row<T>(n, 1, in.initial_state.n + seq.state * dqk, dqk);
+    M = in.initial_state.m[seq.state];
   } else {
     fill_row<T>(C, 0, dqk * dv);
     fill_row<T>(n, 0, dqk);
@@ -83,32 +81,32 @@ void forward_sequence(const MlstmFwdParams<T>& p, const Sequence& seq, int64_t L
     const Chunk& chunk = chunks[c];
     has_state = has_state && chunk.start == Start::carry;
     w.gates.compute(in, seq, chunk, M);
-    scores(p, seq, chunk, n, has_state, w);
-    T* h = p.h.at(seq.row, seq.head, chunk.begin);
+    scores(in, seq, chunk, n, has_state, w);
+    T* h = in.h.at(seq.row, seq.head, chunk.begin);
     if (has_state) {
       pack_rows(C, dv, dqk, dv, w.packed);
-      gemm<T>(chunk.len, dv, 0, dqk, {w.q_scaled, dqk, 1}, {w.packed, dqk}, h, p.h.time, 0);
+      gemm<T>(chunk.len, dv, 0, dqk, {w.q_scaled, dqk, 1}, {w.packed, dqk}, h, in.h.time, 0);
     }
     pack_rows(in.v.at(seq.row, seq.head, chunk.begin), in.v.time, chunk.len, dv, w.packed);
-    gemm_causal<T>(chunk.len, dv, w.P, w.padded, {w.packed, chunk.len}, h, p.h.time, has_state ? 1 : 0);
+    gemm_causal<T>(chunk.len, dv, w.P, w.padded, {w.packed, chunk.len}, h, in.h.time, has_state ? 1 : 0);
     advance_state<T>(in, seq, chunk, w.gates, {C, n}, {C, n}, w.weights, w.packed);
     M = w.gates.M_out;
     has_state = true;
   }
-  p.final.m[seq.state] = static_cast<T>(M);
+  in.final_state.m[seq.state] = static_cast<T>(M);
 }
 
 }  // namespace
 
 template <class T>
-void mlstm_fwd(const MlstmFwdParams<T>& p, const Runtime& runtime) {
-  const MlstmShape& shape = p.in.shape;
-  const int64_t L = chunk_size_of(p.in);
+void mlstm_fwd(const MlstmForwardParams<T>& p, const Runtime& runtime) {
+  const MlstmShape& shape = p.shape;
+  const int64_t L = chunk_size_of(p);
   runtime.parallel(shape.num_sequences * shape.num_heads, 1,
                    [&](int64_t item) { forward_sequence(p, sequence_of(shape, item), L, runtime); });
 }
 
-template void mlstm_fwd<float>(const MlstmFwdParams<float>&, const Runtime&);
-template void mlstm_fwd<double>(const MlstmFwdParams<double>&, const Runtime&);
+template void mlstm_fwd<float>(const MlstmForwardParams<float>&, const Runtime&);
+template void mlstm_fwd<double>(const MlstmForwardParams<double>&, const Runtime&);
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

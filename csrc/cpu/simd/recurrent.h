@@ -47,8 +47,8 @@ XLSTM_INLINE void pack_backward(const WeightView<const T>& R, int64_t gate, int6
     pack_cols(R.at(gate, head), R.in, D, D, packed);
 }
 
-// What one thread takes through the time loop: hidden units of one head, for a range of batch rows. carried: how many
-// of the head's parts these units are.
+// The work of one thread in the time loop: hidden units of one head, for a range of batch rows. carried: how many of
+// the head's parts these units are.
 struct Tile {
   int64_t head, first_row, rows, first_unit, units, carried;
 
@@ -98,9 +98,9 @@ class Cut {
 
 // bfloat16 weights stay in 16 bits where reading R is what a step costs: few rows, and more weights than a cache of the
 // second level holds. Elsewhere the conversions cost more than the reading.
-XLSTM_INLINE bool half_weights(const RecurrentShape& shape, bool R_is_bf16) {
+XLSTM_INLINE bool half_weights(const RecurrentShape& shape, Type type) {
   constexpr int64_t kRows = 4, kWeights = 3 << 19;  // measured, docs/kernels/recurrent.md
-  return R_is_bf16 && shape.batch <= kRows && kGates * shape.head_dim * shape.head_dim > kWeights;
+  return type == Type::bf16 && shape.batch <= kRows && kGates * shape.head_dim * shape.head_dim > kWeights;
 }
 
 // The packed weights of one head, gate by gate.
@@ -179,10 +179,10 @@ XLSTM_INLINE Vec<float> drop_bits(Vec<float> x, int bits) {
 // h as the outputs hold it. |h| <= 1, so overflow needs no care; below 2^-14 float16 has steps of 2^-24, as float has
 // near 0.75.
 template <class T>
-XLSTM_INLINE Vec<T> rounded(Vec<T> h, Rounding rounding) {
+XLSTM_INLINE Vec<T> rounded(Vec<T> h, Type type) {
   if constexpr (std::is_same_v<T, float>) {
-    if (rounding == Rounding::bfloat16) return drop_bits(h, 16);
-    if (rounding == Rounding::float16) {
+    if (type == Type::bf16) return drop_bits(h, 16);
+    if (type == Type::f16) {
       return select<float>(abs<float>(h) < 0x1p-14f, (h + 0.75f) - 0.75f, drop_bits(h, 13));
     }
   }

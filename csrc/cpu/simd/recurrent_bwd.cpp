@@ -29,8 +29,8 @@ class BackwardTile {
  public:
   using Buffers = BackwardBuffers<T, Cell>;
 
-  BackwardTile(const RecurrentBwdParams<T>& params, const Tile& tile_, const PackedR<T, W>& R_, const Buffers& buffers_,
-               Meeting& meeting_)
+  BackwardTile(const RecurrentBackwardParams<T>& params, const Tile& tile_, const PackedR<T, W>& R_,
+               const Buffers& buffers_, Meeting& meeting_)
       : p(params), tile(tile_), R(R_), buffers(buffers_), meeting(meeting_) {}
 
   static void pack(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
@@ -52,7 +52,7 @@ class BackwardTile {
   }
 
  private:
-  const RecurrentBwdParams<T>& p;
+  const RecurrentBackwardParams<T>& p;
   const Tile tile;
   const PackedR<T, W> R;
   const Buffers buffers;
@@ -66,7 +66,8 @@ class BackwardTile {
     const int64_t offset = tile.state_offset(p.shape, row);
     tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> d[Cell::kGrads];
-      Cell::load_grad(load_public(p.final, offset + j, lanes), load_public(p.final_grad, offset + j, lanes), d);
+      Cell::load_grad(load_public(p.final_state, offset + j, lanes), load_public(p.final_state_grad, offset + j, lanes),
+                      d);
       for (int x = 0; x < Cell::kGrads; ++x) store(buffers.grad_at(x, row) + j, d[x]);
       store(buffers.dh_at(row) + j, splat<T>(0));
     });
@@ -85,7 +86,7 @@ class BackwardTile {
     }
     const T* dh_out = p.dh + token * hidden + tile.head * D;
     const T* dh_final =
-        t == length(row) - 1 && p.final_grad.h ? p.final_grad.h + tile.state_offset(p.shape, row) : nullptr;
+        t == length(row) - 1 && p.final_state_grad.h ? p.final_state_grad.h + tile.state_offset(p.shape, row) : nullptr;
     const T* saved_in = p.saved + token * kSaved * hidden + tile.head * D;
     tile.for_units<T>([&](int64_t j, int64_t lanes) {
       Vec<T> saved[kSaved], d[Cell::kGrads], draw[kGates];
@@ -122,15 +123,17 @@ class BackwardTile {
       if (length(row) == 0) return pass_through(offset + j, lanes);
       Vec<T> d[Cell::kGrads];
       for (int x = 0; x < Cell::kGrads; ++x) d[x] = load(buffers.grad_at(x, row) + j);
-      store_n(p.initial_grad.h + offset + j, load(buffers.dh_at(row) + j), lanes);
-      store_public(p.initial_grad, Cell::store_grad(load_public(p.initial, offset + j, lanes), d), offset + j, lanes);
+      store_n(p.initial_state_grad.h + offset + j, load(buffers.dh_at(row) + j), lanes);
+      store_public(p.initial_state_grad, Cell::store_grad(load_public(p.initial_state, offset + j, lanes), d),
+                   offset + j, lanes);
     });
   }
 
   // A row without tokens: the final state is the initial state.
   void pass_through(int64_t at, int64_t lanes) {
-    store_n(p.initial_grad.h + at, p.final_grad.h ? load_n(p.final_grad.h + at, lanes) : splat<T>(0), lanes);
-    store_public(p.initial_grad, load_public(p.final_grad, at, lanes), at, lanes);
+    store_n(p.initial_state_grad.h + at, p.final_state_grad.h ? load_n(p.final_state_grad.h + at, lanes) : splat<T>(0),
+            lanes);
+    store_public(p.initial_state_grad, load_public(p.final_state_grad, at, lanes), at, lanes);
   }
 };
 
@@ -138,7 +141,7 @@ class BackwardTile {
 template <class T>
 class WeightGrad {
  public:
-  WeightGrad(const RecurrentBwdParams<T>& params, int64_t gate_, int64_t head_, const Runtime& runtime)
+  WeightGrad(const RecurrentBackwardParams<T>& params, int64_t gate_, int64_t head_, const Runtime& runtime)
       : p(params), gate(gate_), head(head_) {
     Arena count;
     place(count);
@@ -164,7 +167,7 @@ class WeightGrad {
 
  private:
   static constexpr int64_t kBlock = 128;  // tokens a product covers
-  const RecurrentBwdParams<T>& p;
+  const RecurrentBackwardParams<T>& p;
   const int64_t gate, head, S = p.shape.seqlen, D = p.shape.head_dim, hidden = p.shape.hidden();
   // Copies of the block's rows: in dx they lie a power of two apart, where they would push each other out of the cache.
   const int64_t row = padded_row(D) + 64 / sizeof(T);
@@ -180,9 +183,9 @@ class WeightGrad {
   void load_token(int64_t token, int64_t k) {
     const int64_t b = token / S, t = token % S, step = p.shape.is_reversed(head) ? 1 : -1;
     const bool first = t == (step > 0 ? length_of(p.lengths, b, S) - 1 : 0);
-    const T* start = p.initial.h ? p.initial.h + (b * p.shape.num_heads + head) * D : nullptr;
+    const T* initial_h = p.initial_state.h ? p.initial_state.h + (b * p.shape.num_heads + head) * D : nullptr;
     const bool none = p.reset.at(b, t) || t >= length_of(p.lengths, b, S);
-    const T* before = none ? nullptr : first ? start : p.h + (token + step) * hidden + head * D;
+    const T* before = none ? nullptr : first ? initial_h : p.h + (token + step) * hidden + head * D;
     const T* dx = p.dx + (token * kGates + gate) * hidden + head * D;
     for_vectors<T>(D, [&](int64_t j, int64_t lanes) {
       const Vec<T> d = load_n(dx + j, lanes);
@@ -194,7 +197,7 @@ class WeightGrad {
 };
 
 template <class T, class W>
-void backward(const RecurrentBwdParams<T>& p, const Runtime& runtime) {
+void backward(const RecurrentBackwardParams<T>& p, const Runtime& runtime) {
   with_cell<T>(p.cell, [&](auto cell) { run_recurrences<T, W, BackwardTile<T, W, decltype(cell)>>(p, runtime); });
   runtime.parallel(p.shape.num_heads * kGates, 1,
                    [&](int64_t item) { WeightGrad<T>(p, item % kGates, item / kGates, runtime).run(); });
@@ -203,11 +206,11 @@ void backward(const RecurrentBwdParams<T>& p, const Runtime& runtime) {
 }  // namespace
 
 template <>
-void recurrent_bwd(const RecurrentBwdParams<float>& p, const Runtime& runtime) {
-  return half_weights(p.shape, p.R_is_bf16) ? backward<float, Bf16>(p, runtime) : backward<float, float>(p, runtime);
+void recurrent_bwd(const RecurrentBackwardParams<float>& p, const Runtime& runtime) {
+  return half_weights(p.shape, p.type) ? backward<float, Bf16>(p, runtime) : backward<float, float>(p, runtime);
 }
 template <>
-void recurrent_bwd(const RecurrentBwdParams<double>& p, const Runtime& runtime) {
+void recurrent_bwd(const RecurrentBackwardParams<double>& p, const Runtime& runtime) {
   return backward<double, double>(p, runtime);
 }
 

@@ -27,8 +27,8 @@ class ForwardTile {
  public:
   using Buffers = ForwardBuffers<T, Cell>;
 
-  ForwardTile(const RecurrentFwdParams<T>& params, const Tile& tile_, const PackedR<T, W>& R_, const Buffers& buffers_,
-              Meeting& meeting_)
+  ForwardTile(const RecurrentForwardParams<T>& params, const Tile& tile_, const PackedR<T, W>& R_,
+              const Buffers& buffers_, Meeting& meeting_)
       : p(params), tile(tile_), R(R_), buffers(buffers_), meeting(meeting_) {}
 
   static void pack(const WeightView<const T>& R, int64_t gate, int64_t head, int64_t D, W* packed) {
@@ -49,7 +49,7 @@ class ForwardTile {
   }
 
  private:
-  const RecurrentFwdParams<T>& p;
+  const RecurrentForwardParams<T>& p;
   const Tile tile;
   const PackedR<T, W> R;
   const Buffers buffers;
@@ -67,7 +67,7 @@ class ForwardTile {
       Cell::load_state(load_public(from, offset + j, lanes), s);
       for (int x = 0; x < Cell::kStates; ++x) store(buffers.state_at(x, row) + j, s[x]);
       const Vec<T> h = from.h ? load_n(from.h + offset + j, lanes) : splat<T>(0);
-      store(buffers.h_at(t, row) + j, rounded<T>(h, p.rounding));
+      store(buffers.h_at(t, row) + j, rounded<T>(h, p.type));
     });
   }
 
@@ -76,7 +76,7 @@ class ForwardTile {
   }
 
   void load_initial(int64_t row) {
-    set_state(row, 0, p.initial);
+    set_state(row, 0, p.initial_state);
     apply_reset(row, 0);
   }
 
@@ -97,7 +97,7 @@ class ForwardTile {
       }
       XLSTM_UNROLL
       for (int x = 0; x < Cell::kStates; ++x) s[x] = load(buffers.state_at(x, row) + j);
-      const Vec<T> h = rounded<T>(Cell::forward(gates, s, saved), p.rounding);
+      const Vec<T> h = rounded<T>(Cell::forward(gates, s, saved), p.type);
       store(h_next + j, h);
       store_n(out + j, h, lanes);
       XLSTM_UNROLL
@@ -119,30 +119,31 @@ class ForwardTile {
 
   void store_final(int64_t row) {
     const int64_t offset = tile.state_offset(p.shape, row), first = tile.first_unit;
-    scale_row<T>(p.final.h + offset + first, 1, buffers.h_at(p.shape.seqlen, row) + first, tile.units);
+    scale_row<T>(p.final_state.h + offset + first, 1, buffers.h_at(p.shape.seqlen, row) + first, tile.units);
     tile.for_units<T>([&](int64_t j, int64_t lanes) {
       // a row without tokens hands its state through, to the bit
-      if (length(row) == 0) return store_public(p.final, load_public(p.initial, offset + j, lanes), offset + j, lanes);
+      if (length(row) == 0)
+        return store_public(p.final_state, load_public(p.initial_state, offset + j, lanes), offset + j, lanes);
       Vec<T> s[Cell::kStates];
       for (int x = 0; x < Cell::kStates; ++x) s[x] = load(buffers.state_at(x, row) + j);
-      store_public(p.final, Cell::store_state(s), offset + j, lanes);
+      store_public(p.final_state, Cell::store_state(s), offset + j, lanes);
     });
   }
 };
 
 template <class T, class W>
-void forward(const RecurrentFwdParams<T>& p, const Runtime& runtime) {
+void forward(const RecurrentForwardParams<T>& p, const Runtime& runtime) {
   with_cell<T>(p.cell, [&](auto cell) { run_recurrences<T, W, ForwardTile<T, W, decltype(cell)>>(p, runtime); });
 }
 
 }  // namespace
 
 template <>
-void recurrent_fwd(const RecurrentFwdParams<float>& p, const Runtime& runtime) {
-  return half_weights(p.shape, p.R_is_bf16) ? forward<float, Bf16>(p, runtime) : forward<float, float>(p, runtime);
+void recurrent_fwd(const RecurrentForwardParams<float>& p, const Runtime& runtime) {
+  return half_weights(p.shape, p.type) ? forward<float, Bf16>(p, runtime) : forward<float, float>(p, runtime);
 }
 template <>
-void recurrent_fwd(const RecurrentFwdParams<double>& p, const Runtime& runtime) {
+void recurrent_fwd(const RecurrentForwardParams<double>& p, const Runtime& runtime) {
   return forward<double, double>(p, runtime);
 }
 

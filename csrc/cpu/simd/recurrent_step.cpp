@@ -54,7 +54,7 @@ void step_units(const RecurrentStepParams<T>& p, int64_t head, int64_t j) {
       if (p.b) gates[g] += load_n(p.b + g * hidden + head * D + j, lanes);
     }
     Cell::load_state(load_public(p.state, offset + j, lanes), state);
-    store_n(p.next.h + offset + j, rounded<T>(Cell::forward(gates, state, saved), p.rounding), lanes);
+    store_n(p.next.h + offset + j, rounded<T>(Cell::forward(gates, state, saved), p.type), lanes);
     store_public(p.next, Cell::store_state(state), offset + j, lanes);
   }
 }

@@ -7,19 +7,22 @@
 
 namespace xlstm::device {
 
+// f<element>() for a type known at run time; from host code f may call host functions.
+#pragma nv_exec_check_disable
+template <class F>
+XLSTM_HOST_DEVICE __forceinline__ decltype(auto) with_type(cuda::Type type, F f) {
+#define XLSTM_CASE(name, bytes, element) \
+  case cuda::Type::name:                 \
+    return f.template operator()<element>();
+  switch (type) { XLSTM_TYPES(XLSTM_CASE) }
+#undef XLSTM_CASE
+  XLSTM_UNREACHABLE;
+}
+
 // Element `index`, as float or double.
 template <class A>
 XLSTM_DEVICE A load_any(const void* data, cuda::Type type, int64_t index) {
-  switch (type) {
-    case cuda::Type::bf16:
-      return static_cast<A>(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]));
-    case cuda::Type::f16:
-      return static_cast<A>(__half2float(static_cast<const __half*>(data)[index]));
-    case cuda::Type::f32:
-      return static_cast<A>(static_cast<const float*>(data)[index]);
-    default:
-      return static_cast<A>(static_cast<const double*>(data)[index]);
-  }
+  return with_type(type, [&]<class T>() { return widen<A>(static_cast<const T*>(data)[index]); });
 }
 
 template <class T, class A, int kCount>
@@ -34,33 +37,12 @@ XLSTM_DEVICE void load_elements_of(A (&to)[kCount], const void* data, int64_t in
 // Several elements, all loads in flight at once.
 template <class A, int kCount>
 XLSTM_DEVICE void load_any(A (&to)[kCount], const void* data, cuda::Type type, int64_t index, int64_t stride) {
-  switch (type) {
-    case cuda::Type::bf16:
-      return load_elements_of<__nv_bfloat16>(to, data, index, stride);
-    case cuda::Type::f16:
-      return load_elements_of<__half>(to, data, index, stride);
-    case cuda::Type::f32:
-      return load_elements_of<float>(to, data, index, stride);
-    default:
-      return load_elements_of<double>(to, data, index, stride);
-  }
+  with_type(type, [&]<class T>() { load_elements_of<T>(to, data, index, stride); });
 }
 
 template <class A>
 XLSTM_DEVICE void store_any(void* data, cuda::Type type, int64_t index, A value) {
-  switch (type) {
-    case cuda::Type::bf16:
-      static_cast<__nv_bfloat16*>(data)[index] = __float2bfloat16(static_cast<float>(value));
-      break;
-    case cuda::Type::f16:
-      static_cast<__half*>(data)[index] = __float2half(static_cast<float>(value));
-      break;
-    case cuda::Type::f32:
-      static_cast<float*>(data)[index] = static_cast<float>(value);
-      break;
-    default:
-      static_cast<double*>(data)[index] = static_cast<double>(value);
-  }
+  with_type(type, [&]<class T>() { static_cast<T*>(data)[index] = narrow<T>(value); });
 }
 
 }  // namespace xlstm::device

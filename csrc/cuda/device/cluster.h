@@ -33,7 +33,7 @@ XLSTM_DEVICE void cluster_arrive([[maybe_unused]] Source where = Source::here())
 #if XLSTM_SIMT
   simt::cluster_arrive(where);
 #else
-  __syncwarp();  // the instruction is aligned: all lanes at once, also behind a branch
+  __syncwarp();  // the instruction is aligned: all lanes at once, also after a branch
   XLSTM_ASM_SM90("barrier.cluster.arrive.release.aligned;" :: : "memory");
 #endif
 }

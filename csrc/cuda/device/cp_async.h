@@ -23,7 +23,7 @@ XLSTM_DEVICE void cp_async(uint32_t to, const void* from, bool valid = true,
 #endif
 }
 
-// Copies the first `bytes` of 16, 0 to 16, and writes zeros behind them. `from` is aligned to 16 bytes all the same.
+// Copies the first `bytes` of 16, 0 to 16, and writes zeros after them. `from` is aligned to 16 bytes all the same.
 XLSTM_DEVICE void cp_async_part(uint32_t to, const void* from, int bytes,
                                 [[maybe_unused]] Source where = Source::here()) {
 #if XLSTM_SIMT

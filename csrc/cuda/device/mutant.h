@@ -1,6 +1,16 @@
 #pragma once
 // Planted faults that prove the tests: XLSTM_MUTANT("kernel: what is wrong") is true on the host executor where a test
-// has chosen it by name, and false, at no cost, everywhere else.
+// has chosen it by name. For a device it is the word `false`, and the compiler drops what is wrong with its operands.
+// A fault is one statement of its kernel:
+//   a barrier is left out       sync_threads(XLSTM_MUTANT("..")), grid_sync(XLSTM_MUTANT(".."))
+//   a wait is left out          mbarrier_wait_cluster(mbarrier, parity, XLSTM_MUTANT(".."))
+//   a wait is too short         cp_async_wait<kGroups>(XLSTM_MUTANT(".."))
+//   an index is off by one      index + XLSTM_MUTANT("..")
+//   a value is wrong            XLSTM_MUTANT("..") ? wrong : right
+// The last one also where something follows that the compiler keeps for a zero: `(x + 0) % y` is a division.
+#include "cuda/device/cp_async.h"
+#include "cuda/device/grid.h"
+#include "cuda/device/mbarrier.h"
 #include "cuda/device/platform.h"
 
 #if XLSTM_SIMT
@@ -8,3 +18,35 @@
 #else
 #define XLSTM_MUTANT(name) false
 #endif
+
+namespace xlstm::device {
+
+XLSTM_DEVICE void sync_threads(bool left_out, [[maybe_unused]] Source where = Source::here()) {
+  if (left_out) return;
+#if XLSTM_SIMT
+  __syncthreads(where);
+#else
+  __syncthreads();
+#endif
+}
+
+XLSTM_DEVICE void grid_sync(bool left_out, Source where = Source::here()) {
+  if (!left_out) device::grid_sync(where);
+}
+
+XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity, bool left_out,
+                                        Source where = Source::here()) {
+  if (!left_out) device::mbarrier_wait_cluster(mbarrier, parity, where);
+}
+
+// too_short: one group more may be in flight.
+template <int kGroups>
+XLSTM_DEVICE void cp_async_wait(bool too_short, Source where = Source::here()) {
+  if (too_short) {
+    device::cp_async_wait<kGroups + 1>(where);
+  } else {
+    device::cp_async_wait<kGroups>(where);
+  }
+}
+
+}  // namespace xlstm::device

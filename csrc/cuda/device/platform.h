@@ -66,7 +66,7 @@ XLSTM_DEVICE To bits_as(const From& from) {
   return to;
 }
 
-// The same 4 or 8 bytes, but the compiler knows nothing of them: what depends on them is computed behind this place,
+// The same 4 or 8 bytes, but the compiler knows nothing of them: what depends on them is computed after this place,
 // and what they are made of before it.
 template <class T>
 XLSTM_DEVICE T opaque(T x) {

@@ -37,7 +37,7 @@ XLSTM_DEVICE Vector<T> load_vector(const T* from) {
   return bits_as<Vector<T>>(bits);
 }
 
-// One by one: the first `count` elements from `from` on, zeros behind.
+// One by one: the first `count` elements from `from` on, zeros past them.
 template <class T>
 XLSTM_DEVICE Vector<T> load_elements(const T* from, int64_t count) {
   Vector<T> v;

@@ -1,5 +1,5 @@
 #pragma once
-// How batch rows are cut into chunks, and which chunk has which slot. What is kept per chunk (states, gate values) lies
+// The cut of batch rows into chunks, and the slot of each chunk. The values kept per chunk (states, gate values) lie
 // in (B, H, slots); a block of a chunk-parallel kernel asks find_chunk which tokens its slot stands for.
 //
 // Without cu_seqlens slot c of a row is its chunk c. With cu_seqlens (batch 1) sequence n owns the slots from
@@ -37,7 +37,7 @@ XLSTM_HOST_DEVICE inline int64_t first_slot(const MlstmShape& shape, int chunk_s
   return shape.cu_seqlens ? shape.cu_seqlens[sequence] / chunk_size + sequence : 0;
 }
 
-// The sequence that owns a slot of batch row `row`: the last one whose first slot is not behind it.
+// The sequence that owns a slot of batch row `row`: the last one whose first slot is not after it.
 XLSTM_HOST_DEVICE inline int64_t owner_of_slot(const MlstmShape& shape, int chunk_size, int64_t row, int64_t slot) {
   if (!shape.cu_seqlens) return row;
   int64_t low = 0, high = shape.num_sequences;  // first_slot(low) <= slot < first_slot(high)

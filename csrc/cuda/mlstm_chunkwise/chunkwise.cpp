@@ -4,6 +4,7 @@
 #include "cuda/mlstm_chunkwise/gates.h"
 #include "cuda/mlstm_chunkwise/normaliser.h"
 #include "cuda/mlstm_chunkwise/outputs.h"
+#include "cuda/mlstm_chunkwise/product.h"
 #include "cuda/mlstm_chunkwise/states.h"
 
 namespace xlstm::cuda {
@@ -11,36 +12,34 @@ namespace {
 
 constexpr int kChunkSizes[] = {64, 128, 256};
 
-// The largest that is no longer than the caller's wish, and no longer than the sequences need.
-int choose_chunk_size(const MlstmShape& shape, int64_t wish) {
+// The largest that is no longer than what was asked for (0: nothing), and no longer than the sequences need.
+int choose_chunk_size(const MlstmShape& shape, int64_t asked) {
   int best = kChunkSizes[0];
   for (int size : kChunkSizes) {
     const bool needed = size / 2 < shape.seqlen;
-    if (needed && (wish == 0 || size <= wish)) best = size;
+    if (needed && (asked == 0 || size <= asked)) best = size;
   }
   return best;
 }
 
-size_t element_bytes(Product product) {
-  return product == Product::bf16 ? 2 : product == Product::f64 ? 8 : 4;
-}
-
-// One call: sizes, and what more than one kernel needs.
+// One pass, forward or backward: sizes, and what more than one kernel needs.
 template <class A>
-struct Plan {
-  const MlstmForwardArguments<A>& in;
+struct Pass {
+  const MlstmForwardParams<void, A>& in;
   const Allocator& memory;
   cudaStream_t stream;
+  Product product;
   int chunk_size;
   int64_t heads, tokens, slots;  // heads: (batch, head) pairs; slots: of all heads
   GateVectors<A> gates{};
   void* states = nullptr;    // C entering each chunk
   A* normalisers = nullptr;  // n entering each chunk
 
-  Plan(const MlstmForwardArguments<A>& in_, const Allocator& memory_, cudaStream_t stream_)
+  Pass(const MlstmForwardParams<void, A>& in_, const Allocator& memory_, cudaStream_t stream_)
       : in(in_),
         memory(memory_),
         stream(stream_),
+        product(product_of(in_.q.type, in_.options.allow_tf32)),
         chunk_size(choose_chunk_size(in_.shape, in_.options.chunk_size)),
         heads(in_.shape.batch * in_.shape.num_heads),
         tokens(heads * in_.shape.seqlen),
@@ -48,7 +47,7 @@ struct Plan {
 
   void* new_states() const {
     return memory.allocate(memory.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
-                                               element_bytes(in.product));
+                                               bytes_of(element_type(product)));
   }
   A* new_normalisers() const { return memory.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }
@@ -60,24 +59,24 @@ struct Plan {
     gates.start = memory.template get<int32_t>(tokens);
     gates.M = memory.template get<Pair<A>>(slots);
     gates.g_bar = memory.template get<A>(slots);
-    MlstmGatesArguments<A> a;
+    MlstmGatesParams<A> a;
     a.shape = in.shape;
     a.sigmoid_gate = in.options.sigmoid_gate;
     a.chunk_size = chunk_size;
     a.i = in.i;
     a.f = in.f;
     a.reset = in.reset;
-    a.m0 = in.initial.m;
+    a.m0 = in.initial_state.m;
     a.out = gates;
     a.m_final = m_final;
     return mlstm_gates(a, stream);
   }
 
-  MlstmStatesArguments<A> states_arguments(bool backward) const {
-    MlstmStatesArguments<A> a{};
+  MlstmStatesParams<A> states_arguments(bool backward) const {
+    MlstmStatesParams<A> a{};
     a.shape = in.shape;
     a.scale = in.options.scale;
-    a.product = in.product;
+    a.product = product;
     a.chunk_size = chunk_size;
     a.backward = backward;
     a.gates = gates;
@@ -87,10 +86,10 @@ struct Plan {
   cudaError_t compute_states(A* C_final, A* n_final) {
     states = new_states();
     normalisers = new_normalisers();
-    MlstmStatesArguments<A> a = states_arguments(false);
+    MlstmStatesParams<A> a = states_arguments(false);
     a.rows = in.k;
     a.columns = in.v;
-    a.start = in.initial;
+    a.start = in.initial_state;
     a.end.C = C_final;
     a.end.n = n_final;
     a.states = states;
@@ -98,17 +97,17 @@ struct Plan {
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsArguments<A> outputs_arguments(Output output) const {
-    MlstmOutputsArguments<A> a{};
+  MlstmOutputsParams<A> outputs_arguments(OutputKind output) const {
+    MlstmOutputsParams<A> a{};
     a.shape = in.shape;
     a.options = in.options;
-    a.product = in.product;
+    a.product = product;
     a.output = output;
     a.chunk_size = chunk_size;
     a.gates = gates;
     a.states = states;
     a.normalisers = normalisers;
-    a.outer_state_is_zero = in.initial.C == nullptr;
+    a.outer_state_is_zero = in.initial_state.C == nullptr;
     return a;
   }
 };
@@ -122,11 +121,11 @@ struct Plan {
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_forward(const MlstmForwardArguments<A>& in, const Allocator& memory, cudaStream_t stream) {
-  Plan<A> plan(in, memory, stream);
-  XLSTM_RETURN_ERROR(plan.compute_gates(in.final.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(in.final.C, in.final.n));
-  MlstmOutputsArguments<A> h = plan.outputs_arguments(Output::h);
+cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, cudaStream_t stream) {
+  Pass<A> pass(in, memory, stream);
+  XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(in.final_state.C, in.final_state.n));
+  MlstmOutputsParams<A> h = pass.outputs_arguments(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -134,87 +133,86 @@ cudaError_t mlstm_forward(const MlstmForwardArguments<A>& in, const Allocator& m
 }
 
 template <class A>
-cudaError_t mlstm_backward(const MlstmBackwardArguments<A>& arguments, const Allocator& memory, cudaStream_t stream) {
-  const MlstmForwardArguments<A>& in = arguments.forward;
+cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, cudaStream_t stream) {
+  const MlstmForwardParams<void, A>& in = p.forward;
   const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
-  Plan<A> plan(in, memory, stream);
+  Pass<A> pass(in, memory, stream);
 
   // Again what the forward pass had: cheaper to compute than to keep.
   const MlstmState<A> final = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
                                memory.get<A>(sequences)};
-  XLSTM_RETURN_ERROR(plan.compute_gates(final.m));
-  XLSTM_RETURN_ERROR(plan.compute_states(final.C, final.n));
+  XLSTM_RETURN_ERROR(pass.compute_gates(final.m));
+  XLSTM_RETURN_ERROR(pass.compute_states(final.C, final.n));
 
-  A *iota = plan.new_tokens(), *rho = plan.new_tokens(), *kappa = plan.new_tokens();
-  const MlstmNormaliserArguments<A> normaliser = {in.shape,     in.options, in.h, arguments.dh, in.r,
-                                                  plan.gates.m, iota,       rho,  kappa};
+  A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
+  const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
-  const int64_t dot_tiles = mlstm_states_tiles(in.product, in.shape);
-  MlstmStatesArguments<A> dC = plan.states_arguments(true);
+  const int64_t dot_tiles = mlstm_states_tiles(pass.product, in.shape);
+  MlstmStatesParams<A> dC = pass.states_arguments(true);
   dC.rows = in.q;
-  dC.columns = arguments.dh;
+  dC.columns = p.dh;
   dC.iota = iota, dC.rho = rho;
-  dC.start = arguments.final_grad;
-  dC.end = arguments.initial_grad;
-  dC.states = plan.new_states();
-  dC.normalisers = plan.new_normalisers();
-  dC.forward_states = plan.states, dC.forward_normalisers = plan.normalisers;
-  dC.initial = in.initial;
+  dC.start = p.final_state_grad;
+  dC.end = p.initial_state_grad;
+  dC.states = pass.new_states();
+  dC.normalisers = pass.new_normalisers();
+  dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
+  dC.initial = in.initial_state;
   dC.final = {final.C, final.n, final.m};
-  dC.chunk_dots = memory.get<A>(plan.slots * dot_tiles);
+  dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
   dC.start_dots = memory.get<A>(sequences * dot_tiles);
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
-  const int64_t row_tiles = mlstm_outputs_column_tiles(in.product, dqk);
-  MlstmOutputsArguments<A> dq = plan.outputs_arguments(Output::dq);
-  dq.X = arguments.dh, dq.Y = in.v, dq.Z = in.k;
-  dq.out = arguments.dq;
+  const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
+  MlstmOutputsParams<A> dq = pass.outputs_arguments(OutputKind::dq);
+  dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
+  dq.out = p.dq;
   dq.iota = iota, dq.rho = rho;
   dq.factor = in.q;
-  dq.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsArguments<A> dk = plan.outputs_arguments(Output::dk);
-  dk.X = in.v, dk.Y = arguments.dh, dk.Z = in.q;
-  dk.out = arguments.dk;
+  MlstmOutputsParams<A> dk = pass.outputs_arguments(OutputKind::dk);
+  dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
+  dk.out = p.dk;
   dk.iota = iota, dk.rho = rho;
   dk.factor = in.k;
-  dk.row_sums = memory.get<A>(plan.tokens * row_tiles);
+  dk.row_sums = memory.get<A>(pass.tokens * row_tiles);
   dk.states = dC.states, dk.normalisers = dC.normalisers;
-  dk.outer_state_is_zero = arguments.final_grad.C == nullptr && arguments.final_grad.n == nullptr;
+  dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsArguments<A> dv_ = plan.outputs_arguments(Output::dv);
-  dv_.X = in.k, dv_.Y = in.q, dv_.Z = arguments.dh;
-  dv_.out = arguments.dv;
+  MlstmOutputsParams<A> dv_ = pass.outputs_arguments(OutputKind::dv);
+  dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
+  dv_.out = p.dv;
   dv_.iota = iota, dv_.rho = rho;
   dv_.states = dC.states, dv_.normalisers = dC.normalisers;
-  dv_.outer_state_is_zero = arguments.final_grad.C == nullptr;
+  dv_.outer_state_is_zero = p.final_state_grad.C == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dv_, stream));
 
-  MlstmGateGradsArguments<A> gates;
+  MlstmGateGradsParams<A> gates;
   gates.shape = in.shape;
   gates.sigmoid_gate = in.options.sigmoid_gate;
-  gates.chunk_size = plan.chunk_size;
+  gates.chunk_size = pass.chunk_size;
   gates.i = in.i, gates.f = in.f;
   gates.reset = in.reset;
-  gates.gates = plan.gates;
+  gates.gates = pass.gates;
   gates.q_dq = dq.row_sums, gates.k_dk = dk.row_sums;
   gates.row_tiles = row_tiles;
   gates.kappa = kappa;
   gates.chunk_dots = dC.chunk_dots, gates.start_dots = dC.start_dots;
   gates.dot_tiles = dot_tiles;
-  gates.dm = arguments.final_grad.m;
-  gates.di = arguments.di, gates.df = arguments.df;
-  gates.dm0 = arguments.initial_grad.m;
+  gates.dm = p.final_state_grad.m;
+  gates.di = p.di, gates.df = p.df;
+  gates.dm0 = p.initial_state_grad.m;
   return mlstm_gate_grads(gates, stream);
 }
 
-template cudaError_t mlstm_forward<float>(const MlstmForwardArguments<float>&, const Allocator&, cudaStream_t);
-template cudaError_t mlstm_forward<double>(const MlstmForwardArguments<double>&, const Allocator&, cudaStream_t);
-template cudaError_t mlstm_backward<float>(const MlstmBackwardArguments<float>&, const Allocator&, cudaStream_t);
-template cudaError_t mlstm_backward<double>(const MlstmBackwardArguments<double>&, const Allocator&, cudaStream_t);
+template cudaError_t run(const MlstmForwardParams<void, float>&, const Allocator&, cudaStream_t);
+template cudaError_t run(const MlstmForwardParams<void, double>&, const Allocator&, cudaStream_t);
+template cudaError_t run(const MlstmBackwardParams<void, float>&, const Allocator&, cudaStream_t);
+template cudaError_t run(const MlstmBackwardParams<void, double>&, const Allocator&, cudaStream_t);
 
 }  // namespace xlstm::cuda

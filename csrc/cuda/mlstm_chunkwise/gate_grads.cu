@@ -1,5 +1,5 @@
 // Gate gradients of the chunkwise mLSTM (docs/kernels/mlstm.md): one block per head of a sequence walks its tokens in
-// tiles, from the last one to the first. Both sums are over the tokens behind: that of q.dq - k.dk ends with the
+// tiles, from the last one to the first. Both sums are over the later tokens: that of q.dq - k.dk ends with the
 // document or the chunk, and so inside a warp; that of kappa goes on from warp to warp and from tile to tile.
 #include "core/gates.h"
 #include "cuda/device/device.h"
@@ -11,7 +11,7 @@ namespace {
 
 using namespace device;
 
-// What 256 tokens make of the gradient of m that comes from behind: nothing goes through them where they are cut.
+// The gradient of m before 256 tokens as a function of that after them: nothing passes them where they are cut.
 struct WarpMap {
   double sum;
   bool cut;
@@ -21,13 +21,13 @@ struct GateGradsShared {
   WarpMap maps[2][kMaxScanThreads / 32];  // of tiles in turn: one is written while the other may still be read
 };
 
-// ---- sums over the tokens behind ----
+// ---- sums over the later tokens ----
 
 // Lanes whose tokens are summed together, and where their sums end: a cut token adds its own value to its sum, and
 // passes nothing on to the token before it.
 struct Lanes {
   int lane, last;  // last: of its group
-  unsigned cuts;   // those at or behind this lane that hold a cut
+  unsigned cuts;   // those at or after this lane that hold a cut
 
   XLSTM_DEVICE Lanes(int lanes, bool cut) {
     lane = threadIdx.x % 32;
@@ -67,7 +67,7 @@ XLSTM_DEVICE double suffix_sums(double (&values)[kTokens], unsigned cuts, const 
 
 // Sets: boundary; forget: a boundary where f is below kHardForget; wins: m follows i there, not the m before it.
 struct Tokens {
-  int place, count;                 // place: of the first one in the sequence
+  int in_sequence, count;           // in_sequence: index of the first one
   int64_t first;                    // in the batch row
   int64_t at;                       // in (B, H, S)
   double di[kTokens], df[kTokens];  // df: of log f
@@ -90,18 +90,18 @@ XLSTM_DEVICE double sum_parts(const A* parts, int64_t count) {
 
 // Adds a (B, H, row_tiles, S) tensor's parts in order.
 template <class A>
-XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsArguments<A>& p, const A* parts,
+XLSTM_DEVICE void load_row_sums(double (&to)[kTokens], const MlstmGateGradsParams<A>& p, const A* parts,
                                 const Item& item, const Tokens& tokens) {
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) to[j] = 0;
   for (int64_t n = 0; n < p.row_tiles; ++n) {
-    const A* part = parts + (item.row * p.row_tiles + n) * p.shape.seqlen + tokens.first;
+    const A* part = parts + (item.batch_head * p.row_tiles + n) * p.shape.seqlen + tokens.first;
     take_tokens(part, 1, tokens.count, [&](int j, A sum) { to[j] += sum; });
   }
 }
 
 template <class A>
-XLSTM_DEVICE void find_boundaries(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void find_boundaries(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   int32_t start[kTokens];
   load_tokens(start, p.gates.start + tokens.at, tokens.count);
   tokens.boundary = tokens.forget = 0;
@@ -118,16 +118,16 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsArguments<A>& p, const Ite
 }
 
 // y_t > z_{t-1}: the same as i_t > log f_t + m_{t-1}, without its rounding. In a chunk's first token M stands for
-// z_{t-1}; behind a boundary the stabiliser of the empty state does.
+// z_{t-1}; after a boundary the stabiliser of the empty state does.
 template <class A>
-XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void find_wins(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   tokens.wins = 0;
   if (tokens.count == 0 || p.sigmoid_gate) return;
   Pair<A> y[kTokens], z[kTokens];
   load_tokens(y, p.gates.y + tokens.at, tokens.count);
   load_tokens(z, p.gates.z + tokens.at, tokens.count);
-  const bool starts_chunk = tokens.place % p.chunk_size == 0;
-  Pair<A> before = starts_chunk ? p.gates.M[item.slot + tokens.place / p.chunk_size] : p.gates.z[tokens.at - 1];
+  const bool starts_chunk = tokens.in_sequence % p.chunk_size == 0;
+  Pair<A> before = starts_chunk ? p.gates.M[item.slot + tokens.in_sequence / p.chunk_size] : p.gates.z[tokens.at - 1];
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     if (has(tokens.boundary, j)) before = {has(tokens.forget, j) ? static_cast<A>(kEmptyLog) : A{0}, A{0}};
@@ -139,15 +139,16 @@ XLSTM_DEVICE void find_wins(const MlstmGateGradsArguments<A>& p, const Item& ite
 
 // di = k.dk and the part of d log f that does not come through m.
 template <class A>
-XLSTM_DEVICE void product_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens) {
+XLSTM_DEVICE void product_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   load_row_sums(tokens.df, p, p.q_dq, item, tokens);
   load_row_sums(tokens.di, p, p.k_dk, item, tokens);
-  const int last = tokens.count - 1, behind = tokens.place + tokens.count;
+  const int last = tokens.count - 1, behind = tokens.in_sequence + tokens.count;
   const bool partial = behind == item.tokens.end - item.tokens.begin;
   const bool ends_chunk = last >= 0 && (behind % p.chunk_size == 0 ||
                                         (partial && !XLSTM_MUTANT("mlstm_gate_grads: partial chunks end nowhere")));
   const double dot =
-      ends_chunk ? sum_parts(p.chunk_dots + (item.slot + tokens.place / p.chunk_size) * p.dot_tiles, p.dot_tiles) : 0;
+      ends_chunk ? sum_parts(p.chunk_dots + (item.slot + tokens.in_sequence / p.chunk_size) * p.dot_tiles, p.dot_tiles)
+                 : 0;
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     tokens.df[j] -= tokens.di[j];
@@ -176,10 +177,9 @@ XLSTM_DEVICE void add_stabiliser_grad(Tokens& tokens, unsigned set, const double
   }
 }
 
-// The gradient of m_t that arises in this warp, and what the warp makes of that from behind it.
+// The gradient of m_t that arises in this warp, and what the warp makes of that of the warps after it.
 template <class A>
-XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens,
-                                   WarpMap& map) {
+XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens, WarpMap& map) {
   double kappa[kTokens] = {};
   unsigned cuts = 0;
   if (p.sigmoid_gate) {  // m is handed through, and only a reset clears it
@@ -198,7 +198,7 @@ XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsArguments<A>& p, const It
   if (warp.lane == 0) map = {sum, warp.cuts != 0};
 }
 
-// The gradient of m in front of the last `count` warps of a tile, and behind warp `mine`. All threads add in one order.
+// The gradient of m in front of the last `count` warps of a tile, and after warp `mine`. All threads add in one order.
 XLSTM_DEVICE double fold(const WarpMap (&maps)[kMaxScanThreads / 32], int count, double grad, int mine,
                          double& grad_mine) {
   for (int w = count - 1; w >= 0; --w) {
@@ -209,7 +209,7 @@ XLSTM_DEVICE double fold(const WarpMap (&maps)[kMaxScanThreads / 32], int count,
 }
 
 template <class A>
-XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& item, Tokens& tokens, double dm) {
+XLSTM_DEVICE void store_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens, double dm) {
   double grad[kTokens];
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) grad[j] = dm;
@@ -223,9 +223,9 @@ XLSTM_DEVICE void store_grads(const MlstmGateGradsArguments<A>& p, const Item& i
   store_tokens(p.df, p.df.offset(row, head, first), tokens.count, [&](int j) { return tokens.df[j]; });
 }
 
-// What comes from behind the last token. A common log factor of C_T and n_T is none of m_T.
+// The gradient that enters after the last token. A common log factor of C_T and n_T is none of m_T.
 template <class A>
-XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& item) {
+XLSTM_DEVICE double final_grad(const MlstmGateGradsParams<A>& p, const Item& item) {
   const double dm = p.dm ? p.dm[item.state] : 0;
   const int length = static_cast<int>(item.tokens.end - item.tokens.begin);
   if (p.sigmoid_gate || length == 0) return dm;
@@ -233,14 +233,14 @@ XLSTM_DEVICE double final_grad(const MlstmGateGradsArguments<A>& p, const Item& 
 }
 
 template <class A>
-XLSTM_DEVICE void store_start(const MlstmGateGradsArguments<A>& p, const Item& item, double dm) {
+XLSTM_DEVICE void store_start(const MlstmGateGradsParams<A>& p, const Item& item, double dm) {
   const bool empty = item.tokens.begin == item.tokens.end;
   if (p.start_dots && !p.sigmoid_gate && !empty) dm += sum_parts(p.start_dots + item.state * p.dot_tiles, p.dot_tiles);
   p.dm0[item.state] = static_cast<A>(dm);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArguments<A> p) {
+__global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsParams<A> p) {
   XLSTM_SHARED(GateGradsShared, s);
   const Item item = locate(p.shape, p.chunk_size);
   const int thread = threadIdx.x, warp = thread / 32, tile = static_cast<int>(blockDim.x) * kTokens;
@@ -250,17 +250,17 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
   for (int begin = (length - 1) / tile * tile; begin >= 0 && length > 0; begin -= tile) {
     const int warps = (min(tile, length - begin) + kWarpTokens - 1) / kWarpTokens;
     Tokens tokens;
-    tokens.place = begin + thread * kTokens;
-    tokens.count = max(0, min(kTokens, length - tokens.place));
-    tokens.first = item.tokens.begin + tokens.place;
-    tokens.at = item.row * p.shape.seqlen + tokens.first;
+    tokens.in_sequence = begin + thread * kTokens;
+    tokens.count = max(0, min(kTokens, length - tokens.in_sequence));
+    tokens.first = item.tokens.begin + tokens.in_sequence;
+    tokens.at = item.batch_head * p.shape.seqlen + tokens.first;
     if (warp < warps) {
       find_boundaries(p, item, tokens);
       find_wins(p, item, tokens);
       product_grads(p, item, tokens);
       stabiliser_grads(p, item, tokens, s.maps[buffer][warp]);
     }
-    if (!XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_gate_grads: no barrier before the maps are read"));
     double dm_warp = 0;
     dm = fold(s.maps[buffer], warps, dm, warp, dm_warp);
     if (warp < warps) store_grads(p, item, tokens, dm_warp);
@@ -272,11 +272,11 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsArgu
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_gate_grads(const MlstmGateGradsArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_gate_grads(const MlstmGateGradsParams<A>& p, cudaStream_t stream) {
   return launch_scan("mlstm gate_grads", sizeof(GateGradsShared), gate_grads<A>, p, stream);
 }
 
-template cudaError_t mlstm_gate_grads<float>(const MlstmGateGradsArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_gate_grads<double>(const MlstmGateGradsArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_gate_grads<float>(const MlstmGateGradsParams<float>&, cudaStream_t);
+template cudaError_t mlstm_gate_grads<double>(const MlstmGateGradsParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -7,7 +7,7 @@ namespace xlstm::cuda {
 
 // A: float, or double for f64 data.
 template <class A>
-struct MlstmGateGradsArguments {
+struct MlstmGateGradsParams {
   MlstmShape shape;  // head dimensions are not looked at
   bool sigmoid_gate = false;
   int chunk_size = 64;            // as of the gate vectors
@@ -26,6 +26,6 @@ struct MlstmGateGradsArguments {
 };
 
 template <class A>
-cudaError_t mlstm_gate_grads(const MlstmGateGradsArguments<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_gate_grads(const MlstmGateGradsParams<A>& arguments, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -15,7 +15,7 @@ using namespace device;
 constexpr int kMaxChunks = kMaxScanThreads * kTokens / kMinChunk;  // of a tile
 constexpr double kLog2e = 1.4426950408889634;
 
-// What a chunk makes of the stabiliser: max(M + shift, floor); `floor` where a boundary cuts it off from M.
+// The stabiliser after a chunk, of M before it: max(M + shift, floor); `floor` where a boundary cuts it off from M.
 struct ChunkMap {
   double shift, floor;
   bool cut;
@@ -40,14 +40,14 @@ XLSTM_DEVICE Pair<A> split(double x) {
 
 // ---- a chunk by itself ----
 
-// Tokens behind the sequence's end forget nothing and write nothing.
+// Tokens past the sequence's end forget nothing and write nothing.
 struct LogGates {
   double i[kTokens], f[kTokens];
   unsigned reset, forget;  // forget: f is below kHardForget
 };
 
 template <class A>
-XLSTM_DEVICE LogGates load_gates(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count) {
+XLSTM_DEVICE LogGates load_gates(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count) {
   LogGates gates;
   gates.reset = gates.forget = 0;
   const int loaded = XLSTM_MUTANT("mlstm_gates: whole vectors at the last token") ? kTokens : count;
@@ -66,14 +66,14 @@ XLSTM_DEVICE LogGates load_gates(const MlstmGatesArguments<A>& p, const Item& it
 }
 
 // Where a lane stands among those of its chunk.
-struct Place {
+struct ChunkLanes {
   int lane, first;   // first: of the chunk's lanes
   unsigned chunk;    // all of the chunk's lanes
   unsigned cuts;     // those with a boundary
   unsigned earlier;  // those of them before this lane
   int reach;         // lanes back to the chunk's start, or to the one that holds the last boundary
 
-  XLSTM_DEVICE Place(int chunk_size, bool boundary) {
+  XLSTM_DEVICE ChunkLanes(int chunk_size, bool boundary) {
     const int lanes = chunk_size / kTokens;
     lane = threadIdx.x % 32;
     first = lane / lanes * lanes;
@@ -100,7 +100,7 @@ XLSTM_DEVICE double inclusive_scan(double value, int reach, Op op) {
 
 // Extends a thread's own scan, whose last value is `local`, by the lanes before it; returns the new last value.
 template <class Op>
-XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned boundary, const Place& at, Op op) {
+XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned boundary, const ChunkLanes& at, Op op) {
   const double total = inclusive_scan(local, at.reach, op);
   const double before = __shfl_up_sync(~0u, total, 1);
 #pragma unroll
@@ -110,15 +110,15 @@ XLSTM_DEVICE double extend(double (&values)[kTokens], double local, unsigned bou
   return total;
 }
 
-// What a thread knows of its tokens before it knows M. All of it starts anew at a boundary.
+// Values of a thread's tokens that do not depend on M. All of them start anew at a boundary.
 struct Tokens {
   double b[kTokens];  // sum of log forget gates
-  double x[kTokens];  // max of y, and of the empty state behind a boundary
+  double x[kTokens];  // max of y, and of the empty state after a boundary
   unsigned cut;       // no path from the chunk's incoming state
 };
 
 // b. A zero forget gate counts as one: that it empties the state is told by `x`.
-XLSTM_DEVICE double sum_log_f(const LogGates& gates, const Place& at, double (&b)[kTokens]) {
+XLSTM_DEVICE double sum_log_f(const LogGates& gates, const ChunkLanes& at, double (&b)[kTokens]) {
   double sum = 0;
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
@@ -129,7 +129,8 @@ XLSTM_DEVICE double sum_log_f(const LogGates& gates, const Place& at, double (&b
 }
 
 // x. The stabiliser of the empty state is 0 after a reset, and as good as -inf after a zero forget gate.
-XLSTM_DEVICE double max_y(const LogGates& gates, const Place& at, const double (&y)[kTokens], double (&x)[kTokens]) {
+XLSTM_DEVICE double max_y(const LogGates& gates, const ChunkLanes& at, const double (&y)[kTokens],
+                          double (&x)[kTokens]) {
   double most = -INFINITY;
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
@@ -140,7 +141,7 @@ XLSTM_DEVICE double max_y(const LogGates& gates, const Place& at, const double (
 }
 
 // Token of the last boundary at or before each token, -1 where there is none; returns the tokens that have one.
-XLSTM_DEVICE unsigned find_starts(unsigned boundary, const Place& at, int64_t first, int32_t (&start)[kTokens]) {
+XLSTM_DEVICE unsigned find_starts(unsigned boundary, const ChunkLanes& at, int64_t first, int32_t (&start)[kTokens]) {
   const int own = static_cast<int>(first) + last_of(boundary);
   const int before = __shfl_sync(~0u, own, at.earlier ? last_of(at.earlier) : at.lane);
   int32_t last = at.earlier ? before : -1;
@@ -156,13 +157,13 @@ XLSTM_DEVICE unsigned find_starts(unsigned boundary, const Place& at, int64_t fi
 
 // Everything that does not depend on M: writes y and start, and the map of the chunk.
 template <class A>
-XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count,
-                              Tokens& tokens, ChunkMap& map) {
+XLSTM_DEVICE void scan_chunks(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count, Tokens& tokens,
+                              ChunkMap& map) {
   const LogGates gates = load_gates(p, item, first, count);
   const unsigned boundary = gates.reset | gates.forget;
-  const Place at(p.chunk_size, boundary != 0);
+  const ChunkLanes at(p.chunk_size, boundary != 0);
   const unsigned resets = __ballot_sync(~0u, gates.reset != 0) & at.chunk;
-  const int64_t to = item.row * p.shape.seqlen + first;
+  const int64_t to = item.batch_head * p.shape.seqlen + first;
 
   int32_t start[kTokens];
   tokens.cut = find_starts(boundary, at, first, start);
@@ -185,7 +186,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesArguments<A>& p, const Item& item,
 
 // ---- from chunk to chunk ----
 
-// The stabiliser behind `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
+// The stabiliser after `count` chunks, and the one that enters chunk `mine`. All threads add in the same order.
 XLSTM_DEVICE double fold(const ChunkMap (&maps)[kMaxChunks], int count, double M, int mine, double& M_mine) {
   for (int c = 0; c < count; ++c) {
     if (c == mine) M_mine = M;
@@ -196,23 +197,23 @@ XLSTM_DEVICE double fold(const ChunkMap (&maps)[kMaxChunks], int count, double M
 }
 
 template <class A>
-XLSTM_DEVICE double z_of(const MlstmGatesArguments<A>& p, const Tokens& tokens, int j, double M) {
+XLSTM_DEVICE double z_of(const MlstmGatesParams<A>& p, const Tokens& tokens, int j, double M) {
   if (p.sigmoid_gate) return -tokens.b[j];
   return has(tokens.cut, j) ? tokens.x[j] : max_nan(M, tokens.x[j]);
 }
 
 template <class A>
-XLSTM_DEVICE void store_stabilised(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, int count,
+XLSTM_DEVICE void store_stabilised(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count,
                                    const Tokens& tokens, double M) {
-  const int64_t to = item.row * p.shape.seqlen + first;
+  const int64_t to = item.batch_head * p.shape.seqlen + first;
   store_tokens(p.out.z + to, count, [&](int j) { return split<A>(z_of(p, tokens, j, M)); });
   store_tokens(p.out.m + to, count,
                [&](int j) { return p.sigmoid_gate ? A{0} : static_cast<A>(tokens.b[j] + z_of(p, tokens, j, M)); });
 }
 
-// By the chunk's last thread: behind the sequence's end b and x stay as they are at the last token.
+// By the chunk's last thread: past the sequence's end b and x stay as they are at the last token.
 template <class A>
-XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item, int64_t first, const Tokens& tokens,
+XLSTM_DEVICE void store_chunk(const MlstmGatesParams<A>& p, const Item& item, int64_t first, const Tokens& tokens,
                               double M) {
   const int last = kTokens - 1;
   const Pair<A> entering = split<A>(p.sigmoid_gate ? 0 : M), leaving = split<A>(z_of(p, tokens, last, M));
@@ -223,14 +224,14 @@ XLSTM_DEVICE void store_chunk(const MlstmGatesArguments<A>& p, const Item& item,
 
 // m before the first token. Clamped only for use: of a sequence without tokens it is returned as it is.
 template <class A>
-XLSTM_DEVICE double initial_m(const MlstmGatesArguments<A>& p, const Item& item) {
+XLSTM_DEVICE double initial_m(const MlstmGatesParams<A>& p, const Item& item) {
   const double m = p.m0 ? p.m0[item.state] : 0;
   if (p.sigmoid_gate || item.tokens.begin == item.tokens.end) return m;
   return XLSTM_MUTANT("mlstm_gates: m0 as it is") ? m : max_nan(kEmptyLog, m);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments<A> p) {
+__global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesParams<A> p) {
   XLSTM_SHARED(GatesShared, s);
   const Item item = locate(p.shape, p.chunk_size);
   const int thread = threadIdx.x, tile = static_cast<int>(blockDim.x) * kTokens;
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments
     const int count = static_cast<int>(max(int64_t{0}, min(int64_t{kTokens}, left)));
     Tokens tokens;
     if (thread / 32 * kMaxChunk < size) scan_chunks(p, item, first, count, tokens, s.maps[buffer][chunk]);
-    if (!XLSTM_MUTANT("mlstm_gates: no barrier before the maps are read")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_gates: no barrier before the maps are read"));
     double M_chunk = 0;
     M = fold(s.maps[buffer], chunks, M, chunk, M_chunk);
     if (chunk < chunks) {
@@ -260,11 +261,11 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesArguments
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_gates(const MlstmGatesArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_gates(const MlstmGatesParams<A>& p, cudaStream_t stream) {
   return launch_scan("mlstm gates", sizeof(GatesShared), gate_scan<A>, p, stream);
 }
 
-template cudaError_t mlstm_gates<float>(const MlstmGatesArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_gates<double>(const MlstmGatesArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_gates<float>(const MlstmGatesParams<float>&, cudaStream_t);
+template cudaError_t mlstm_gates<double>(const MlstmGatesParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -28,7 +28,7 @@ struct GateVectors {
 
 // A: float, or double for f64 data.
 template <class A>
-struct MlstmGatesArguments {
+struct MlstmGatesParams {
   MlstmShape shape;  // head dimensions are not looked at
   bool sigmoid_gate = false;
   int chunk_size = 64;    // 64, 128 or 256
@@ -40,6 +40,6 @@ struct MlstmGatesArguments {
 };
 
 template <class A>
-cudaError_t mlstm_gates(const MlstmGatesArguments<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_gates(const MlstmGatesParams<A>& arguments, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

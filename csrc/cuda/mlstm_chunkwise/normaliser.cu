@@ -30,8 +30,8 @@ XLSTM_DEVICE A partial_dot(const T* x, const T* y, int64_t columns, int64_t vect
 
 // dh.h of a token; every lane of the group gets it.
 template <class A>
-XLSTM_DEVICE A output_dot(const MlstmNormaliserArguments<A>& p, int64_t row, int64_t token, bool whole, int lanes) {
-  const int64_t b = row / p.shape.num_heads, head = row % p.shape.num_heads, dv = p.shape.head_dim_v;
+XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, int64_t batch_head, int64_t token, bool whole, int lanes) {
+  const int64_t b = batch_head / p.shape.num_heads, head = batch_head % p.shape.num_heads, dv = p.shape.head_dim_v;
   const int64_t h = p.h.offset(b, head, token), dh = p.dh.offset(b, head, token);
   A sum = 0;
   with_type(p.h.type, [&]<class T>() {
@@ -46,7 +46,7 @@ XLSTM_DEVICE A output_dot(const MlstmNormaliserArguments<A>& p, int64_t row, int
 }
 
 template <class A>
-XLSTM_DEVICE void store_factors(const MlstmNormaliserArguments<A>& p, int64_t at, A dh_h) {
+XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A dh_h) {
   const MlstmOptions& o = p.options;
   const A r = p.r[at], size = r < 0 ? -r : r, floor = o.sigmoid_gate ? A{1} : exp(-p.m[at]);
   const A eps = static_cast<A>(o.eps);
@@ -60,10 +60,10 @@ XLSTM_DEVICE void store_factors(const MlstmNormaliserArguments<A>& p, int64_t at
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserArguments<A> p, bool whole, int lanes) {
+__global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserParams<A> p, bool whole, int lanes) {
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
   const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen;
-  // Lanes behind the last token take part in the shuffles with that token's sum.
+  // Lanes past the last token take part in the shuffles with that token's sum.
   const int64_t at = item < items ? item : items - 1;
   const bool has_grad = p.options.normalize && p.options.norm_grad;
   const A dh_h = has_grad ? output_dot(p, at / p.shape.seqlen, at % p.shape.seqlen, whole, lanes) : A{0};
@@ -72,13 +72,9 @@ __global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserArguments<
   if (first && inside) store_factors(p, item, dh_h);
 }
 
-int64_t size_of(Type type) {
-  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
-}
-
 // Whether every row starts at a multiple of 16 bytes.
 bool rows_aligned(const AnyView& x) {
-  const int64_t vector = 16 / size_of(x.type);
+  const int64_t vector = 16 / bytes_of(x.type);
   const bool strides = x.batch % vector == 0 && x.head % vector == 0 && x.time % vector == 0;
   return strides && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
@@ -86,9 +82,9 @@ bool rows_aligned(const AnyView& x) {
 }  // namespace
 
 template <class A>
-cudaError_t mlstm_normaliser(const MlstmNormaliserArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& p, cudaStream_t stream) {
   if (p.h.type != p.dh.type) return cudaErrorInvalidValue;
-  const int64_t vectors = (p.shape.head_dim_v * size_of(p.h.type) + 15) / 16;
+  const int64_t vectors = (p.shape.head_dim_v * bytes_of(p.h.type) + 15) / 16;
   int lanes = 1;
   while (lanes < 32 && lanes < vectors) lanes *= 2;
   const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen, per_block = kThreads / lanes;
@@ -105,7 +101,7 @@ cudaError_t mlstm_normaliser(const MlstmNormaliserArguments<A>& p, cudaStream_t 
   return launch(l, normaliser<A>, p, whole, lanes);
 }
 
-template cudaError_t mlstm_normaliser<float>(const MlstmNormaliserArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_normaliser<double>(const MlstmNormaliserArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_normaliser<float>(const MlstmNormaliserParams<float>&, cudaStream_t);
+template cudaError_t mlstm_normaliser<double>(const MlstmNormaliserParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -7,7 +7,7 @@ namespace xlstm::cuda {
 
 // A: float, or double for f64 data. All of A's tensors are (B, H, S).
 template <class A>
-struct MlstmNormaliserArguments {
+struct MlstmNormaliserParams {
   MlstmShape shape;
   MlstmOptions options;  // not: scale, chunk_size
   AnyView h, dh;         // (B, H, S, Dv); not read where the denominator has no gradient
@@ -18,6 +18,6 @@ struct MlstmNormaliserArguments {
 };
 
 template <class A>
-cudaError_t mlstm_normaliser(const MlstmNormaliserArguments<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& arguments, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -8,7 +8,16 @@ constexpr int kTile = 64;  // tokens and columns
 
 // Blocks of 64 columns that a kernel keeps in registers: every column tile computes the scores again.
 int max_blocks(Product product) {
-  return product == Product::bf16 ? 4 : product == Product::f64 ? 1 : 2;
+  switch (product) {
+    case Product::bf16:
+      return 4;
+    case Product::tf32:
+    case Product::tf32x3:
+      return 2;
+    case Product::f64:
+      return 1;
+  }
+  XLSTM_UNREACHABLE;
 }
 
 int64_t ceil_div(int64_t x, int64_t y) {
@@ -33,10 +42,10 @@ int64_t mlstm_outputs_column_tiles(Product product, int64_t columns) {
 }
 
 template <class A>
-cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& p, cudaStream_t stream) {
   const bool good = p.chunk_size == 64 || p.chunk_size == 128 || p.chunk_size == 256;
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
-  const bool by_v = p.output == Output::h || p.output == Output::dv;
+  const bool by_v = p.output == OutputKind::h || p.output == OutputKind::dv;
   const int64_t columns = by_v ? p.shape.head_dim_v : p.shape.head_dim_qk;
   const OutputsTiling tiling = make_tiling(p.product, columns, p.shape, p.chunk_size);
   if constexpr (sizeof(A) == sizeof(double)) {
@@ -49,13 +58,14 @@ cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& p, cudaStream_t stream
         return outputs_tf32(p, tiling, stream);
       case Product::tf32x3:
         return outputs_tf32x3(p, tiling, stream);
-      default:
-        return cudaErrorInvalidValue;
+      case Product::f64:
+        break;
     }
+    return cudaErrorInvalidValue;
   }
 }
 
-template cudaError_t mlstm_outputs<float>(const MlstmOutputsArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_outputs<double>(const MlstmOutputsArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_outputs<float>(const MlstmOutputsParams<float>&, cudaStream_t);
+template cudaError_t mlstm_outputs<double>(const MlstmOutputsParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

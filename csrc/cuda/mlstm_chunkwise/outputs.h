@@ -13,15 +13,16 @@
 
 namespace xlstm::cuda {
 
-enum class Output { h, dq, dk, dv };
+enum class OutputKind { h, dq, dk, dv };
+using Output = OutputKind;  // the name that csrc/ops uses
 
 // A: float, or double for Product::f64.
 template <class A>
-struct MlstmOutputsArguments {
+struct MlstmOutputsParams {
   MlstmShape shape;
   MlstmOptions options;  // norm_grad and chunk_size are not looked at
   Product product = Product::f64;
-  Output output = Output::h;
+  OutputKind output = OutputKind::h;
   int chunk_size = 64;  // 64, 128 or 256
   AnyView X, Y, Z;
   AnyView out;                     // written, (B, H, S, b)
@@ -40,6 +41,6 @@ struct MlstmOutputsArguments {
 int64_t mlstm_outputs_column_tiles(Product product, int64_t columns);
 
 template <class A>
-cudaError_t mlstm_outputs(const MlstmOutputsArguments<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& arguments, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

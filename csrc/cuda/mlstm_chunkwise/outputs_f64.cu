@@ -2,7 +2,7 @@
 
 namespace xlstm::cuda {
 
-cudaError_t outputs_f64(const MlstmOutputsArguments<double>& p, const OutputsTiling& tiling, cudaStream_t stream) {
+cudaError_t outputs_f64(const MlstmOutputsParams<double>& p, const OutputsTiling& tiling, cudaStream_t stream) {
   return launch_outputs<Product::f64, 1>(p, tiling, stream);
 }
 

@@ -13,9 +13,9 @@ struct OutputsTiling {
   bool resident;     // all of X's rows stay in shared memory; else they come again with every step
 };
 
-cudaError_t outputs_bf16(const MlstmOutputsArguments<float>&, const OutputsTiling&, cudaStream_t);
-cudaError_t outputs_tf32(const MlstmOutputsArguments<float>&, const OutputsTiling&, cudaStream_t);
-cudaError_t outputs_tf32x3(const MlstmOutputsArguments<float>&, const OutputsTiling&, cudaStream_t);
-cudaError_t outputs_f64(const MlstmOutputsArguments<double>&, const OutputsTiling&, cudaStream_t);
+cudaError_t outputs_bf16(const MlstmOutputsParams<float>&, const OutputsTiling&, cudaStream_t);
+cudaError_t outputs_tf32(const MlstmOutputsParams<float>&, const OutputsTiling&, cudaStream_t);
+cudaError_t outputs_tf32x3(const MlstmOutputsParams<float>&, const OutputsTiling&, cudaStream_t);
+cudaError_t outputs_f64(const MlstmOutputsParams<double>&, const OutputsTiling&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -5,330 +5,14 @@
 // a warp with one tile of an operand: first those of the state, then for every tile of tokens those of the scores X Y^T
 // and those of their product with Z. The tiles come through a ring, two steps ahead. Accumulators and scores stay in
 // registers, and what is the same for all threads in shared memory.
-#include <climits>
-
+#include "cuda/mlstm_chunkwise/outputs_again.h"
+#include "cuda/mlstm_chunkwise/outputs_block.h"
 #include "cuda/mlstm_chunkwise/outputs_instances.h"
-#include "cuda/mlstm_chunkwise/tile.h"
-#include "cuda/mlstm_chunkwise/weights.h"
 
 namespace xlstm::cuda {
 namespace {
 
 using namespace device;
-
-constexpr int kStages = 3;
-
-template <Output O>
-constexpr bool kRowsAreQueries = O == Output::h || O == Output::dq;
-template <Output O>
-constexpr bool kUsesRho = O == Output::dq || O == Output::dk;
-// The contracted dimension runs down the columns of the stored state.
-template <Output O>
-constexpr bool kStateTransposed = O == Output::h || O == Output::dv;
-
-template <Output O>
-XLSTM_HOST_DEVICE int depth_of(const MlstmShape& shape) {
-  return static_cast<int>(kStateTransposed<O> ? shape.head_dim_qk : shape.head_dim_v);
-}
-template <Output O>
-XLSTM_HOST_DEVICE int columns_of(const MlstmShape& shape) {
-  return static_cast<int>(kStateTransposed<O> ? shape.head_dim_v : shape.head_dim_qk);
-}
-XLSTM_HOST_DEVICE inline int tiles(int count, int size) {
-  return (count + size - 1) / size;
-}
-
-// ---- what a block works on ----
-
-struct Item {
-  int batch, head, row;           // row: of (B, H)
-  int slot;                       // of (B, H, slots)
-  int begin, tokens;              // of the chunk
-  int first_row;                  // of its tokens
-  int column_tile, first_column;  // of the output
-  bool outermost;                 // the sequence's first chunk, or its last where rows are keys
-
-  // Index into (B, H, S)
-  XLSTM_DEVICE int64_t token(const MlstmShape& shape, int index) const { return row * shape.seqlen + begin + index; }
-};
-
-template <Output O, class A>
-XLSTM_DEVICE Item locate(const MlstmOutputsArguments<A>& p, const OutputsTiling& tiling) {
-  const unsigned heads = static_cast<unsigned>(p.shape.num_heads);
-  const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles, row = slot / tiling.slots;
-  const Chunk chunk = find_chunk(p.shape, p.chunk_size, row / heads, slot % tiling.slots);
-  Item at;
-  at.batch = static_cast<int>(row / heads), at.head = static_cast<int>(row % heads), at.row = static_cast<int>(row);
-  at.slot = static_cast<int>(slot);
-  at.begin = static_cast<int>(chunk.begin), at.tokens = static_cast<int>(chunk.end - chunk.begin);
-  at.first_row = static_cast<int>(tile % tiling.row_tiles) * kTileRows;
-  at.column_tile = static_cast<int>(blockIdx.x % tiling.column_tiles);
-  at.first_column = at.column_tile * tiling.blocks * kTileRows;
-  at.outermost = kRowsAreQueries<O> ? chunk.first : chunk.last;
-  return at;
-}
-
-// ---- steps ----
-
-enum class Phase { state, scores, values, end };
-
-// state: depth k of X, block n of columns. scores: depth k, tile of tokens. values: tokens k of the tile, block n.
-struct Step {
-  Phase phase;
-  int tile, k, n;
-};
-
-struct Plan {
-  bool has_state;
-  int depth, blocks;          // tiles along the depth of X, blocks of columns
-  int first_tile, last_tile;  // of tokens
-  int groups;                 // of tokens in a tile
-
-  XLSTM_DEVICE Step first() const { return {has_state ? Phase::state : Phase::scores, first_tile, 0, 0}; }
-
-  XLSTM_DEVICE void advance(Step& step) const {
-    if (step.phase != Phase::scores && ++step.n < blocks) return;
-    step.n = 0;
-    if (++step.k < (step.phase == Phase::values ? groups : depth)) return;
-    step.k = 0;
-    if (step.phase == Phase::values) ++step.tile;
-    step.phase = step.phase == Phase::scores ? Phase::values : step.tile > last_tile ? Phase::end : Phase::scores;
-  }
-
-  // Whether a step is the first one that multiplies its depth of X.
-  XLSTM_DEVICE bool opens_depth(const Step& step) const {
-    return has_state ? step.phase == Phase::state && step.n == 0 : step.tile == first_tile;
-  }
-};
-
-template <Product P, Output O>
-XLSTM_DEVICE Plan make_plan(const MlstmShape& shape, const Item& at, const OutputsTiling& tiling, bool zero_state) {
-  Plan plan;
-  plan.has_state = !(at.outermost && zero_state);
-  plan.depth = tiles(depth_of<O>(shape), kTileDepth<Element<P>>);
-  plan.blocks = min(tiling.blocks, tiles(columns_of<O>(shape) - at.first_column, kTileRows));
-  plan.first_tile = kRowsAreQueries<O> ? 0 : at.first_row / kTileRows;
-  plan.last_tile = kRowsAreQueries<O> ? at.first_row / kTileRows : tiles(at.tokens, kTileRows) - 1;
-  plan.groups = kTileRows / kTileDepth<Element<P>>;
-  return plan;
-}
-
-// ---- shared memory ----
-
-// Of 64 tokens, those of the block's rows or of a tile of columns.
-template <class A>
-struct TokenVectors {
-  Pair<A> log[kTileRows];  // y of keys, z of queries
-  int32_t start[kTileRows];
-  A iota[kTileRows], rho[kTileRows];
-};
-
-template <class A>
-struct RowVectors : TokenVectors<A> {
-  A of_state[kTileRows];  // weight of the chunk's state
-};
-
-// 16 rows x 64 columns of a warp on their way between registers and global memory, where lanes want whole rows.
-template <class A>
-struct Exchange {
-  struct alignas(2 * sizeof(A)) Two {
-    A x, y;
-  };
-  static constexpr int kPitch = kTileRows + 8;  // rows of accumulators in different banks
-  A x[16 * kPitch];
-
-  XLSTM_DEVICE Two& at(int row, int even_column) { return *reinterpret_cast<Two*>(&x[row * kPitch + even_column]); }
-};
-
-template <class E>
-union Stage {
-  TallTile<E> tall;
-  WideTile<E> wide;
-};
-
-// Behind it: tiles of X, one per depth where X is resident, else one per stage; for h the chunk's n, zeros behind.
-template <Product P>
-struct OutputsShared {
-  using E = Element<P>;
-  using A = Accumulator<P>;
-
-  Item at;
-  Plan plan;
-  Matrix X, Y, Z, state;
-  RowVectors<A> rows;
-  TokenVectors<A> columns[2];  // of tiles of tokens in turn
-  Stage<E> ring[kStages];
-
-  XLSTM_DEVICE TallTile<E>* x() { return reinterpret_cast<TallTile<E>*>(this + 1); }
-  XLSTM_DEVICE A* n(bool resident) { return reinterpret_cast<A*>(x() + (resident ? plan.depth : kStages)); }
-  // One per warp, over the ring and X: both have done their work when it is needed.
-  XLSTM_DEVICE Exchange<A>& exchange() { return reinterpret_cast<Exchange<A>*>(ring)[threadIdx.x / 32]; }
-  static_assert(kTileThreads / 32 * sizeof(Exchange<A>) <= sizeof(ring) + sizeof(TallTile<E>));
-};
-
-template <Product P, Output O>
-size_t outputs_shared_bytes(const MlstmShape& shape, bool resident) {
-  const size_t depth = tiles(depth_of<O>(shape), kTileDepth<Element<P>>);
-  const size_t n = O == Output::h ? depth * kTileDepth<Element<P>> * sizeof(Accumulator<P>) : 0;
-  return sizeof(OutputsShared<P>) + (resident ? depth : kStages) * sizeof(TallTile<Element<P>>) + n;
-}
-
-// ---- loads ----
-
-template <Product P, Output O>
-struct Loader {
-  using E = Element<P>;
-  using A = Accumulator<P>;
-  static constexpr int kDepth = kTileDepth<E>;
-
-  const MlstmOutputsArguments<A>& p;
-  OutputsShared<P>& s;
-  bool resident;
-
-  // By one thread: where everything is.
-  XLSTM_DEVICE void prepare(const OutputsTiling& tiling) const {
-    const Item at = locate<O>(p, tiling);
-    const int a = depth_of<O>(p.shape), b = columns_of<O>(p.shape);
-    const int rows = at.tokens + (XLSTM_MUTANT("mlstm_outputs: tokens behind the chunk are read") ? 1 : 0);
-    const int64_t Dqk = p.shape.head_dim_qk, Dv = p.shape.head_dim_v;
-    s.X = token_matrix<P>(p.X, at.batch, at.head, at.begin, rows, a);
-    s.Y = token_matrix<P>(p.Y, at.batch, at.head, at.begin, rows, a);
-    s.Z = token_matrix<P>(p.Z, at.batch, at.head, at.begin, rows, b);
-    s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
-                             static_cast<int>(Dv));
-    s.at = at;
-    s.plan = make_plan<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
-  }
-
-  XLSTM_DEVICE TallTile<E>& x_tile(const Step& step, int stage) const { return s.x()[resident ? step.k : stage]; }
-
-  // Everything that a step needs and is not there yet, into a stage that nobody reads any more.
-  XLSTM_DEVICE void load(const Step& step, int stage) const {
-    Stage<E>& to = s.ring[stage];
-    const int column = s.at.first_column + step.n * kTileRows;
-    if (step.phase == Phase::values) {
-      load_tile(to.wide, s.Z, step.tile * kTileRows + step.k * kDepth, column);
-      return;
-    }
-    if (step.phase == Phase::scores) {
-      load_tile(to.tall, s.Y, step.tile * kTileRows, step.k * kDepth);
-      if (step.k == 0) load_columns(step.tile);
-    } else if constexpr (kStateTransposed<O>) {
-      load_tile(to.wide, s.state, step.k * kDepth, column);
-    } else {
-      load_tile(to.tall, s.state, column, step.k * kDepth);
-    }
-    if (resident && !s.plan.opens_depth(step)) return;
-    load_tile(x_tile(step, stage), s.X, s.at.first_row, step.k * kDepth);
-  }
-
-  XLSTM_DEVICE TokenVectors<A>& columns(int tile) const {
-    return s.columns[XLSTM_MUTANT("mlstm_outputs: one buffer of column vectors") ? 0 : tile % 2];
-  }
-
-  // Half of the threads bring what every output needs, the others iota and rho.
-  XLSTM_DEVICE void load_columns(int tile) const {
-    TokenVectors<A>& to = columns(tile);
-    const int c = threadIdx.x % kTileRows, index = tile * kTileRows + c;
-    const int64_t token = s.at.token(p.shape, index);
-    const bool inside = index < s.at.tokens;
-    if (threadIdx.x < kTileRows) {
-      const Pair<A>* log = kRowsAreQueries<O> ? p.gates.y : p.gates.z;
-      cp_async<sizeof(Pair<A>)>(shared_address(&to.log[c]), log + token, inside);
-      if (!kRowsAreQueries<O>) cp_async<4>(shared_address(&to.start[c]), p.gates.start + token, inside);
-    } else if (!kRowsAreQueries<O>) {
-      cp_async<sizeof(A)>(shared_address(&to.iota[c]), p.iota + token, inside);
-      if (kUsesRho<O>) cp_async<sizeof(A)>(shared_address(&to.rho[c]), p.rho + token, inside);
-    }
-  }
-
-  // By half of the threads, a row each; rows behind the chunk hold what its first token has, and are not stored.
-  XLSTM_DEVICE void load_rows() const {
-    const int r = threadIdx.x;
-    if (r >= kTileRows) return;
-    const bool inside = s.at.first_row + r < s.at.tokens;
-    const int64_t token = s.at.token(p.shape, inside ? s.at.first_row + r : 0);
-    s.rows.log[r] = (kRowsAreQueries<O> ? p.gates.z : p.gates.y)[token];
-    s.rows.start[r] = p.gates.start[token];
-    if (O == Output::dq) s.rows.iota[r] = p.iota[token], s.rows.rho[r] = p.rho[token];
-    s.rows.of_state[r] = inside && s.plan.has_state ? weight_of_state(r) : 0;
-  }
-
-  // b_bar_t of a query, a_bar_s of a key.
-  XLSTM_DEVICE A weight_of_state(int r) const {
-    constexpr bool kAccurate = P == Product::tf32x3;
-    if (kRowsAreQueries<O>) return state_weight<kAccurate>(p.gates.M[s.at.slot], s.rows.log[r], s.rows.start[r]);
-    const int last = s.at.tokens - 1;
-    const int64_t token = s.at.token(p.shape, last);
-    const int key = s.at.first_row + r + s.at.begin;
-    return token_weight<kAccurate>(s.rows.log[r], p.gates.z[token], key, last + s.at.begin, p.gates.start[token]);
-  }
-
-  XLSTM_DEVICE void load_n() const {
-    const int64_t Dqk = p.shape.head_dim_qk;
-    for (int a = threadIdx.x; a < s.plan.depth * kDepth; a += kTileThreads) {
-      s.n(resident)[a] = a < Dqk ? p.normalisers[s.at.slot * Dqk + a] : 0;
-    }
-  }
-};
-
-// ---- scores and their weights ----
-
-// What of a key or a query goes into the weight of a pair. The index is that in the chunk.
-template <class A>
-struct Token {
-  Pair<A> log;
-  int index, start;  // start: of what a query sees
-  A iota, rho;       // of a query, with the scale of q
-};
-
-// Queries behind the chunk see nothing.
-template <Output O, class A>
-XLSTM_DEVICE Token<A> token_at(const TokenVectors<A>& vectors, int at, int first, const Item& chunk, bool query,
-                               A scale) {
-  Token<A> token = {vectors.log[at], first + at, 0, 0, 0};
-  if (!query) return token;
-  token.start = token.index < chunk.tokens ? vectors.start[at] - chunk.begin : INT_MAX;
-  if (O != Output::h) token.iota = scale * vectors.iota[at];
-  if (kUsesRho<O>) token.rho = scale * vectors.rho[at];
-  return token;
-}
-
-// P of a key and a query from their score. Selected, not multiplied by zero: the score may be anything.
-template <Output O, bool kAccurate, class A>
-XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool blind) {
-  const bool visible = query.start <= key.index && key.index + (blind ? 1 : 0) <= query.index;
-  if (O == Output::dv) score *= query.iota;
-  if (kUsesRho<O>) score = query.iota * score + query.rho;
-  return visible ? decay<kAccurate>(key.log, query.log) * score : 0;
-}
-
-// 16 x 64 scores of a warp, rows from `row` of the block on, tile `tile` of columns. For h the sums of rows, before
-// they are rounded, are added to `sums`.
-template <Output O, bool kAccurate, class A>
-XLSTM_DEVICE void weigh(A (&scores)[8][4], const RowVectors<A>& rows, int row, const TokenVectors<A>& columns, int tile,
-                        const Item& at, A scale, A (&sums)[2]) {
-  constexpr bool kQueries = kRowsAreQueries<O>;
-  const bool blind = XLSTM_MUTANT("mlstm_outputs: a token does not see itself");
-  const Token<A> of_row[2] = {token_at<O>(rows, row + lane_group(), at.first_row, at, kQueries, scale),
-                              token_at<O>(rows, row + lane_group() + 8, at.first_row, at, kQueries, scale)};
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int c = 8 * j + 2 * lane_pair() + e;
-      const Token<A> column = token_at<O>(columns, c, tile * kTileRows, at, !kQueries, scale);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        A& score = scores[j][2 * half + e];
-        const Token<A>& key = kQueries ? column : of_row[half];
-        const Token<A>& query = kQueries ? of_row[half] : column;
-        score = weighted<O, kAccurate>(score, key, query, blind);
-        if (O == Output::h) sums[half] += score;
-      }
-    }
-  }
-}
 
 // ---- products ----
 
@@ -374,12 +58,6 @@ XLSTM_DEVICE void dot_x(Accumulator<P> (&sums)[2], const TallTile<Element<P>>& x
   }
 }
 
-// A state that a boundary cuts off may hold anything.
-template <class A>
-XLSTM_DEVICE A times_weight(A x, A weight) {
-  return weight == 0 ? 0 : weight * x;
-}
-
 // What a warp has of its 16 rows.
 template <Product P, int kMaxBlocks>
 struct Sums {
@@ -389,8 +67,8 @@ struct Sums {
 };
 
 // acc = X state, for one block of columns and one depth of X; after the last depth times the weights of the state.
-template <Product P, Output O, int kMaxBlocks>
-XLSTM_DEVICE void add_state(Sums<P, kMaxBlocks>& sums, OutputsShared<P>& s, const Step& step, int m,
+template <Product P, OutputKind O, int kMaxBlocks>
+XLSTM_DEVICE void add_state(Sums<P, kMaxBlocks>& sums, OutputsShared<P>& s, const TileStep& step, int m,
                             const TallTile<Element<P>>& x, const Stage<Element<P>>& tile, Accumulator<P> scale) {
 #pragma unroll
   for (int n = 0; n < kMaxBlocks; ++n) {
@@ -400,11 +78,11 @@ XLSTM_DEVICE void add_state(Sums<P, kMaxBlocks>& sums, OutputsShared<P>& s, cons
     } else {
       multiply_x<P, false>(sums.acc[n], x, m, tile.tall);
     }
-    if (step.k + 1 < s.plan.depth) continue;
+    if (step.k + 1 < s.schedule.depth) continue;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = m + lane_group() + 8 * half;
-      const Accumulator<P> weight = s.rows.of_state[row] * (O == Output::dq ? scale * s.rows.iota[row] : 1);
+      const Accumulator<P> weight = s.rows.of_state[row] * (O == OutputKind::dq ? scale * s.rows.iota[row] : 1);
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         Accumulator<P>& x = sums.acc[n][j / 2][2 * half + j % 2];
@@ -415,7 +93,7 @@ XLSTM_DEVICE void add_state(Sums<P, kMaxBlocks>& sums, OutputsShared<P>& s, cons
 }
 
 template <Product P, int kMaxBlocks>
-XLSTM_DEVICE void add_scores(Sums<P, kMaxBlocks>& sums, const Step& step, int m, const TallTile<Element<P>>& x,
+XLSTM_DEVICE void add_scores(Sums<P, kMaxBlocks>& sums, const TileStep& step, int m, const TallTile<Element<P>>& x,
                              const TallTile<Element<P>>& y) {
   if (step.k == 0) {
 #pragma unroll
@@ -425,7 +103,7 @@ XLSTM_DEVICE void add_scores(Sums<P, kMaxBlocks>& sums, const Step& step, int m,
 }
 
 template <Product P, int kMaxBlocks>
-XLSTM_DEVICE void add_values(Sums<P, kMaxBlocks>& sums, const Step& step, const WideTile<Element<P>>& z) {
+XLSTM_DEVICE void add_values(Sums<P, kMaxBlocks>& sums, const TileStep& step, const WideTile<Element<P>>& z) {
 #pragma unroll
   for (int n = 0; n < kMaxBlocks; ++n) {
 #pragma unroll
@@ -444,19 +122,13 @@ XLSTM_DEVICE A denominator(const MlstmOptions& options, A r, A m) {
   return (size > floor ? size : floor) + static_cast<A>(options.eps);
 }
 
-// What becomes of a row's accumulators: times `scale`, plus `of_n` times n.
-template <class A>
-struct Finish {
-  A scale, of_n;
-};
-
 // sum: for h, this lane's part of b_bar q n + the sum of P; writes r.
-template <Output O, class A>
-XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsArguments<A>& p, const Item& at, const RowVectors<A>& rows, int row,
+template <OutputKind O, class A>
+XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsParams<A>& p, const Item& at, const RowVectors<A>& rows, int row,
                                   A sum) {
   const A scale = static_cast<A>(p.options.scale);
-  if (O == Output::dq) return {1, scale * rows.rho[row] * rows.of_state[row]};
-  if (O != Output::h) return {1, rows.of_state[row]};
+  if (O == OutputKind::dq) return {1, scale * rows.rho[row] * rows.of_state[row]};
+  if (O != OutputKind::h) return {1, rows.of_state[row]};
   const A r = scale * sum_of_row(sum);
   const int index = at.first_row + row;
   if (index >= at.tokens) return {0, 0};
@@ -491,7 +163,7 @@ XLSTM_DEVICE void write_rows(Exchange<A>& from, const AnyView& to, int64_t offse
 
 // A block's accumulators become output, in `exchange`; with what that held, the factor, their product is summed up.
 // odd: NaN where one of a row is not finite.
-template <Output O, class A>
+template <OutputKind O, class A>
 XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], const Finish<A> (&finish)[2], const A* n,
                                int columns, bool sum_up, A (&sums)[2], A (&odd)[2]) {
 #pragma unroll
@@ -512,108 +184,12 @@ XLSTM_DEVICE void finish_block(Exchange<A>& exchange, const A (&acc)[8][4], cons
   }
 }
 
-// ---- rows that met inf or NaN ----
-
-// In the products of a tile a row multiplies tokens that it may not see by zero, which makes NaN of inf and NaN. Where
-// an output is not finite, its row is computed again, by a warp, from the tokens that the row sees alone: slow, rare,
-// and without the matrix units.
-template <Product P, Output O>
-struct Again {
-  using A = Accumulator<P>;
-  static constexpr int kLanes = 32;
-
-  const MlstmOutputsArguments<A>& p;
-  const OutputsShared<P>& s;
-  int row;  // of the block
-
-  XLSTM_DEVICE int64_t lane() const { return threadIdx.x % kLanes; }
-  XLSTM_DEVICE int index() const { return s.at.first_row + row; }
-  XLSTM_DEVICE int64_t offset(const AnyView& x, int token) const {
-    return x.offset(s.at.batch, s.at.head, s.at.begin + token);
-  }
-
-  XLSTM_DEVICE A score(int other) const {
-    A sum = 0;
-    for (int64_t a = lane(); a < depth_of<O>(p.shape); a += kLanes) {
-      sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
-             load_any<A>(p.Y.data, p.Y.type, offset(p.Y, other) + a);
-    }
-    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    return sum;
-  }
-
-  XLSTM_DEVICE Token<A> token(int at, bool query) const {
-    const A scale = static_cast<A>(p.options.scale);
-    const int64_t t = s.at.token(p.shape, at);
-    Token<A> token = {(query ? p.gates.z : p.gates.y)[t], at, 0, 0, 0};
-    if (!query) return token;
-    token.start = p.gates.start[t] - s.at.begin;
-    if (O != Output::h) token.iota = scale * p.iota[t];
-    if (kUsesRho<O>) token.rho = scale * p.rho[t];
-    return token;
-  }
-
-  XLSTM_DEVICE A of_state(int64_t column) const {
-    const A weight = s.rows.of_state[row];
-    if (!s.plan.has_state || weight == 0) return 0;
-    A sum = 0;
-    for (int64_t a = 0; a < depth_of<O>(p.shape); ++a) {
-      const int64_t at = kStateTransposed<O> ? a * p.shape.head_dim_v + column : column * p.shape.head_dim_v + a;
-      sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
-             load_any<A>(p.states, element_type(P), s.at.slot * p.shape.head_dim_qk * p.shape.head_dim_v + at);
-    }
-    return weight * sum * (O == Output::dq ? static_cast<A>(p.options.scale) * s.rows.iota[row] : A{1});
-  }
-
-  // P of the row and a token that it sees.
-  XLSTM_DEVICE A weight(int other) const {
-    constexpr bool kQueries = kRowsAreQueries<O>;
-    const A x = score(other);
-    const Token<A> key = token(kQueries ? other : index(), false), query = token(kQueries ? index() : other, true);
-    return weighted<O, P == Product::tf32x3>(x, key, query, false);
-  }
-  XLSTM_DEVICE int start_of(int query) const { return max(0, p.gates.start[s.at.token(p.shape, query)] - s.at.begin); }
-
-  // One column per lane, before `finish`. What is NaN by the row's own token or the state stays NaN.
-  XLSTM_DEVICE A sum_at(int64_t column) const {
-    const bool inside = column < columns_of<O>(p.shape);
-    const auto term = [&](int t) {
-      const A x = weight(t);
-      return inside ? x * load_any<A>(p.Z.data, p.Z.type, offset(p.Z, t) + column) : A{0};
-    };
-    A sum = term(index()) + (inside ? of_state(column) : A{0});
-    if (__all_sync(~0u, !inside || sum != sum)) return sum;
-    if constexpr (kRowsAreQueries<O>) {
-      for (int t = start_of(index()); t < index(); ++t) sum += term(t);
-    } else {
-      for (int t = index() + 1; t < s.at.tokens && start_of(t) <= index(); ++t) sum += term(t);
-    }
-    return sum;
-  }
-
-  // Writes the row's columns of this block; returns their products with the factor, summed over the warp.
-  XLSTM_DEVICE A write(const Finish<A>& finish, const A* n, int columns, bool sum_up) const {
-    A dot = 0;
-#pragma unroll 1
-    for (int64_t c = lane(); c - lane() < columns; c += kLanes) {
-      const int64_t column = s.at.first_column + c;
-      A x = finish.scale * sum_at(column);
-      if (c >= columns) continue;
-      if (kUsesRho<O> && n) x += times_weight(n[c], finish.of_n);
-      if (sum_up) dot += x * load_any<A>(p.factor.data, p.factor.type, offset(p.factor, index()) + column);
-      store_two(const_cast<void*>(p.out.data), p.out.type, offset(p.out, index()) + column, x, x, false);
-    }
-    for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
-    return dot;
-  }
-};
-
-template <Product P, Output O, int kMaxBlocks, class A>
-XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<P>& s, int column_tiles, int m,
+template <Product P, OutputKind O, int kMaxBlocks, class A>
+XLSTM_DEVICE void store_output(const MlstmOutputsParams<A>& p, OutputsShared<P>& s, int column_tiles, int m,
                                const Sums<P, kMaxBlocks>& sums) {
   const Item& at = s.at;
   const int first = at.begin + at.first_row + m, rows = min(16, at.tokens - at.first_row - m);
-  const A* n = s.plan.has_state ? p.normalisers + at.slot * p.shape.head_dim_qk + at.first_column : nullptr;
+  const A* n = s.schedule.has_state ? p.normalisers + at.slot * p.shape.head_dim_qk + at.first_column : nullptr;
   const bool sum_up = kUsesRho<O> && p.row_sums;
   const auto finish = [&](int row, int half) {
     return finish_row<O>(p, at, s.rows, row, sums.of_p[half] + times_weight(sums.of_n[half], s.rows.of_state[row]));
@@ -622,7 +198,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
   Exchange<A>& exchange = s.exchange();
   A dots[2] = {}, odd[2] = {};
 #pragma unroll 1
-  for (int block = 0; block < s.plan.blocks; ++block) {
+  for (int block = 0; block < s.schedule.blocks; ++block) {
     const int column = at.first_column + block * kTileRows, columns = columns_of<O>(p.shape) - column;
     if (sum_up) read_rows(exchange, p.factor, p.factor.offset(at.batch, at.head, first) + column, rows, columns);
     __syncwarp();
@@ -635,7 +211,8 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
     write_rows(exchange, p.out, p.out.offset(at.batch, at.head, first) + column, rows, columns);
     __syncwarp();
   }
-  A* to = sum_up ? p.row_sums + (int64_t{at.row} * column_tiles + at.column_tile) * p.shape.seqlen + first : nullptr;
+  A* to =
+      sum_up ? p.row_sums + (int64_t{at.batch_head} * column_tiles + at.column_tile) * p.shape.seqlen + first : nullptr;
 #pragma unroll
   for (int half = 0; sum_up && half < 2; ++half) {
     const A dot = sum_of_row(dots[half]);
@@ -645,7 +222,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
   const unsigned odd_lanes[2] = {__ballot_sync(~0u, odd[0] != 0), __ballot_sync(~0u, odd[1] != 0)};
   if ((odd_lanes[0] | odd_lanes[1]) == 0) return;
   __syncwarp();  // what is written again has been written by other lanes
-  const int columns = min(s.plan.blocks * kTileRows, columns_of<O>(p.shape) - at.first_column);
+  const int columns = min(s.schedule.blocks * kTileRows, columns_of<O>(p.shape) - at.first_column);
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {
     const int lane = row % 8 * 4;  // the first of the four that have the row
@@ -663,9 +240,9 @@ XLSTM_DEVICE void store_output(const MlstmOutputsArguments<A>& p, OutputsShared<
 template <Product P, int kMaxBlocks>
 constexpr int kResidentBlocks = kMaxBlocks == 2 && P != Product::tf32x3 ? 3 : 2;
 
-template <Product P, Output O, int kMaxBlocks>
+template <Product P, OutputKind O, int kMaxBlocks>
 __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>))
-    outputs(MlstmOutputsArguments<Accumulator<P>> p, OutputsTiling tiling) {
+    outputs(MlstmOutputsParams<Accumulator<P>> p, OutputsTiling tiling) {
   using A = Accumulator<P>;
   XLSTM_SHARED(OutputsShared<P>, s);
   const Loader<P, O> loader = {p, s, tiling.resident};
@@ -673,45 +250,41 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   __syncthreads();
   if (s.at.first_row >= s.at.tokens) return;
 
-  Step ahead = s.plan.first();
+  TileStep ahead = s.schedule.first();
   const auto load_next = [&](int stage) {
     if (ahead.phase != Phase::end) {
       loader.load(ahead, stage);
-      s.plan.advance(ahead);
+      s.schedule.advance(ahead);
     }
     cp_async_commit();
   };
 #pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) load_next(stage);
   loader.load_rows();
-  if (O == Output::h && s.plan.has_state) loader.load_n();
+  if (O == OutputKind::h && s.schedule.has_state) loader.load_n();
 
   const A scale = static_cast<A>(p.options.scale);
   const int warp = threadIdx.x / 32, m = 16 * warp;
   const int x_row = XLSTM_MUTANT("mlstm_outputs: rows of another warp") ? m ^ 16 : m;
   Sums<P, kMaxBlocks> sums;
   int stage = 0;
-  for (Step step = s.plan.first(); step.phase != Phase::end; s.plan.advance(step)) {
-    if (XLSTM_MUTANT("mlstm_outputs: one group too few is waited for")) {
-      cp_async_wait<kStages - 1>();
-    } else {
-      cp_async_wait<kStages - 2>();
-    }
+  for (TileStep step = s.schedule.first(); step.phase != Phase::end; s.schedule.advance(step)) {
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("mlstm_outputs: one group too few is waited for"));
     // Now everybody's copies are there, and nobody reads the stage of the step before any more.
-    if (!XLSTM_MUTANT("mlstm_outputs: no barrier before a step")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_outputs: no barrier before a step"));
     const int before = stage == 0 ? kStages - 1 : stage - 1;
     load_next(XLSTM_MUTANT("mlstm_outputs: a stage is filled while it is read") ? stage : before);
 
     const Stage<Element<P>>& tile = s.ring[stage];
     const TallTile<Element<P>>& x = loader.x_tile(step, stage);
     if (step.phase == Phase::state) {
-      if (O == Output::h && step.n == 0) {
+      if (O == OutputKind::h && step.n == 0) {
         dot_x<P>(sums.of_n, x, x_row, s.n(tiling.resident) + step.k * kTileDepth<Element<P>>);
       }
       add_state<P, O>(sums, s, step, x_row, x, tile, scale);
     } else if (step.phase == Phase::scores) {
       add_scores(sums, step, x_row, x, tile.tall);
-      if (step.k + 1 == s.plan.depth) {
+      if (step.k + 1 == s.schedule.depth) {
         weigh<O, P == Product::tf32x3>(sums.scores, s.rows, m, loader.columns(step.tile), step.tile, s.at, scale,
                                        sums.of_p);
       }
@@ -726,8 +299,8 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
 
 // ---- launch ----
 
-template <Product P, Output O, int kMaxBlocks>
-cudaError_t launch_output(const MlstmOutputsArguments<Accumulator<P>>& p, OutputsTiling tiling, cudaStream_t stream) {
+template <Product P, OutputKind O, int kMaxBlocks>
+cudaError_t launch_output(const MlstmOutputsParams<Accumulator<P>>& p, OutputsTiling tiling, cudaStream_t stream) {
   const int64_t chunks = p.shape.batch * p.shape.num_heads * tiling.slots;
   const int64_t blocks = chunks * tiling.row_tiles * tiling.column_tiles;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
@@ -743,18 +316,19 @@ cudaError_t launch_output(const MlstmOutputsArguments<Accumulator<P>>& p, Output
 }
 
 template <Product P, int kMaxBlocks>
-cudaError_t launch_outputs(const MlstmOutputsArguments<Accumulator<P>>& p, const OutputsTiling& tiling,
+cudaError_t launch_outputs(const MlstmOutputsParams<Accumulator<P>>& p, const OutputsTiling& tiling,
                            cudaStream_t stream) {
   switch (p.output) {
-    case Output::h:
-      return launch_output<P, Output::h, kMaxBlocks>(p, tiling, stream);
-    case Output::dq:
-      return launch_output<P, Output::dq, kMaxBlocks>(p, tiling, stream);
-    case Output::dk:
-      return launch_output<P, Output::dk, kMaxBlocks>(p, tiling, stream);
-    default:
-      return launch_output<P, Output::dv, kMaxBlocks>(p, tiling, stream);
+    case OutputKind::h:
+      return launch_output<P, OutputKind::h, kMaxBlocks>(p, tiling, stream);
+    case OutputKind::dq:
+      return launch_output<P, OutputKind::dq, kMaxBlocks>(p, tiling, stream);
+    case OutputKind::dk:
+      return launch_output<P, OutputKind::dk, kMaxBlocks>(p, tiling, stream);
+    case OutputKind::dv:
+      return launch_output<P, OutputKind::dv, kMaxBlocks>(p, tiling, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 namespace xlstm::cuda {
 
-cudaError_t outputs_tf32(const MlstmOutputsArguments<float>& p, const OutputsTiling& tiling, cudaStream_t stream) {
+cudaError_t outputs_tf32(const MlstmOutputsParams<float>& p, const OutputsTiling& tiling, cudaStream_t stream) {
   return launch_outputs<Product::tf32, 2>(p, tiling, stream);
 }
 

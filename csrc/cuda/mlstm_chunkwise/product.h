@@ -13,7 +13,31 @@ enum class Product {
 };
 
 XLSTM_HOST_DEVICE constexpr Type element_type(Product product) {
-  return product == Product::bf16 ? Type::bf16 : product == Product::f64 ? Type::f64 : Type::f32;
+  switch (product) {
+    case Product::bf16:
+      return Type::bf16;
+    case Product::tf32:
+    case Product::tf32x3:
+      return Type::f32;
+    case Product::f64:
+      return Type::f64;
+  }
+  XLSTM_UNREACHABLE;
+}
+
+// How data of this type are multiplied.
+constexpr Product product_of(Type data, bool allow_tf32) {
+  switch (data) {
+    case Type::bf16:
+      return Product::bf16;
+    case Type::f16:
+      return Product::tf32;
+    case Type::f32:
+      return allow_tf32 ? Product::tf32 : Product::tf32x3;
+    case Type::f64:
+      return Product::f64;
+  }
+  XLSTM_UNREACHABLE;
 }
 
 }  // namespace xlstm::cuda

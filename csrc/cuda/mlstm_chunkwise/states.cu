@@ -1,6 +1,6 @@
 // States between the chunks of the mLSTM (docs/kernels/mlstm.md): a block per tile of C (64 rows) of a head walks the
 // chunks of its sequence, forward with K and V or backward with Q and dH. The tile stays in registers as accumulators;
-// tokens come through a ring of stages in shared memory, their weights one step ahead of the products.
+// tokens come through a ring of stages in shared memory, their weights one span ahead of the products.
 #include "cuda/mlstm_chunkwise/states.h"
 #include "cuda/mlstm_chunkwise/tile.h"
 #include "cuda/mlstm_chunkwise/weights.h"
@@ -14,7 +14,7 @@ constexpr int kStages = 3;
 constexpr int kWarps = kTileThreads / 32;
 
 template <Product P>
-constexpr int kTokens = kTileDepth<Element<P>>;  // of a step
+constexpr int kTokens = kTileDepth<Element<P>>;  // of a span
 
 template <Product P, int kColumns>
 struct StatesShared {
@@ -22,7 +22,7 @@ struct StatesShared {
     WideTile<Element<P>> rows, columns[kColumns / kTileRows];
   };
   Stage stages[kStages];
-  // Of tokens in C and in n. Two steps: one is written while the other is read.
+  // Of tokens in C and in n. Of two spans: one is written while the other is read.
   Accumulator<P> C_weights[2][kTokens<P>], n_weights[2][kTokens<P>];
   Accumulator<P> dots[kWarps];
 };
@@ -30,23 +30,23 @@ struct StatesShared {
 // The tile of C that a block walks with.
 struct Block {
   Sequence tokens;
-  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
-  int64_t slot;              // of the first chunk, in (B, H, slots)
-  int length, chunks;        // of the sequence
-  int tile, tiles;           // among those of the head
+  int64_t head, state, batch_head;  // state: index into (N, H); batch_head: into (B, H)
+  int64_t slot;                     // of the first chunk, in (B, H, slots)
+  int length, chunks;               // of the sequence
+  int tile, tiles;                  // among those of the head
   int first_row, first_column;
 };
 
 template <int kColumns, class A>
-XLSTM_DEVICE Block locate(const MlstmStatesArguments<A>& p, int tiles, int column_tiles) {
+XLSTM_DEVICE Block locate(const MlstmStatesParams<A>& p, int tiles, int column_tiles) {
   Block block;
   block.tile = static_cast<int>(blockIdx.x % tiles), block.tiles = tiles;
   block.state = blockIdx.x / tiles;
   block.head = block.state % p.shape.num_heads;
   const int64_t sequence = block.state / p.shape.num_heads;
   block.tokens = find_sequence(p.shape, sequence);
-  block.row = block.tokens.row * p.shape.num_heads + block.head;
-  block.slot = block.row * chunk_slots(p.shape, p.chunk_size) + first_slot(p.shape, p.chunk_size, sequence);
+  block.batch_head = block.tokens.row * p.shape.num_heads + block.head;
+  block.slot = block.batch_head * chunk_slots(p.shape, p.chunk_size) + first_slot(p.shape, p.chunk_size, sequence);
   block.length = static_cast<int>(block.tokens.end - block.tokens.begin);
   block.chunks = (block.length + p.chunk_size - 1) / p.chunk_size;
   block.first_row = block.tile / column_tiles * kTileRows;
@@ -58,34 +58,34 @@ XLSTM_DEVICE Block locate(const MlstmStatesArguments<A>& p, int tiles, int colum
 
 // Up to kTokens tokens of a chunk, counted from the sequence's first; none of them where a boundary cuts all off.
 template <class A>
-struct Step {
+struct TokenSpan {
   int chunk = -1, first = 0, count = 0;  // chunk -1: the walk is over
-  bool opens = false;                    // the chunk's first step
+  bool opens = false;                    // the chunk's first span
   A g_bar = 0;                           // where it opens
 };
 
 template <class A>
 class Walk {
  public:
-  XLSTM_DEVICE Walk(const MlstmStatesArguments<A>& p_, const Block& block_, int tokens_per_step_)
-      : p(p_), block(block_), tokens_per_step(tokens_per_step_), chunk(p_.backward ? block_.chunks : -1) {
+  XLSTM_DEVICE Walk(const MlstmStatesParams<A>& p_, const Block& block_, int tokens_per_span_)
+      : p(p_), block(block_), tokens_per_span(tokens_per_span_), chunk(p_.backward ? block_.chunks : -1) {
     start = start_of_last(chunk + direction());
   }
 
-  XLSTM_DEVICE Step<A> next() {
-    Step<A> step;
-    if (position >= end && !open_chunk(step)) return step;
-    step.chunk = chunk;
-    step.first = position;
-    step.count = min(tokens_per_step, end - position);
-    position += tokens_per_step;
-    return step;
+  XLSTM_DEVICE TokenSpan<A> next() {
+    TokenSpan<A> span;
+    if (position >= end && !open_chunk(span)) return span;
+    span.chunk = chunk;
+    span.first = position;
+    span.count = min(tokens_per_span, end - position);
+    position += tokens_per_span;
+    return span;
   }
 
  private:
-  const MlstmStatesArguments<A>& p;
+  const MlstmStatesParams<A>& p;
   const Block& block;
-  int tokens_per_step, chunk, position = 0, end = 0;
+  int tokens_per_span, chunk, position = 0, end = 0;
   int start;  // of the last token of the chunk that comes next, loaded a chunk ahead
 
   XLSTM_DEVICE int direction() const { return p.backward ? -1 : 1; }
@@ -93,14 +93,14 @@ class Walk {
   XLSTM_DEVICE int chunk_end(int c) const { return min((c + 1) * p.chunk_size, block.length); }
   // GateVectors::start, from the sequence's first token; below zero where there is no boundary.
   XLSTM_DEVICE int start_of(int token) const {
-    const int start = p.gates.start[block.row * p.shape.seqlen + block.tokens.begin + token];
+    const int start = p.gates.start[block.batch_head * p.shape.seqlen + block.tokens.begin + token];
     return start < 0 ? start : start - static_cast<int>(block.tokens.begin);
   }
   XLSTM_DEVICE int start_of_last(int c) const { return exists(c) ? start_of(chunk_end(c) - 1) : -1; }
 
-  // Goes to the next chunk's tokens that reach the state behind it, or backward, that the state before it reaches: no
+  // Goes to the next chunk's tokens that reach the state after it, or backward, that the state before it reaches: no
   // weight has to be masked, and nothing that is cut off is read.
-  XLSTM_DEVICE bool open_chunk(Step<A>& step) {
+  XLSTM_DEVICE bool open_chunk(TokenSpan<A>& span) {
     const int last_start = XLSTM_MUTANT("mlstm_states: boundaries ignored") ? -1 : start;
     chunk += direction();
     if (!exists(chunk)) return false;
@@ -109,8 +109,8 @@ class Walk {
     end = chunk_end(chunk);
     if (last_start >= 0 && p.backward) end = first_boundary(position, last_start);
     if (last_start >= 0 && !p.backward) position = last_start;
-    step.opens = true;
-    step.g_bar = p.gates.g_bar[block.slot + chunk];
+    span.opens = true;
+    span.g_bar = p.gates.g_bar[block.slot + chunk];
     return true;
   }
 
@@ -131,19 +131,19 @@ class Walk {
 // ---- tokens and their weights ----
 
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesArguments<A>& p,
-                              const Block& block, const Step<A>& step) {
-  const int64_t batch = block.tokens.row, first = block.tokens.begin + step.first;
+XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesParams<A>& p,
+                              const Block& block, const TokenSpan<A>& span) {
+  const int64_t batch = block.tokens.row, first = block.tokens.begin + span.first;
   const int dqk = static_cast<int>(p.shape.head_dim_qk), dv = static_cast<int>(p.shape.head_dim_v);
-  load_tile(stage.rows, token_matrix<P>(p.rows, batch, block.head, first, step.count, dqk), 0, block.first_row);
-  const Matrix columns = token_matrix<P>(p.columns, batch, block.head, first, step.count, dv);
+  load_tile(stage.rows, token_matrix<P>(p.rows, batch, block.head, first, span.count, dqk), 0, block.first_row);
+  const Matrix columns = token_matrix<P>(p.columns, batch, block.head, first, span.count, dv);
 #pragma unroll
   for (int j = 0; j < kColumns / kTileRows; ++j) {
     load_tile(stage.columns[j], columns, 0, block.first_column + j * kTileRows);
   }
 }
 
-// What a thread needs of gate vectors to compute the weights of its token.
+// The gate values from which a thread computes the weight of its token.
 template <class A>
 struct TokenGates {
   Pair<A> y, z;          // the weight is 2^(y - z) ..
@@ -151,16 +151,16 @@ struct TokenGates {
 };
 
 template <class A>
-XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesArguments<A>& p, const Block& block, const Step<A>& step) {
-  TokenGates<A> gates = {};  // weight 0 behind the last token
-  if (static_cast<int>(threadIdx.x) >= step.count) return gates;
-  const int64_t row = block.row * p.shape.seqlen + block.tokens.begin, at = row + step.first + threadIdx.x;
+XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesParams<A>& p, const Block& block, const TokenSpan<A>& span) {
+  TokenGates<A> gates = {};  // weight 0 past the last token
+  if (static_cast<int>(threadIdx.x) >= span.count) return gates;
+  const int64_t begin = block.batch_head * p.shape.seqlen + block.tokens.begin, at = begin + span.first + threadIdx.x;
   if (p.backward) {  // b_bar
     const A scale = static_cast<A>(p.scale);
-    gates = {p.gates.M[block.slot + step.chunk], p.gates.z[at], scale * p.iota[at], scale * p.rho[at]};
+    gates = {p.gates.M[block.slot + span.chunk], p.gates.z[at], scale * p.iota[at], scale * p.rho[at]};
   } else {  // a_bar
-    const int last = min((step.chunk + 1) * p.chunk_size, block.length) - 1;
-    gates = {p.gates.y[at], p.gates.z[row + last], 1, 1};
+    const int last = min((span.chunk + 1) * p.chunk_size, block.length) - 1;
+    gates = {p.gates.y[at], p.gates.z[begin + last], 1, 1};
   }
   return gates;
 }
@@ -295,7 +295,7 @@ XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>
   }
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
   if (threadIdx.x % 32 == 0) s.dots[threadIdx.x / 32] = sum;
-  if (!XLSTM_MUTANT("mlstm_states: no barrier before the dots of warps")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_states: no barrier before the dots of warps"));
   if (threadIdx.x != 0) return;
   sum = 0;
   for (const A part : s.dots) sum += part;
@@ -305,14 +305,14 @@ XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>
 // With the state at the chunk's end, which the next chunk's slot holds.
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
-                                  const MlstmStatesArguments<A>& p, const Block& block, int chunk) {
+                                  const MlstmStatesParams<A>& p, const Block& block, int chunk) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
-  A* to = p.chunk_dots + (block.slot + chunk) * block.tiles + block.tile;
+  const int64_t slot = block.slot + chunk;
+  A* to = p.chunk_dots + slot * block.tiles + block.tile;
   if (chunk == block.chunks - 1) {
     store_dot(state, s, p.shape, block, p.final.C + block.state * size, p.final.n + block.state * dqk, to);
   } else {
-    const int64_t next =
-        block.slot + chunk + (XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? 0 : 1);
+    const int64_t next = XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? slot : slot + 1;
     const Element<P>* C = static_cast<const Element<P>*>(p.forward_states) + next * size;
     store_dot(state, s, p.shape, block, C, p.forward_normalisers + next * dqk, to);
   }
@@ -320,7 +320,7 @@ XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s,
-                                  const MlstmStatesArguments<A>& p, const Block& block) {
+                                  const MlstmStatesParams<A>& p, const Block& block) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
   A* to = p.start_dots + block.state * block.tiles + block.tile;
   if (p.initial.C) {
@@ -333,21 +333,20 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
 
 // ---- the kernel ----
 
-// Hands out the state in front of the chunk (backward: behind it), and lets it decay to the other side.
+// Stores the state before the chunk (backward: after it), and lets it decay to the other side.
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesArguments<A>& p,
-                             const Block& block, const Step<A>& step) {
-  const int64_t slot = block.slot + step.chunk, dqk = p.shape.head_dim_qk;
-  const bool late = XLSTM_MUTANT("mlstm_states: the state decays before it is stored");
-  if (late) scale_state(state, step.g_bar);
+XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesParams<A>& p,
+                             const Block& block, const TokenSpan<A>& span) {
+  const int64_t slot = block.slot + span.chunk, dqk = p.shape.head_dim_qk;
+  if (XLSTM_MUTANT("mlstm_states: the state decays before it is stored")) scale_state(state, span.g_bar);
   Element<P>* C = static_cast<Element<P>*>(p.states) + slot * dqk * p.shape.head_dim_v;
   store_state(state, p.shape, block, C, element_type(P), p.normalisers + slot * dqk);
-  if (p.backward) store_chunk_dot(state, s, p, block, step.chunk);
-  if (!late) scale_state(state, step.g_bar);
+  if (p.backward) store_chunk_dot(state, s, p, block, span.chunk);
+  scale_state(state, span.g_bar);
 }
 
 template <Product P, int kColumns>
-XLSTM_DEVICE void multiply_step(State<P, kColumns>& state, const StatesShared<P, kColumns>& s, int stage, int parity,
+XLSTM_DEVICE void multiply_span(State<P, kColumns>& state, const StatesShared<P, kColumns>& s, int stage, int parity,
                                 int count, bool with_n) {
   using F = Fragments<P>;
   const auto& tiles = s.stages[stage];
@@ -367,7 +366,7 @@ XLSTM_DEVICE void multiply_step(State<P, kColumns>& state, const StatesShared<P,
 
 template <Product P, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    states(MlstmStatesArguments<Accumulator<P>> p, int tiles, int column_tiles) {
+    states(MlstmStatesParams<Accumulator<P>> p, int tiles, int column_tiles) {
   using A = Accumulator<P>;
   using Shared = StatesShared<P, kColumns>;
   XLSTM_SHARED(Shared, s);
@@ -378,31 +377,27 @@ __global__ void __launch_bounds__(kTileThreads, 2)
              p.start.n ? p.start.n + block.state * dqk : nullptr);
 
   Walk<A> walk(p, block, kTokens<P>);
-  Step<A> step = walk.next(), next = walk.next();
-  load_tokens<P, kColumns>(s.stages[0], p, block, step);
+  TokenSpan<A> span = walk.next(), next = walk.next();
+  load_tokens<P, kColumns>(s.stages[0], p, block, span);
   cp_async_commit();
   load_tokens<P, kColumns>(s.stages[1], p, block, next);
   cp_async_commit();
-  store_weights(s, 0, load_gates(p, block, step));
+  store_weights(s, 0, load_gates(p, block, span));
   TokenGates<A> gates = load_gates(p, block, next);
   int stage = 0, parity = 0;
-  while (step.chunk >= 0) {
-    if (XLSTM_MUTANT("mlstm_states: one copy too many in flight")) {
-      cp_async_wait<2>();
-    } else {
-      cp_async_wait<1>();
-    }
-    if (!XLSTM_MUTANT("mlstm_states: no barrier between steps")) __syncthreads();
-    const Step<A> after = walk.next();
+  while (span.chunk >= 0) {
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("mlstm_states: one copy too many in flight"));
+    sync_threads(XLSTM_MUTANT("mlstm_states: no barrier between steps"));
+    const TokenSpan<A> after = walk.next();
     const int free = XLSTM_MUTANT("mlstm_states: stage overwritten while it is read") ? stage : (stage + 2) % kStages;
     load_tokens<P, kColumns>(s.stages[free], p, block, after);
     cp_async_commit();
-    store_weights(s, XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1,
-                  gates);
+    const int other = XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1;
+    store_weights(s, other, gates);
     gates = load_gates(p, block, after);
-    if (step.opens) pass_state(state, s, p, block, step);
-    multiply_step(state, s, stage, parity, step.count, has_n(block));
-    step = next, next = after;
+    if (span.opens) pass_state(state, s, p, block, span);
+    multiply_span(state, s, stage, parity, span.count, has_n(block));
+    span = next, next = after;
     stage = (stage + 1) % kStages, parity ^= 1;
   }
   cp_async_wait_all();
@@ -423,7 +418,7 @@ int64_t tiles_across(int64_t size, int tile) {
 }
 
 template <Product P, int kColumns>
-cudaError_t launch_states(const MlstmStatesArguments<Accumulator<P>>& p, cudaStream_t stream) {
+cudaError_t launch_states(const MlstmStatesParams<Accumulator<P>>& p, cudaStream_t stream) {
   const int64_t tiles = mlstm_states_tiles(P, p.shape);
   const int64_t blocks = p.shape.num_sequences * p.shape.num_heads * tiles;
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
@@ -439,12 +434,12 @@ cudaError_t launch_states(const MlstmStatesArguments<Accumulator<P>>& p, cudaStr
 }
 
 template <Product P>
-cudaError_t choose_columns(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+cudaError_t choose_columns(const MlstmStatesParams<float>& p, cudaStream_t stream) {
   return columns_of(P, p.shape) == kTileRows ? launch_states<P, kTileRows>(p, stream)
                                              : launch_states<P, 2 * kTileRows>(p, stream);
 }
 
-cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t stream) {
+cudaError_t choose_product(const MlstmStatesParams<float>& p, cudaStream_t stream) {
   switch (p.product) {
     case Product::bf16:
       return choose_columns<Product::bf16>(p, stream);
@@ -452,11 +447,12 @@ cudaError_t choose_product(const MlstmStatesArguments<float>& p, cudaStream_t st
       return choose_columns<Product::tf32>(p, stream);
     case Product::tf32x3:
       return choose_columns<Product::tf32x3>(p, stream);
-    default:
-      return cudaErrorInvalidValue;
+    case Product::f64:
+      break;
   }
+  return cudaErrorInvalidValue;
 }
-cudaError_t choose_product(const MlstmStatesArguments<double>& p, cudaStream_t stream) {
+cudaError_t choose_product(const MlstmStatesParams<double>& p, cudaStream_t stream) {
   return p.product == Product::f64 ? launch_states<Product::f64, kTileRows>(p, stream) : cudaErrorInvalidValue;
 }
 
@@ -467,12 +463,12 @@ int64_t mlstm_states_tiles(Product product, const MlstmShape& shape) {
 }
 
 template <class A>
-cudaError_t mlstm_states(const MlstmStatesArguments<A>& p, cudaStream_t stream) {
+cudaError_t mlstm_states(const MlstmStatesParams<A>& p, cudaStream_t stream) {
   if (p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
   return choose_product(p, stream);
 }
 
-template cudaError_t mlstm_states<float>(const MlstmStatesArguments<float>&, cudaStream_t);
-template cudaError_t mlstm_states<double>(const MlstmStatesArguments<double>&, cudaStream_t);
+template cudaError_t mlstm_states<float>(const MlstmStatesParams<float>&, cudaStream_t);
+template cudaError_t mlstm_states<double>(const MlstmStatesParams<double>&, cudaStream_t);
 
 }  // namespace xlstm::cuda

@@ -8,7 +8,7 @@ namespace xlstm::cuda {
 
 // A: float, or double for Product::f64. E: the product's element type. Slots without tokens are not written.
 template <class A>
-struct MlstmStatesArguments {
+struct MlstmStatesParams {
   MlstmShape shape;
   double scale = 1;  // of q
   Product product = Product::bf16;
@@ -34,6 +34,6 @@ struct MlstmStatesArguments {
 int64_t mlstm_states_tiles(Product product, const MlstmShape& shape);
 
 template <class A>
-cudaError_t mlstm_states(const MlstmStatesArguments<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_states(const MlstmStatesParams<A>& arguments, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

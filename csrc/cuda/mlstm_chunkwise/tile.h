@@ -18,7 +18,7 @@ constexpr int kPiece = 16 / static_cast<int>(sizeof(E));  // elements of a 16-by
 template <class E>
 constexpr int kTileDepth = 8 * kPiece<E>;  // of the contracted dimension: 128 bytes
 
-// 16 bytes behind each row keep what a warp reads at a time in different banks.
+// 16 bytes after each row keep what a warp reads at a time in different banks.
 template <class E, int kRows_, int kColumns_>
 struct alignas(16) Tile {
   using Element = E;
@@ -46,10 +46,6 @@ struct Matrix {
   Type type;
   Path path;
 };
-
-XLSTM_DEVICE int bytes_of(Type type) {
-  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
-}
 
 // The matrix that begins at element `offset`, for tiles of the product's elements; stride: elements from row to row.
 template <Product P>
@@ -83,7 +79,7 @@ XLSTM_DEVICE E element_at(const void* data, Type type, int index) {
   }
 }
 
-// The first `count` elements of a piece, zeros behind, by ordinary loads.
+// The first `count` elements of a piece, zeros past them, by ordinary loads.
 template <class E>
 XLSTM_DEVICE void load_piece(E* to, const char* from, Type type, int count) {
 #pragma unroll 1
@@ -101,7 +97,7 @@ XLSTM_DEVICE void load_halves(float* to, const char* from) {
   *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
 }
 
-// What begins at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
 template <class T>
 XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
   using E = typename T::Element;
@@ -437,7 +433,7 @@ XLSTM_DEVICE void store_two(void* data, Type type, int64_t index, A x, A y, bool
     case Type::f32:
       *static_cast<float2*>(to) = make_float2(static_cast<float>(x), static_cast<float>(y));
       break;
-    default:
+    case Type::f64:
       *static_cast<double2*>(to) = make_double2(static_cast<double>(x), static_cast<double>(y));
   }
 }

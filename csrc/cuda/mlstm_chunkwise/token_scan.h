@@ -17,15 +17,16 @@ constexpr int kMaxScanThreads = 512;
 // The head of a sequence that a block walks.
 struct Item {
   Sequence tokens;
-  int64_t head, state, row;  // state: index into (N, H); row: into (B, H)
-  int64_t slot;              // of its first chunk, in (B, H, slots)
+  int64_t head, state, batch_head;  // state: index into (N, H); batch_head: into (B, H)
+  int64_t slot;                     // of its first chunk, in (B, H, slots)
 };
 
 XLSTM_DEVICE Item locate(const MlstmShape& shape, int chunk_size) {
   const int64_t state = blockIdx.x, head = state % shape.num_heads, sequence = state / shape.num_heads;
   const Sequence tokens = find_sequence(shape, sequence);
-  const int64_t row = tokens.row * shape.num_heads + head;
-  return {tokens, head, state, row, row * chunk_slots(shape, chunk_size) + first_slot(shape, chunk_size, sequence)};
+  const int64_t batch_head = tokens.row * shape.num_heads + head;
+  return {tokens, head, state, batch_head,
+          batch_head * chunk_slots(shape, chunk_size) + first_slot(shape, chunk_size, sequence)};
 }
 
 // Threads for sequences of the usual length; packed ones may be longer: their lengths are known on the device only.
@@ -71,22 +72,7 @@ XLSTM_DEVICE bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// Calls f<element>() for a type known at run time.
-template <class F>
-XLSTM_DEVICE void with_type(Type type, F f) {
-  switch (type) {
-    case Type::bf16:
-      return f.template operator()<__nv_bfloat16>();
-    case Type::f16:
-      return f.template operator()<__half>();
-    case Type::f32:
-      return f.template operator()<float>();
-    default:
-      return f.template operator()<double>();
-  }
-}
-
-// take(j, token) for the first `count` tokens from `from` on, and with zeros behind.
+// take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
   constexpr int kCount = Vector<T>::kCount;
@@ -110,7 +96,7 @@ XLSTM_DEVICE void load_tokens(T (&to)[kTokens], const T* from, int count) {
 
 // Tokens from element `offset` of a view on, of any type.
 XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t offset, int count) {
-  with_type(x.type, [&]<class T>() {
+  device::with_type(x.type, [&]<class T>() {
     const auto take = [&](int j, const T& token) { to[j] = device::widen<double>(token); };
     take_tokens(static_cast<const T*>(x.data) + offset, x.time, count, take);
   });
@@ -143,7 +129,7 @@ XLSTM_DEVICE void store_tokens(T* to, int count, Value value) {
 
 template <class Value>
 XLSTM_DEVICE void store_tokens(const AnyView& x, int64_t offset, int count, Value value) {
-  with_type(x.type, [&]<class T>() {
+  device::with_type(x.type, [&]<class T>() {
     const auto token = [&](int j) { return device::narrow<T>(value(j)); };
     give_tokens(static_cast<T*>(const_cast<void*>(x.data)) + offset, x.time, count, token);
   });

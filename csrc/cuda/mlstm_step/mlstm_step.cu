@@ -18,14 +18,14 @@ struct Factors {
 };
 
 struct Where {
-  int64_t batch, head, row;  // row: of the state
+  int64_t batch, head, state_row;
   bool exists;
 };
 
-XLSTM_DEVICE Where locate(const MlstmStepArguments& p, int64_t item) {
-  const int64_t b = item / p.shape.num_heads,
-                row = p.slots && !XLSTM_MUTANT("mlstm_step: slots ignored") ? p.slots[b] : b;
-  return {b, item % p.shape.num_heads, row, row >= 0 && row < p.rows};
+XLSTM_DEVICE Where locate(const MlstmStepParams<void>& p, int64_t item) {
+  const int64_t b = item / p.shape.num_heads;
+  const int64_t state_row = p.slots && !XLSTM_MUTANT("mlstm_step: slots ignored") ? p.slots[b] : b;
+  return {b, item % p.shape.num_heads, state_row, state_row >= 0 && state_row < p.state_rows};
 }
 
 // ---- n, m and the factors: one block per batch row and head ----
@@ -56,7 +56,7 @@ XLSTM_DEVICE double stabilise(const NormaliserShared<A>& s, double m, int tokens
 
 // Threads 0 .. tokens - 1: the gates of a token each; the last one also leaves the next m.
 template <class A>
-XLSTM_DEVICE void gates(const MlstmStepArguments& p, const Where& at, NormaliserShared<A>& s) {
+XLSTM_DEVICE void gates(const MlstmStepParams<void>& p, const Where& at, NormaliserShared<A>& s) {
   const int t = threadIdx.x, tokens = static_cast<int>(p.shape.seqlen);
   if (t < tokens) {
     const double i = load_any<double>(p.i.data, p.i.type, p.i.offset(at.batch, at.head, t));
@@ -67,9 +67,9 @@ XLSTM_DEVICE void gates(const MlstmStepArguments& p, const Where& at, Normaliser
     s.input[t] = static_cast<A>(sigmoid(i));
     s.floor[t] = 1;
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens"));
   if (t >= tokens) return;
-  const A* m = static_cast<const A*>(p.state.m) + at.row * p.state.m_batch + at.head * p.state.m_head;
+  const A* m = static_cast<const A*>(p.state.m) + at.state_row * p.state.m_batch + at.head * p.state.m_head;
   double next = *m;
   if (!p.options.sigmoid_gate) {
     double forget, input;
@@ -80,7 +80,7 @@ XLSTM_DEVICE void gates(const MlstmStepArguments& p, const Where& at, Normaliser
   }
   __syncwarp(XLSTM_MUTANT("mlstm_step: m overwritten while others read it") ? 1u << t : (1u << tokens) - 1);
   if (t + 1 == tokens) {
-    static_cast<A*>(p.next.m)[at.row * p.next.m_batch + at.head * p.next.m_head] = static_cast<A>(next);
+    static_cast<A*>(p.next.m)[at.state_row * p.next.m_batch + at.head * p.next.m_head] = static_cast<A>(next);
   }
 }
 
@@ -94,7 +94,7 @@ XLSTM_DEVICE A block_sums(A (&sums)[kMaxTokens], int tokens, NormaliserShared<A>
     for (int step = 16; step > 0; step /= 2) sums[t] += __shfl_xor_sync(~0u, sums[t], step);
     if (lane == 0) s.partial[t][warp] = sums[t];
   }
-  if (!XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: no barrier before the sums of warps"));
   A total = 0;
   if (static_cast<int>(threadIdx.x) < tokens) {
     for (int w = 0; w < kNormaliserWarps; ++w) total += s.partial[threadIdx.x][w];
@@ -103,11 +103,11 @@ XLSTM_DEVICE A block_sums(A (&sums)[kMaxTokens], int tokens, NormaliserShared<A>
 }
 
 template <class A>
-__global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepArguments p) {
+__global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepParams<void> p, Factors<A>* factors_of_all) {
   XLSTM_SHARED(NormaliserShared<A>, s);
   const Where at = locate(p, blockIdx.x);
   const int tokens = static_cast<int>(p.shape.seqlen);
-  Factors<A>* factors = static_cast<Factors<A>*>(p.workspace) + int64_t{blockIdx.x} * tokens;
+  Factors<A>* factors = factors_of_all + int64_t{blockIdx.x} * tokens;
   if (!at.exists) {
     if (static_cast<int>(threadIdx.x) < tokens) factors[threadIdx.x].out = static_cast<A>(NAN);
     return;
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepArgume
   gates(p, at, s);
   __syncthreads();
 
-  const A* n = static_cast<const A*>(p.state.n) + at.row * p.state.n_batch + at.head * p.state.n_head;
-  A* next = static_cast<A*>(p.next.n) + at.row * p.next.n_batch + at.head * p.next.n_head;
+  const A* n = static_cast<const A*>(p.state.n) + at.state_row * p.state.n_batch + at.head * p.state.n_head;
+  A* next = static_cast<A*>(p.next.n) + at.state_row * p.next.n_batch + at.head * p.next.n_head;
   A sums[kMaxTokens] = {};
   for (int64_t a = threadIdx.x; a < p.shape.head_dim_qk; a += kNormaliserThreads) {
     A value = n[a];
@@ -182,7 +182,7 @@ struct alignas(sizeof(C) * kCount) Pack {
   C x[kCount];
 };
 
-// kCount columns of a row, in one access where `whole`; else those below `columns`, zeros behind.
+// kCount columns of a row, in one access where `whole`; else those below `columns`, zeros past them.
 template <class A, class C, int kCount>
 XLSTM_DEVICE void load_columns(A (&to)[kCount], const C* from, bool whole, int64_t columns) {
   Pack<C, kCount> pack;
@@ -209,9 +209,9 @@ XLSTM_DEVICE void store_columns(C* to, const A (&from)[kCount], bool whole, int6
   }
 }
 
-// q, and k times the input gate, of rows [first, first + kSlab) for all tokens; zeros behind the last row.
+// q, and k times the input gate, of rows [first, first + kSlab) for all tokens; zeros past the last row.
 template <class A, class C, int kTokens>
-XLSTM_DEVICE void stage(const MlstmStepArguments& p, const Where& at, int64_t first, int tokens,
+XLSTM_DEVICE void stage(const MlstmStepParams<void>& p, const Where& at, int64_t first, int tokens,
                         StateShared<A, C, kTokens>& s) {
   for (int t = 0; t < tokens; ++t) {
     for (int row = threadIdx.x; row < kSlab; row += kStateThreads) {
@@ -243,7 +243,7 @@ XLSTM_DEVICE void reduce(A (&sums)[kTokens][kVector<C, kTokens>], int tokens, St
 
 template <class A, class C, int kTokens>
 __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 ? 2 : 1)
-    state(MlstmStepArguments p, int tiles, bool aligned) {
+    state(MlstmStepParams<void> p, const Factors<A>* factors_of_all, int tiles, bool aligned) {
   constexpr int kColumns = kVector<C, kTokens>, kWidth = kTile<C, kTokens>;
   using Shared = StateShared<A, C, kTokens>;
   XLSTM_SHARED(Shared, s);
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   const int64_t column = tile + across * kColumns, columns = p.shape.head_dim_v - column;
   const bool whole = aligned && (columns >= kColumns || XLSTM_MUTANT("mlstm_step: whole vectors at the last column"));
 
-  const Factors<A>* factors = static_cast<const Factors<A>*>(p.workspace) + item * tokens;
+  const Factors<A>* factors = factors_of_all + item * tokens;
   for (int t = threadIdx.x; t < tokens; t += kStateThreads) s.factors[t] = factors[t];
   for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
     const int t = x / kWidth, c = x % kWidth;
@@ -263,9 +263,10 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   }
   __syncthreads();
 
-  const C* from = static_cast<const C*>(p.state.C.data) + at.row * p.state.C_batch + at.head * p.state.C_head + column;
-  C* to =
-      static_cast<C*>(const_cast<void*>(p.next.C.data)) + at.row * p.next.C_batch + at.head * p.next.C_head + column;
+  const C* from =
+      static_cast<const C*>(p.state.C.data) + at.state_row * p.state.C_batch + at.head * p.state.C_head + column;
+  C* to = static_cast<C*>(const_cast<void*>(p.next.C.data)) + at.state_row * p.next.C_batch + at.head * p.next.C_head +
+          column;
   A sums[kTokens][kColumns] = {};
   for (int64_t first = 0; at.exists && first < p.shape.head_dim_qk; first += kSlab) {
     A values[kLoads][kColumns];
@@ -275,9 +276,9 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
       const bool inside = a < p.shape.head_dim_qk;
       load_columns(values[j], from + (inside ? a : 0) * p.state.C_row, whole && inside, inside ? columns : 0);
     }
-    if (first > 0 && !XLSTM_MUTANT("mlstm_step: slab staged while it is read")) __syncthreads();
+    if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
     stage(p, at, first, tokens, s);
-    if (!XLSTM_MUTANT("mlstm_step: slab read before it is staged")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= tokens) break;
@@ -303,7 +304,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   }
 
   reduce<A, C, kTokens>(sums, tokens, s);
-  if (!XLSTM_MUTANT("mlstm_step: h read before all warps wrote it")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("mlstm_step: h read before all warps wrote it"));
   for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
     const int t = x / kWidth, c = x % kWidth;
     if (tile + c >= p.shape.head_dim_v) continue;
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
 
 // Whether every row of C starts at a multiple of the vector's size.
 template <class C>
-bool rows_aligned(const StepStateView& s, int vector) {
+bool rows_aligned(const auto& s, int vector) {
   const bool strides = s.C_batch % vector == 0 && s.C_head % vector == 0 && s.C_row % vector == 0;
   return strides && reinterpret_cast<uintptr_t>(s.C.data) % (vector * sizeof(C)) == 0;
 }
@@ -329,7 +330,7 @@ int64_t state_tiles(const MlstmShape& shape) {
 }
 
 template <class A, class C, int kTokens>
-cudaError_t launch_state(const MlstmStepArguments& p, cudaStream_t stream) {
+cudaError_t launch_state(const MlstmStepParams<void>& p, const Factors<A>* factors, cudaStream_t stream) {
   constexpr int kColumns = kVector<C, kTokens>;
   const int64_t tiles = state_tiles<C, kTokens>(p.shape);
   Launch l;
@@ -339,44 +340,42 @@ cudaError_t launch_state(const MlstmStepArguments& p, cudaStream_t stream) {
   l.name = "mlstm_step state";
   l.stream = stream;
   const bool aligned = rows_aligned<C>(p.state, kColumns) && rows_aligned<C>(p.next, kColumns);
-  return launch(l, state<A, C, kTokens>, p, static_cast<int>(tiles), aligned);
+  return launch(l, state<A, C, kTokens>, p, factors, static_cast<int>(tiles), aligned);
 }
 
 template <class A>
-cudaError_t launch_normaliser(const MlstmStepArguments& p, cudaStream_t stream) {
+cudaError_t launch_normaliser(const MlstmStepParams<void>& p, Factors<A>* factors, cudaStream_t stream) {
   Launch l;
   l.grid = dim3(static_cast<unsigned>(p.shape.batch * p.shape.num_heads));
   l.block = dim3(kNormaliserThreads);
   l.shared_bytes = sizeof(NormaliserShared<A>);
   l.name = "mlstm_step normaliser";
   l.stream = stream;
-  return launch(l, normaliser<A>, p);
+  return launch(l, normaliser<A>, p, factors);
 }
 
 template <class A, class C, int kTokens>
-cudaError_t launch_both(const MlstmStepArguments& p, cudaStream_t stream) {
+cudaError_t launch_both(const MlstmStepParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   const int64_t blocks = p.shape.batch * p.shape.num_heads * state_tiles<C, kTokens>(p.shape);
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;  // said before n and m change
-  const cudaError_t error = launch_normaliser<A>(p, stream);
-  return error == cudaSuccess ? launch_state<A, C, kTokens>(p, stream) : error;
+  auto* factors = memory.get<Factors<A>>(p.shape.batch * p.shape.num_heads * p.shape.seqlen);
+  const cudaError_t error = launch_normaliser<A>(p, factors, stream);
+  return error == cudaSuccess ? launch_state<A, C, kTokens>(p, factors, stream) : error;
 }
 
 template <class A, class C>
-cudaError_t run(const MlstmStepArguments& p, cudaStream_t stream) {
-  return p.shape.seqlen == 1 ? launch_both<A, C, 1>(p, stream) : launch_both<A, C, kMaxTokens>(p, stream);
+cudaError_t choose_tokens(const MlstmStepParams<void>& p, const Allocator& memory, cudaStream_t stream) {
+  return p.shape.seqlen == 1 ? launch_both<A, C, 1>(p, memory, stream)
+                             : launch_both<A, C, kMaxTokens>(p, memory, stream);
 }
 
 }  // namespace
 
-size_t mlstm_step_workspace(const MlstmShape& shape, Type data) {
-  const size_t factors = data == Type::f64 ? sizeof(Factors<double>) : sizeof(Factors<float>);
-  return factors * static_cast<size_t>(shape.batch * shape.num_heads * shape.seqlen);
-}
-
-cudaError_t mlstm_step(const MlstmStepArguments& p, cudaStream_t stream) {
+cudaError_t run(const MlstmStepParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   if (p.shape.batch == 0 || p.shape.seqlen == 0) return cudaSuccess;
-  if (p.q.type == Type::f64) return run<double, double>(p, stream);
-  return p.state.C.type == Type::bf16 ? run<float, __nv_bfloat16>(p, stream) : run<float, float>(p, stream);
+  if (p.q.type == Type::f64) return choose_tokens<double, double>(p, memory, stream);
+  return p.state.C.type == Type::bf16 ? choose_tokens<float, __nv_bfloat16>(p, memory, stream)
+                                      : choose_tokens<float, float>(p, memory, stream);
 }
 
 }  // namespace xlstm::cuda

@@ -1,6 +1,6 @@
 #pragma once
 // How h of a step gets to all blocks of a team, one policy per variant (plan.h). h of a batch tile lies in shared
-// memory, row by row, as T, zeros behind the batch and behind the last unit.
+// memory, row by row, as T, zeros past the batch and past the last unit.
 //   start()              after the rows before the first step are staged
 //   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
 //   give(t, tile, ..)    h of step t, by all lanes of a warp: one value each
@@ -11,9 +11,9 @@
 
 namespace xlstm::cuda {
 
-// What a block of the forward scan computes. F: Fragments.
+// The part of the forward scan that a block computes. F: Fragments.
 template <class F_, int kUnits_, Variant kVariant_>
-struct ForwardShape {
+struct ForwardTraits {
   using F = F_;
   using T = typename F::Element;
   using A = typename F::Sum;
@@ -46,11 +46,11 @@ struct HiddenRows {
 
 // h before the first step.
 template <class S>
-XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentFwdArguments& p, const Team& team, int tile) {
+XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentForwardParams<void>& p, const Team& team, int tile) {
   using T = typename S::T;
   using A = typename S::A;
   const int D = static_cast<int>(p.shape.head_dim);
-  const A* h = static_cast<const A*>(p.initial.h);
+  const A* h = static_cast<const A*>(p.initial_state.h);
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBatchTile * S::kWidth; i += S::kThreads) {
     const int row = i / S::kWidth, unit = i % S::kWidth;
@@ -72,8 +72,8 @@ struct BlockExchange {
   Shared& s;
   const Team& team;
 
-  XLSTM_DEVICE BlockExchange(Shared& shared, const RecurrentFwdArguments& p, const Team& of, const Rows<S>&, void*,
-                             int64_t)
+  XLSTM_DEVICE BlockExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
+                             void*, int64_t)
       : s(shared), team(of) {
     for (int tile = 0; tile < team.tiles; ++tile) stage_initial<S>(s.h[0][tile], p, team, tile);
   }
@@ -82,7 +82,7 @@ struct BlockExchange {
 
   // One barrier per step: h is written beside the h that slower warps still read.
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
-    if (tile == 0 && !XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it")) __syncthreads();
+    if (tile == 0) device::sync_threads(XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it"));
     return s.h[t % 2][tile];
   }
 
@@ -95,7 +95,7 @@ struct BlockExchange {
 // ---- a cluster: each block writes its h into the shared memory of all ----
 //
 // A warp sends its part of h_t once it has read h_{t-1}, and it reads h_{t-1} once all parts of it are there. So
-// whoever has h_t complete may overwrite h_{t-1} anywhere: two buffers, and nobody tells that he has read. h of the
+// a warp that has all of h_t may overwrite h_{t-1} anywhere: two buffers, and no message that one is read. h of the
 // last step is not sent: nothing is under way to a block that leaves.
 
 template <class S>
@@ -111,8 +111,8 @@ struct ClusterExchange {
   const int steps;
   const int64_t batch;
 
-  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentFwdArguments& p, const Team& of, const Rows<S>&, void*,
-                               int64_t)
+  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
+                               void*, int64_t)
       : s(shared), team(of), steps(static_cast<int>(p.shape.seqlen)), batch(p.shape.batch) {
     for (int tile = 0; tile < team.tiles; ++tile) {
       stage_initial<S>(s.h[0][tile], p, team, tile);
@@ -131,8 +131,10 @@ struct ClusterExchange {
 
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
     const int phase = (t - 1) / 2 + XLSTM_MUTANT("resident_fwd: cluster waits for the wrong phase");
-    const bool waits = t > 0 && !XLSTM_MUTANT("resident_fwd: cluster does not wait for h");
-    if (waits) device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2);
+    if (t > 0) {
+      device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2,
+                                    XLSTM_MUTANT("resident_fwd: cluster does not wait for h"));
+    }
     if (threadIdx.x == 0 && t + 1 < steps) device::mbarrier_arrive_expect_tx(full((t + 1) % 2, tile), bytes(tile));
     return s.h[t % 2][tile];
   }
@@ -154,7 +156,7 @@ struct ClusterExchange {
 
  private:
   XLSTM_DEVICE uint32_t full(int buffer, int tile) const { return device::shared_address(&s.full[buffer][tile]); }
-  // Nobody sends what lies behind the units of all blocks and behind the batch.
+  // No block sends what lies past the units of all blocks or past the batch.
   XLSTM_DEVICE void clear(HiddenRows<S>& to) const {
     for (int x = threadIdx.x; x < kBatchTile * S::kWidth; x += S::kThreads) {
       to.row[x / S::kWidth][x % S::kWidth] = typename S::T{};
@@ -171,8 +173,8 @@ struct ClusterExchange {
 
 // ---- a grid: h goes through L2, and a word of it says by its value that it is there ----
 //
-// `slots`: (B, S, H, width) of T, the output itself or a workspace. Every block fills its units with kAbsent before the
-// first step, then all meet once.
+// `padded_h`: (B, S, H, width) of T, the output itself or a workspace. Every block fills its units with kAbsent before
+// the first step, then all meet once.
 
 template <class S>
 struct GridExchange {
@@ -182,23 +184,23 @@ struct GridExchange {
   };
 
   Shared& s;
-  const RecurrentFwdArguments& p;
+  const RecurrentForwardParams<void>& p;
   const Team& team;
   const Rows<S> rows;
-  T* const slots;
+  T* const padded_h;
   const int width;
   const bool stores_h;
   int turn = 0;  // of the two buffers
 
-  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentFwdArguments& arguments, const Team& of,
-                            const Rows<S>& of_rows, void* slots_, int64_t width_)
+  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& arguments, const Team& of,
+                            const Rows<S>& of_rows, void* padded_h_, int64_t width_)
       : s(shared),
         p(arguments),
         team(of),
         rows(of_rows),
-        slots(static_cast<T*>(slots_)),
+        padded_h(static_cast<T*>(padded_h_)),
         width(static_cast<int>(width_)),
-        stores_h(slots_ == arguments.h) {}
+        stores_h(padded_h_ == arguments.h) {}
 
   XLSTM_DEVICE void start() {
     const int first = team.rank * S::kUnits, units = width - first < S::kUnits ? width - first : S::kUnits;
@@ -209,10 +211,10 @@ struct GridExchange {
       if (b >= p.shape.batch) continue;
       for (int64_t x = threadIdx.x; x < p.shape.seqlen * packets; x += S::kThreads) {
         const uint4 absent{kAbsent, kAbsent, kAbsent, kAbsent};
-        *reinterpret_cast<uint4*>(slot(b, x / packets) + first + x % packets * S::kPacket) = absent;
+        *reinterpret_cast<uint4*>(padded_row(b, x / packets) + first + x % packets * S::kPacket) = absent;
       }
     }
-    if (!XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent")) device::grid_sync();
+    device::grid_sync(XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent"));
   }
 
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
@@ -223,7 +225,7 @@ struct GridExchange {
     } else {
       stage(to, t - 1, tile);
     }
-    if (!XLSTM_MUTANT("resident_fwd: grid reads h before it is staged")) __syncthreads();
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: grid reads h before it is staged"));
     return to;
   }
 
@@ -231,12 +233,12 @@ struct GridExchange {
     const uint4 packet = gather_packet<S::kLaneStride>(h);
     const int64_t b = team.first_row(tile) + row;
     const bool one = unit % S::kPacket == 0 && unit < width && b < p.shape.batch;
-    if (one) device::store_relaxed(reinterpret_cast<uint4*>(slot(b, rows.place(tile, row, t)) + unit), packet);
+    if (one) device::store_relaxed(reinterpret_cast<uint4*>(padded_row(b, rows.token(tile, row, t)) + unit), packet);
   }
 
  private:
-  XLSTM_DEVICE T* slot(int64_t b, int64_t t) const {
-    return slots + ((b * p.shape.seqlen + t) * p.shape.num_heads + team.head) * width;
+  XLSTM_DEVICE T* padded_row(int64_t b, int64_t t) const {
+    return padded_h + ((b * p.shape.seqlen + t) * p.shape.num_heads + team.head) * width;
   }
 
   // h of step t from L2: every thread asks for its packets until all of them are there.
@@ -248,7 +250,7 @@ struct GridExchange {
     for (int i = 0; i < kLoads; ++i) {
       const int x = threadIdx.x + i * S::kThreads, unit = x % kRow * S::kPacket;
       const int64_t b = team.first_row(tile) + x / kRow;
-      from[i] = b < p.shape.batch && unit < width ? slot(b, rows.place(tile, x / kRow, t)) + unit : nullptr;
+      from[i] = b < p.shape.batch && unit < width ? padded_row(b, rows.token(tile, x / kRow, t)) + unit : nullptr;
       packets[i] = {};
     }
     bool all;

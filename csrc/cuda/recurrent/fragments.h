@@ -118,7 +118,7 @@ struct Fragments<float, kPasses> {
     multiply(d, w, Values{{from[t], from[t + 4]}});
   }
 
-  // kFewRows: the products of this lane's columns with the batch rows at `from` and a pitch behind it, as d of
+  // kFewRows: the products of this lane's columns with the batch rows at `from` and a pitch after it, as d of
   // (row g, row 0), (row g, row 1) and the same of row g + 8.
   XLSTM_DEVICE static void multiply_few(float (&d)[4], const Weights& w, const float* from, int pitch) {
     const int t = threadIdx.x % 4;

@@ -1,7 +1,7 @@
 #pragma once
 // How the blocks of a team add up their parts of dh (resident_bwd_kernel.h). Each of them sends, once per tile of the
 // batch and token, a part for every hidden unit to the block that owns the unit: message number 0, 1, .. of the tile.
-// The owner adds the parts in an order that their sources give, so that no bit depends on who came first.
+// The owner adds the parts in an order that their sources give, so that no bit depends on the order of arrival.
 //
 // start     before the loop, all threads
 // expect    all threads; before the first send of a message, and after that tile's receive of the message before
@@ -27,7 +27,7 @@ XLSTM_DEVICE int pair_position(int unit, int row) {
   return unit * (kBatchTile / 2) + (row / 2 ^ unit / 4 % 4);
 }
 
-// A place to read from: every kHelpers'th source.
+// What a thread reads: every kHelpers'th source.
 struct Reader {
   int unit, row, helper;
   bool wanted;  // the unit exists
@@ -37,7 +37,7 @@ struct Reader {
 template <int kHelpers, class A, class At>
 XLSTM_DEVICE RowPair<A> sum_of_sources(int helper, int sources, At pair) {
   RowPair<A> sum{};
-  if (XLSTM_MUTANT("resident_bwd: the last source left out")) --sources;
+  sources -= XLSTM_MUTANT("resident_bwd: the last source left out");
 #pragma unroll 8
   for (int source = helper; source < sources; source += kHelpers) {
     const RowPair<A> part = pair(source);
@@ -58,7 +58,8 @@ class BlockInbox {
     RowPair<A> sums[C::kTiles][C::kSources][C::kUnits * kBatchTile / 2];
   };
 
-  XLSTM_DEVICE BlockInbox(Shared& shared, const RecurrentBwdArguments&, const Team&, const RecurrentPlan&, void*)
+  XLSTM_DEVICE BlockInbox(Shared& shared, const RecurrentBackwardParams<void>&, const Team&, const RecurrentPlan&,
+                          void*)
       : s(shared) {}
   XLSTM_DEVICE void start() {}
   XLSTM_DEVICE void expect(int, int, int) {}
@@ -67,7 +68,7 @@ class BlockInbox {
   }
   // One buffer: who sends the next message has passed the barrier between the cells and their product.
   XLSTM_DEVICE RowPair<A> receive(int tile, int, const Reader& at) {
-    if (!XLSTM_MUTANT("resident_bwd: block reads sums before they are written")) __syncthreads();
+    device::sync_threads(XLSTM_MUTANT("resident_bwd: block reads sums before they are written"));
     if (!at.wanted) return {};
     return sum_of_sources<1, A>(0, C::kSources,
                                 [&](int source) { return s.sums[tile][source][pair_position(at.unit, at.row)]; });
@@ -89,8 +90,8 @@ class ClusterInbox {
     alignas(8) uint64_t full[2][C::kTiles];
   };
 
-  XLSTM_DEVICE ClusterInbox(Shared& shared, const RecurrentBwdArguments& p, const Team& team, const RecurrentPlan&,
-                            void*)
+  XLSTM_DEVICE ClusterInbox(Shared& shared, const RecurrentBackwardParams<void>& p, const Team& team,
+                            const RecurrentPlan&, void*)
       : s(shared), blocks(team.blocks) {
     // Tiles of 16 units are sent as long as they hold a unit of the head.
     const int units = static_cast<int>(p.shape.head_dim) - team.rank * C::kUnits;
@@ -118,10 +119,9 @@ class ClusterInbox {
 
   // A block may leave after its last receive: then nothing is under way to it.
   XLSTM_DEVICE RowPair<A> receive(int tile, int message, const Reader& at) {
-    const bool wrong = XLSTM_MUTANT("resident_bwd: cluster waits for the other parity");
-    if (!XLSTM_MUTANT("resident_bwd: cluster reads sums before they are there")) {
-      device::mbarrier_wait_cluster(device::shared_address(&full(tile, message)), (message / 2 + wrong) % 2);
-    }
+    const int phase = message / 2 + XLSTM_MUTANT("resident_bwd: cluster waits for the other parity");
+    device::mbarrier_wait_cluster(device::shared_address(&full(tile, message)), phase % 2,
+                                  XLSTM_MUTANT("resident_bwd: cluster reads sums before they are there"));
     if (!at.wanted) return {};
     return sum_of_sources<C::kHelpers, A>(at.helper, blocks, [&](int source) {
       return s.sums[buffer(message)][tile][source][pair_position(at.unit, at.row)];
@@ -158,7 +158,7 @@ class GridInbox {
  public:
   struct Shared {};
 
-  XLSTM_DEVICE GridInbox(Shared&, const RecurrentBwdArguments&, const Team& team, const RecurrentPlan& plan,
+  XLSTM_DEVICE GridInbox(Shared&, const RecurrentBackwardParams<void>&, const Team& team, const RecurrentPlan& plan,
                          void* memory)
       : rank(team.rank),
         blocks(team.blocks),
@@ -169,7 +169,7 @@ class GridInbox {
   XLSTM_DEVICE void start() {
     uint64_t* own = at(rank, 0, 0, 0);
     for (int64_t i = threadIdx.x; i < int64_t{2} * tiles * blocks * kCells; i += C::kThreads) own[i] = 0;
-    if (!XLSTM_MUTANT("resident_bwd: grid sends before inboxes are clear")) device::grid_sync();
+    device::grid_sync(XLSTM_MUTANT("resident_bwd: grid sends before inboxes are clear"));
   }
   XLSTM_DEVICE void expect(int, int, int) {}
 

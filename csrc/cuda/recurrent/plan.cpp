@@ -13,11 +13,20 @@ constexpr int64_t kClusterRoom = 16;
 
 // Along a row of R, of one product: Fragments<T>::kDepth.
 int depth_of(Type type) {
-  return type == Type::f64 ? 4 : type == Type::f32 ? 8 : 16;
+  switch (type) {
+    case Type::bf16:
+    case Type::f16:
+      return 16;
+    case Type::f32:
+      return 8;
+    case Type::f64:
+      return 4;
+  }
+  XLSTM_UNREACHABLE;
 }
 
-// A cluster lies in one cluster of multiprocessors of the chip (16 or 18 of them on an H200): what is left of it is
-// nobody's.
+// A thread block cluster lies within one group of multiprocessors of the chip (16 or 18 of them on an H200). Those that
+// are too few for one more stay idle.
 int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& device) {
   if (variant != Variant::cluster) return device.multiprocessors / blocks;
   return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);
@@ -73,9 +82,10 @@ const char* name_of(Variant variant) {
       return "cluster";
     case Variant::grid:
       return "grid";
-    default:
+    case Variant::launch:
       return "launch";
   }
+  XLSTM_UNREACHABLE;
 }
 
 }  // namespace xlstm::cuda

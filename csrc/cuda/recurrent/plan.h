@@ -8,7 +8,7 @@
 
 namespace xlstm::cuda {
 
-// Where the R of a head stays, and how h (backward: partial sums of dh) gets from block to block.
+// The place where the R of a head stays, and the way of h (backward: of partial sums of dh) from block to block.
 enum class Variant {
   block,    // R in one block, h in its shared memory
   cluster,  // R in the blocks of a cluster, which write into each other's shared memory

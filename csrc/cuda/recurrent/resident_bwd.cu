@@ -4,11 +4,11 @@
 
 namespace xlstm::cuda {
 
-size_t resident_bwd_workspace(const RecurrentBwdArguments& p, const RecurrentPlan& plan) {
+size_t resident_bwd_workspace(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan) {
   return plan.variant == Variant::grid ? grid_inbox_bytes(p.shape, plan) : 0;
 }
 
-cudaError_t resident_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* workspace,
+cudaError_t resident_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* workspace,
                          cudaStream_t stream) {
   switch (p.type) {
     case Type::bf16:
@@ -18,9 +18,10 @@ cudaError_t resident_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& pl
     case Type::f32:
       return p.allow_tf32 ? resident_bwd_tf32(p, plan, workspace, stream)
                           : resident_bwd_tf32x3(p, plan, workspace, stream);
-    default:
+    case Type::f64:
       return resident_bwd_f64(p, plan, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda

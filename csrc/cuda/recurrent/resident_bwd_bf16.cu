@@ -3,7 +3,7 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_bwd_bf16(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* workspace,
+cudaError_t resident_bwd_bf16(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* workspace,
                               cudaStream_t stream) {
   return launch_resident_bwd<Fragments<__nv_bfloat16>>(p, plan, workspace, stream);
 }

@@ -5,10 +5,13 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_bwd_bf16(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
-cudaError_t resident_bwd_f16(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
-cudaError_t resident_bwd_tf32(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
-cudaError_t resident_bwd_tf32x3(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
-cudaError_t resident_bwd_f64(const RecurrentBwdArguments&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_bf16(const RecurrentBackwardParams<void>&, const RecurrentPlan&, void* workspace,
+                              cudaStream_t);
+cudaError_t resident_bwd_f16(const RecurrentBackwardParams<void>&, const RecurrentPlan&, void* workspace, cudaStream_t);
+cudaError_t resident_bwd_tf32(const RecurrentBackwardParams<void>&, const RecurrentPlan&, void* workspace,
+                              cudaStream_t);
+cudaError_t resident_bwd_tf32x3(const RecurrentBackwardParams<void>&, const RecurrentPlan&, void* workspace,
+                                cudaStream_t);
+cudaError_t resident_bwd_f64(const RecurrentBackwardParams<void>&, const RecurrentPlan&, void* workspace, cudaStream_t);
 
 }  // namespace xlstm::cuda

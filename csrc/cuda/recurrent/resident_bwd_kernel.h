@@ -14,7 +14,7 @@ using namespace device;
 // kDimension: the longest head. A warp has kMTiles tiles of 16 rows of R^T, its weights of kSteps products each in
 // registers. Few tiles: kSplits warps share one, each with a part of the d raw, and count as sources of their own.
 template <class F_, int kUnits_, int kThreads_, Variant kVariant_>
-struct BwdPlan {
+struct BwdTraits {
   using F = F_;
   using T = typename F::Element;
   using A = typename F::Sum;
@@ -60,11 +60,11 @@ constexpr int kMaxGrads = 3;
 
 struct BatchRow {
   int64_t offset;  // of its first token among the tokens, times the hidden units of all heads
-  int tokens;      // 0 behind the batch
+  int tokens;      // 0 past the batch
 };
 
 // Two buffers of d raw: the message of a tile may be there while a warp still multiplies, so that others write the next
-// d raw; behind that is a barrier.
+// d raw; a barrier follows.
 template <class C>
 struct BwdShared {
   alignas(16) typename C::T draw[2][kBatchTile][C::kPitch];
@@ -106,7 +106,7 @@ class BwdBlock {
 
  public:
   // The weights come through memory that is used for the scan later.
-  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBwdArguments& arguments, const RecurrentPlan& plan,
+  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBackwardParams<void>& arguments, const RecurrentPlan& plan,
                         void* workspace)
       : s(memory.scan),
         p(arguments),
@@ -133,7 +133,7 @@ class BwdBlock {
         if (message > 0) receive(dh, tile, message - 1);
         draw = XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
         step(tile, t, dh, s.draw[draw]);
-        if (!XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there")) __syncthreads();
+        sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
         const bool more = tile + 1 < team.tiles;
         load_token(more ? tile + 1 : 0, more ? t : t - 1);
         send(tile, message, s.draw[draw]);
@@ -148,17 +148,17 @@ class BwdBlock {
   }
 
  private:
-  // What a thread needs of the next token, as it lies in memory.
+  // Inputs of a thread for the next token, as they lie in memory.
   struct Token {
     T saved[kSaved], dh;
-    int left;       // of the row: 1 at its last token, at most 0 behind it and behind the batch
-    uint8_t reset;  // before the token behind it; a byte, as a comparison would wait for it
+    int left;       // of the row: 1 at its last token, at most 0 past it and past the batch
+    uint8_t reset;  // before the token after it; a byte, as a comparison would wait for it
 
     XLSTM_DEVICE bool reset_behind() const { return reset != 0 && !XLSTM_MUTANT("resident_bwd: reset ignored"); }
   };
 
   BwdShared<C>& s;
-  const RecurrentBwdArguments& p;
+  const RecurrentBackwardParams<void>& p;
   const Team team;
   const Cells cells;
   Inbox<C> inbox;
@@ -203,7 +203,8 @@ class BwdBlock {
         continue;
       }
       const int64_t at = state_offset(tile, row);
-      const UnitState<A> final = load_unit_state<A>(p.final, at), grad = load_unit_state<A>(p.final_grad, at);
+      const UnitState<A> final = load_unit_state<A>(p.final_state, at),
+                         grad = load_unit_state<A>(p.final_state_grad, at);
       with_cell<A>(p.cell, [&](auto cell) {
         A d[decltype(cell)::kGrads];
         decltype(cell)::load_grad(final, grad, d);
@@ -224,7 +225,7 @@ class BwdBlock {
   }
 
   // Where a row's token number t lies, times the hidden units of all heads.
-  XLSTM_DEVICE int64_t place(int tile, int row, int t) const {
+  XLSTM_DEVICE int64_t token_offset(int tile, int row, int t) const {
     const BatchRow& r = s.rows[tile][row];
     return r.offset + p.shape.token(team.head, t, r.tokens) * hidden();
   }
@@ -240,7 +241,7 @@ class BwdBlock {
       const int row = cells.row + r, length = cells.exist ? s.rows[tile][row].tokens : 0;
       Token& x = tokens[r];
       x.left = t < 0 ? 0 : length - t;
-      const int64_t token = place(tile, row, t);
+      const int64_t token = token_offset(tile, row, t);
       const T* saved = static_cast<const T*>(p.saved) + token * kSaved + cells.of_head;
 #pragma unroll
       for (int i = 0; i < kSaved; ++i, saved += hidden()) x.saved[i] = x.left > 0 ? *saved : T{};
@@ -274,8 +275,8 @@ class BwdBlock {
     for (int r = 0; r < kRows; ++r) {
       const Token& x = tokens[r];
       dh[r] = widen<A>(x.dh) + (x.left > 1 && !x.reset_behind() ? dh[r] : A{0});
-      if (x.left == 1 && p.final_grad.h)
-        dh[r] += static_cast<const A*>(p.final_grad.h)[state_offset(tile, cells.row + r)];
+      if (x.left == 1 && p.final_state_grad.h)
+        dh[r] += static_cast<const A*>(p.final_state_grad.h)[state_offset(tile, cells.row + r)];
     }
     if (cells.reader.helper > 1) return;  // helps others only
 #pragma unroll
@@ -302,7 +303,7 @@ class BwdBlock {
       const bool counts = tokens[first + r].left > 0;
       if (counts) store_grads(d[r], tile, first + r);
       const bool stored = exists(tile, row) || (cells.exist && XLSTM_MUTANT("resident_bwd: rows behind the batch"));
-      T* dx = static_cast<T*>(p.dx) + place(tile, row, t) * kGates + cells.of_head;
+      T* dx = static_cast<T*>(p.dx) + token_offset(tile, row, t) * kGates + cells.of_head;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate, dx += hidden()) {
         const T rounded = counts ? narrow<T>(d_raw[r][gate]) : T{};
@@ -357,8 +358,9 @@ class BwdBlock {
         for (int j = 0; j < 4; ++j) sums[i][0][j] += sums[i][chain][j];
       }
       const A(&sum)[4] = sums[i][0];
-      const bool wrong = XLSTM_MUTANT("resident_bwd: sums sent to another block");
-      const int owner = (first_in(i) / C::kUnits + wrong) % team.blocks, unit = first_in(i) % C::kUnits + g;
+      const int unit = first_in(i) % C::kUnits + g, of_unit = first_in(i) / C::kUnits;
+      const int owner =
+          XLSTM_MUTANT("resident_bwd: sums sent to another block") ? (of_unit + 1) % team.blocks : of_unit;
       inbox.send(owner, tile, message, source, unit, c, sum[0], sum[1]);
       inbox.send(owner, tile, message, source, unit + 8, c, sum[2], sum[3]);
     }
@@ -370,9 +372,9 @@ class BwdBlock {
       const int row = cells.row + r;
       if (!exists(tile, row)) continue;
       const int64_t at = state_offset(tile, row);
-      const A* last = static_cast<const A*>(p.final_grad.h);
-      A* dh0 = static_cast<A*>(p.initial_grad.h) + at;
-      UnitState<A> state = load_unit_state<A>(p.final_grad, at);
+      const A* last = static_cast<const A*>(p.final_state_grad.h);
+      A* dh0 = static_cast<A*>(p.initial_state_grad.h) + at;
+      UnitState<A> state = load_unit_state<A>(p.final_state_grad, at);
       if (s.rows[tile][row].tokens == 0) {  // the final state is the initial one
         *dh0 = last ? last[at] : A{0};
       } else {
@@ -381,17 +383,17 @@ class BwdBlock {
         with_cell<A>(p.cell, [&](auto cell) {
           A d[decltype(cell)::kGrads];
           load_grads(d, tile, r, empty);
-          state = decltype(cell)::store_grad(load_unit_state<A>(p.initial, at), d);
+          state = decltype(cell)::store_grad(load_unit_state<A>(p.initial_state, at), d);
         });
       }
-      store_unit_state<A>(p.initial_grad, at, state);
+      store_unit_state<A>(p.initial_state_grad, at, state);
     }
   }
 };
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1)
-    resident_bwd_kernel(const __grid_constant__ RecurrentBwdArguments p, RecurrentPlan plan, void* workspace) {
+    resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan, void* workspace) {
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);
     BwdBlock<C>(s, p, plan, workspace).run();
@@ -399,8 +401,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
 }
 
 template <class F, int kUnits, int kThreads, Variant kVariant>
-cudaError_t launch_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* memory, cudaStream_t stream) {
-  using C = BwdPlan<F, kUnits, kThreads, kVariant>;
+cudaError_t launch_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* memory,
+                       cudaStream_t stream) {
+  using C = BwdTraits<F, kUnits, kThreads, kVariant>;
   device::Launch l;
   l.block = dim3(C::kThreads);
   l.shared_bytes = sizeof(BwdMemory<C>);
@@ -410,7 +413,7 @@ cudaError_t launch_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan
 }
 
 template <class F>
-cudaError_t launch_resident_bwd(const RecurrentBwdArguments& p, const RecurrentPlan& plan, void* memory,
+cudaError_t launch_resident_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* memory,
                                 cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
   const bool cluster = plan.variant == Variant::cluster;
@@ -421,16 +424,15 @@ cudaError_t launch_resident_bwd(const RecurrentBwdArguments& p, const RecurrentP
     return launch_bwd<F, kResidentUnits, 256, Variant::block>(p, plan, memory, stream);
   }
   if constexpr (kTeams) {
-    switch (plan.units) {
-      case 64:
-        return cluster ? launch_bwd<F, 64, 256, Variant::cluster>(p, plan, memory, stream)
-                       : launch_bwd<F, 64, 256, Variant::grid>(p, plan, memory, stream);
-      case 32:
-        return cluster ? launch_bwd<F, 32, 256, Variant::cluster>(p, plan, memory, stream)
-                       : launch_bwd<F, 32, 256, Variant::grid>(p, plan, memory, stream);
-      default:
-        return launch_bwd<F, 16, 256, Variant::grid>(p, plan, memory, stream);
+    if (plan.units == 64) {
+      return cluster ? launch_bwd<F, 64, 256, Variant::cluster>(p, plan, memory, stream)
+                     : launch_bwd<F, 64, 256, Variant::grid>(p, plan, memory, stream);
     }
+    if (plan.units == 32) {
+      return cluster ? launch_bwd<F, 32, 256, Variant::cluster>(p, plan, memory, stream)
+                     : launch_bwd<F, 32, 256, Variant::grid>(p, plan, memory, stream);
+    }
+    if (plan.units == 16 && !cluster) return launch_bwd<F, 16, 256, Variant::grid>(p, plan, memory, stream);
   }
   return cudaErrorInvalidConfiguration;
 }

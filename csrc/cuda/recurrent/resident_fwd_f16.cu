@@ -3,9 +3,9 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_fwd_f16(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* slots, int64_t width,
-                             cudaStream_t stream) {
-  return launch_fwd<Fragments<__half>>(p, plan, slots, width, stream);
+cudaError_t resident_fwd_f16(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
+                             int64_t width, cudaStream_t stream) {
+  return launch_fwd<Fragments<__half>>(p, plan, padded_h, width, stream);
 }
 
 }  // namespace xlstm::cuda

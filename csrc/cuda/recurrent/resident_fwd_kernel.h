@@ -17,7 +17,7 @@ struct ForwardShared {
   A state[S::kTiles][3][S::kCells * S::kThreads];                           // of a cell; read by its thread alone
   A partial[2][kPartials > 0 ? kPartials : 1][kGates][kBatchTile][kPitch];  // step by step one of two
   A bias[kGates][S::kUnits];
-  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 behind the batch
+  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
 };
 
 // Weights pass through before anything else is in use.
@@ -29,7 +29,7 @@ union ForwardMemory {
 
 constexpr int kAtOnce = 4;  // steps along a row of R that are multiplied together
 
-// What a warp multiplies: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
+// The products of a warp: steps along the rows of 8 units, dealt to the warps that share them, kAtOnce at a time.
 template <class S>
 struct Part {
   int group, split, first, count;
@@ -46,7 +46,7 @@ struct Part {
 
 template <class S>
 XLSTM_DEVICE void load_weights(typename S::F::Weights (&weights)[2][S::kSteps], ForwardMemory<S>& memory,
-                               const RecurrentFwdArguments& p, const Team& team) {
+                               const RecurrentForwardParams<void>& p, const Team& team) {
   using T = typename S::T;
   const Part<S> part(p.shape);
   const int unit = team.rank * S::kUnits + part.group * 8, first = part.first * S::F::kDepth;
@@ -61,9 +61,10 @@ XLSTM_DEVICE void load_weights(typename S::F::Weights (&weights)[2][S::kSteps], 
 
 // The cells of a thread: one unit in kCells batch rows.
 template <class S>
-struct Place {
+struct ThreadCells {
   int unit;  // of the block
-  XLSTM_DEVICE Place() : unit(S::kDirect ? threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4 : threadIdx.x % S::kUnits) {}
+  XLSTM_DEVICE ThreadCells()
+      : unit(S::kDirect ? threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4 : threadIdx.x % S::kUnits) {}
   XLSTM_DEVICE int row(int cell) const {
     return S::kDirect ? threadIdx.x % 4 * 2 + cell : threadIdx.x / S::kUnits + cell * S::kRowsAtOnce;
   }
@@ -72,7 +73,7 @@ struct Place {
 
 constexpr int kStepsAhead = 4;  // of x on its way to L2
 
-// What a thread needs of the steps to come, read a step ahead, as it lies in memory: a conversion would wait here.
+// Inputs of a thread for the next step, read a step ahead and kept as they lie in memory: a conversion would wait.
 template <class S>
 struct Ahead {
   typename S::T x[S::kCells][kGates];
@@ -88,13 +89,13 @@ class ForwardScan {
  public:
   using Weights = typename F::Weights[2][S::kSteps];
 
-  XLSTM_DEVICE ForwardScan(const RecurrentFwdArguments& arguments, const Team& of, ForwardShared<S>& shared,
-                           void* slots, int64_t width)
+  XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& arguments, const Team& of, ForwardShared<S>& shared,
+                           void* padded_h, int64_t width)
       : p(arguments),
         team(of),
         s(shared),
         rows{shared.tokens, arguments.shape.is_reversed(of.head)},
-        exchange(shared.exchange, arguments, of, rows, slots, width) {}
+        exchange(shared.exchange, arguments, of, rows, padded_h, width) {}
 
   XLSTM_DEVICE void run(const Weights& weights) {
     load_rows();
@@ -115,19 +116,19 @@ class ForwardScan {
   }
 
  private:
-  const RecurrentFwdArguments& p;
+  const RecurrentForwardParams<void>& p;
   const Team& team;
   ForwardShared<S>& s;
   const Rows<S> rows;
   ExchangeOf<S> exchange;
   const Part<S> part{p.shape};
-  const Place<S> place;
-  const int unit = team.rank * S::kUnits + place.unit;  // of the head
+  const ThreadCells<S> cells;
+  const int unit = team.rank * S::kUnits + cells.unit;  // of the head
   Ahead<S> ahead;
   int turn = 0;
 
   XLSTM_DEVICE bool unit_exists() const { return unit < p.shape.head_dim; }
-  XLSTM_DEVICE int64_t batch_row(int tile, int cell) const { return team.first_row(tile) + place.row(cell); }
+  XLSTM_DEVICE int64_t batch_row(int tile, int cell) const { return team.first_row(tile) + cells.row(cell); }
   XLSTM_DEVICE bool in_batch(int64_t b) const {
     return b < p.shape.batch || XLSTM_MUTANT("resident_fwd: rows behind the batch");
   }
@@ -152,27 +153,27 @@ class ForwardScan {
 
   // Cells that do not exist are advanced too: from the empty state.
   XLSTM_DEVICE void load_state() {
-    if (!place.has_cells()) return;
+    if (!cells.has_cells()) return;
     for (int tile = 0; tile < team.tiles; ++tile) {
 #pragma unroll
       for (int cell = 0; cell < S::kCells; ++cell) {
         const int64_t b = batch_row(tile, cell), at = b * p.shape.hidden() + of_hidden();
         const bool exists = unit_exists() && b < p.shape.batch;
-        const UnitState<A> initial = exists ? load_unit_state<A>(p.initial, at) : UnitState<A>{};
+        const UnitState<A> initial = exists ? load_unit_state<A>(p.initial_state, at) : UnitState<A>{};
         with_cell<A>(p.cell, [&](auto functor) {
           A state[decltype(functor)::kStates];
           functor.load_state(initial, state);
           put_state(state, tile, cell);
         });
-        if (exists && s.tokens[tile][place.row(cell)] == 0) pass_through(initial, at);
+        if (exists && s.tokens[tile][cells.row(cell)] == 0) pass_through(initial, at);
       }
     }
   }
 
   // A row without tokens hands its state through, to the bit.
   XLSTM_DEVICE void pass_through(const UnitState<A>& initial, int64_t at) {
-    store_unit_state(p.final, at, initial);
-    static_cast<A*>(p.final.h)[at] = p.initial.h ? static_cast<const A*>(p.initial.h)[at] : A{0};
+    store_unit_state(p.final_state, at, initial);
+    static_cast<A*>(p.final_state.h)[at] = p.initial_state.h ? static_cast<const A*>(p.initial_state.h)[at] : A{0};
   }
 
   template <int kStates>
@@ -202,7 +203,7 @@ class ForwardScan {
                [&](A(&d)[4], const typename F::Weights& w, int k) { F::multiply(d, w, from + k * F::kDepth); });
   }
 
-  // Four chains of sums. Four steps at a time, so that their loads overlap; behind the last step, zeros.
+  // Four chains of sums. Four steps at a time, so that their loads overlap; past the last step, zeros.
   template <class Product>
   XLSTM_DEVICE void accumulate(A (&sums)[2][4], const Weights& weights, Product product) const {
     A odd[2][4] = {};
@@ -238,14 +239,14 @@ class ForwardScan {
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2, column = threadIdx.x / 32 % S::kGroups * 8 + g;
 #pragma unroll
     for (int x = 0; x < 8; ++x) partial[part.split][x / 2][c + x % 2][column] = sums[x / 4][x % 4];
-    if (!XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them")) __syncthreads();
-    if (!place.has_cells()) return;
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them"));
+    if (!cells.has_cells()) return;
 #pragma unroll
     for (int x = 0; x < S::kCells * kGates; ++x) {
       const int cell = x / kGates, gate = x % kGates;
       A sum = 0;
 #pragma unroll
-      for (int split = 0; split < S::kSplits; ++split) sum += partial[split][gate][place.row(cell)][place.unit];
+      for (int split = 0; split < S::kSplits; ++split) sum += partial[split][gate][cells.row(cell)][cells.unit];
       raw[cell][gate] = sum;
     }
   }
@@ -258,8 +259,8 @@ class ForwardScan {
 #pragma unroll
     for (int cell = 0; cell < S::kCells; ++cell) {
       const int64_t b = batch_row(tile, cell);
-      const bool exists = place.has_cells() && unit_exists() && in_batch(b);
-      x[cell] = exists ? of_head + b * p.x.batch + rows.place(tile, place.row(cell), t) * p.x.time : -1;
+      const bool exists = cells.has_cells() && unit_exists() && in_batch(b);
+      x[cell] = exists ? of_head + b * p.x.batch + rows.token(tile, cells.row(cell), t) * p.x.time : -1;
     }
   }
 
@@ -281,7 +282,7 @@ class ForwardScan {
     const int64_t b = team.first_row(tile) + row;
     const int first = team.rank * S::kUnits + part.group * 8;
     if (part.split > 0 || t >= p.shape.seqlen || b >= p.shape.batch || first >= p.shape.head_dim) return;
-    device::prefetch_l2(static_cast<const T*>(p.x.data) + b * p.x.batch + rows.place(tile, row, t) * p.x.time +
+    device::prefetch_l2(static_cast<const T*>(p.x.data) + b * p.x.batch + rows.token(tile, row, t) * p.x.time +
                         gate * p.x.gate + team.head * p.x.head + first);
   }
 
@@ -289,13 +290,13 @@ class ForwardScan {
     const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
     const int64_t b = batch_row(tile, cell);
     if (!flags || b >= p.shape.batch) return 0;
-    return flags[b * p.reset.batch + rows.place(tile, place.row(cell), t) * p.reset.time];
+    return flags[b * p.reset.batch + rows.token(tile, cells.row(cell), t) * p.reset.time];
   }
 
   XLSTM_DEVICE void step(const Weights& weights, int t, int tile) {
     const bool last_tile = tile + 1 == team.tiles, more = !last_tile || t + 1 < p.shape.seqlen;
     const int next_t = last_tile ? t + 1 : t, next_tile = last_tile ? 0 : tile + 1;
-    // with 128 registers: addresses where they are used, one cell after the other, and the loads behind them
+    // with 128 registers: addresses where they are used, one cell after the other, and the loads after them
     constexpr bool kRoomy = S::kThreads <= 256;
     constexpr int kTogether = kRoomy ? S::kCells : 1;
     int64_t next_x[S::kCells] = {};
@@ -309,7 +310,7 @@ class ForwardScan {
     A sums[2][4] = {}, raw[S::kCells][kGates];
     multiply(sums, weights, h);
     raw_of_cells(raw, sums);
-    if (!place.has_cells()) return;
+    if (!cells.has_cells()) return;
     uint8_t reset[S::kCells];
 #pragma unroll
     for (int cell = 0; cell < S::kCells; ++cell) {
@@ -318,7 +319,7 @@ class ForwardScan {
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
         if (reset_h) raw[cell][gate] = 0;
-        raw[cell][gate] += device::widen<A>(ahead.x[cell][gate]) + s.bias[gate][place.unit];
+        raw[cell][gate] += device::widen<A>(ahead.x[cell][gate]) + s.bias[gate][cells.unit];
       }
       reset[cell] = ahead.reset[cell];
     }
@@ -352,7 +353,7 @@ class ForwardScan {
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int row = place.row(first + i);
+      const int row = cells.row(first + i);
       if (t >= s.tokens[tile][row] || !unit_exists()) h[i] = T{};
       exchange.give(t, tile, row, unit, h[i]);
     }
@@ -364,10 +365,10 @@ class ForwardScan {
   template <class Cell>
   XLSTM_DEVICE void store(T h, const A (&state)[Cell::kStates], const A (&saved)[kSaved], int t, int tile, int cell) {
     const int64_t b = batch_row(tile, cell), hidden = p.shape.hidden();
-    const int64_t token = b * p.shape.seqlen + rows.place(tile, place.row(cell), t);
+    const int64_t token = b * p.shape.seqlen + rows.token(tile, cells.row(cell), t);
     if (!unit_exists() || !in_batch(b)) return;
     if (!exchange.stores_h) static_cast<T*>(p.h)[token * hidden + of_hidden()] = h;
-    const int tokens = s.tokens[tile][place.row(cell)];
+    const int tokens = s.tokens[tile][cells.row(cell)];
     if (p.saved) {
       T* to = static_cast<T*>(p.saved) + token * kSaved * hidden + of_hidden();
 #pragma unroll
@@ -377,57 +378,56 @@ class ForwardScan {
     put_state(state, tile, cell);
     if (t + 1 < tokens) return;
     const int64_t at = b * hidden + of_hidden();
-    store_unit_state(p.final, at, Cell::store_state(state));
-    static_cast<A*>(p.final.h)[at] = device::widen<A>(h);
+    store_unit_state(p.final_state, at, Cell::store_state(state));
+    static_cast<A*>(p.final_state.h)[at] = device::widen<A>(h);
   }
 };
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    resident_fwd_kernel(RecurrentFwdArguments p, RecurrentPlan plan, void* slots, int64_t width) {
+    resident_fwd_kernel(RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h, int64_t width) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);
     typename ForwardScan<S>::Weights weights;
     load_weights<S>(weights, s, p, team);
     __syncthreads();
-    ForwardScan<S>(p, team, s.scan, slots, width).run(weights);
+    ForwardScan<S>(p, team, s.scan, padded_h, width).run(weights);
   }
 }
 
 template <class S>
-cudaError_t launch_resident_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* slots, int64_t width,
-                                cudaStream_t stream) {
+cudaError_t launch_resident_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
+                                int64_t width, cudaStream_t stream) {
   device::Launch l;
   l.block = dim3(S::kThreads);
   l.shared_bytes = sizeof(ForwardMemory<S>);
   l.name = "resident_fwd";
   l.stream = stream;
-  return launch_teams(p.shape, plan, l, resident_fwd_kernel<S>, p, plan, slots, width);
+  return launch_teams(p.shape, plan, l, resident_fwd_kernel<S>, p, plan, padded_h, width);
 }
 
 // The plans of one kind of products (plan.cpp says which there are).
 template <class F>
-cudaError_t launch_fwd(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* slots, int64_t width,
+cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h, int64_t width,
                        cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
-  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, slots, width, stream); };
+  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, width, stream); };
   if (plan.variant == Variant::block) {
     if constexpr (kHalf) {
-      if (plan.units == kWideUnits) return run(ForwardShape<F, kWideUnits, Variant::block>{});
+      if (plan.units == kWideUnits) return run(ForwardTraits<F, kWideUnits, Variant::block>{});
     }
-    return run(ForwardShape<F, kResidentUnits, Variant::block>{});
+    return run(ForwardTraits<F, kResidentUnits, Variant::block>{});
   }
   if constexpr (kTeams) {
     const bool cluster = plan.variant == Variant::cluster;
-    switch (plan.units) {
-      case 64:
-        return cluster ? run(ForwardShape<F, 64, Variant::cluster>{}) : run(ForwardShape<F, 64, Variant::grid>{});
-      case 32:
-        return cluster ? run(ForwardShape<F, 32, Variant::cluster>{}) : run(ForwardShape<F, 32, Variant::grid>{});
-      default:
-        return run(ForwardShape<F, 16, Variant::grid>{});
+    if (plan.units == 64) {
+      return cluster ? run(ForwardTraits<F, 64, Variant::cluster>{}) : run(ForwardTraits<F, 64, Variant::grid>{});
     }
+    if (plan.units == 32) {
+      return cluster ? run(ForwardTraits<F, 32, Variant::cluster>{}) : run(ForwardTraits<F, 32, Variant::grid>{});
+    }
+    if (plan.units == 16 && !cluster) return run(ForwardTraits<F, 16, Variant::grid>{});
   }
   return cudaErrorInvalidConfiguration;
 }

@@ -3,9 +3,9 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_fwd_tf32(const RecurrentFwdArguments& p, const RecurrentPlan& plan, void* slots, int64_t width,
-                              cudaStream_t stream) {
-  return launch_fwd<Fragments<float, Passes::one>>(p, plan, slots, width, stream);
+cudaError_t resident_fwd_tf32(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
+                              int64_t width, cudaStream_t stream) {
+  return launch_fwd<Fragments<float, Passes::one>>(p, plan, padded_h, width, stream);
 }
 
 }  // namespace xlstm::cuda

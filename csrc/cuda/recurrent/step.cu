@@ -13,10 +13,10 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kBlocks = 3;  // per SM at least: up to 168 registers per thread
 constexpr int kLoads = 8;   // 16-byte loads of R in flight per thread
 
-// Who takes what. Vectors run along `in` where rows of R are contiguous: a thread then has all gates of one unit.
+// Each thread's part. Vectors run along `in` where rows of R are contiguous: a thread then has all gates of one unit.
 // Else they run along `out`, and a thread has one gate of as many units as a vector holds.
 template <class T, bool kRows, int kTile>
-struct Plan {
+struct StepTraits {
   using Data = T;
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
   static constexpr bool kInContiguous = kRows;
@@ -56,14 +56,14 @@ XLSTM_DEVICE Block block_at(int index, int batch_tiles, int unit_tiles) {
   return {int64_t{index % batch_tiles} * P::kBatch, rest / unit_tiles, rest % unit_tiles * P::kUnits};
 }
 
-// What a thread multiplies: from this unit of the block on, this gate (all gates where rows are contiguous), and inputs
-// from this one on, interleaved with the other splits.
-struct Place {
+// The products of a thread: from this unit of the block on, of this gate (of all gates where rows are contiguous), with
+// inputs from this one on, interleaved with the other splits.
+struct ThreadPart {
   int unit, gate, split, input;
 };
 
 template <class P>
-XLSTM_DEVICE Place place() {
+XLSTM_DEVICE ThreadPart thread_part() {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = lane % P::kAcross, along = lane / P::kAcross;
   if constexpr (P::kInContiguous) {
     return {warp / P::kSplits * P::kAlong + along, 0, warp % P::kSplits, across * P::kVector};
@@ -83,7 +83,7 @@ struct Cursor {
 };
 
 template <class P>
-XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepArguments& p, const Block& block, const Place& at) {
+XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepParams<void>& p, const Block& block, const ThreadPart& at) {
   const bool rows = P::kInContiguous != XLSTM_MUTANT("recurrent_step: rows of R taken for columns");
   const int64_t out = rows ? p.R.out : 1, in = rows ? 1 : p.R.in;
   const int64_t head = XLSTM_MUTANT("recurrent_step: R of the first head for all") ? 0 : block.head;
@@ -93,7 +93,7 @@ XLSTM_DEVICE Cursor<P> cursor_at(const RecurrentStepArguments& p, const Block& b
   return {static_cast<const typename P::Data*>(p.R.data) + offset, p.R.gate, P::kRoundInputs * in, D - unit, D - input};
 }
 
-// The weights of one round, zeros behind the edges. kWhole: all vectors are aligned and none of them crosses an edge.
+// The weights of one round, zeros past the edges. kWhole: all vectors are aligned and none of them crosses an edge.
 template <bool kWhole, class P>
 XLSTM_DEVICE void load_weights(uint4 (&weights)[P::kPerRound], Cursor<P>& cursor) {
   const bool inside = cursor.units > 0 && cursor.inputs > 0;
@@ -123,9 +123,9 @@ XLSTM_DEVICE int slab_position(int i) {
   }
 }
 
-// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros behind the last input and batch row.
+// h of the batch tile for inputs [first, first + kSlab), rounded to T; zeros past the last input and batch row.
 template <class P>
-XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepArguments& p, const Block& block, int first) {
+XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepParams<void>& p, const Block& block, int first) {
   using T = typename P::Data;
   using A = typename P::A;
   constexpr int kAtOnce = P::kSlab < kThreads ? kThreads / P::kSlab : 1;  // batch rows
@@ -145,7 +145,7 @@ XLSTM_DEVICE void stage(StepShared<P>& s, const RecurrentStepArguments& p, const
 
 template <class P, class A>
 XLSTM_DEVICE void accumulate(A (&sums)[P::kSums * P::kBatch], const uint4 (&weights)[P::kPerRound],
-                             const StepShared<P>& s, const Place& at, int round) {
+                             const StepShared<P>& s, const ThreadPart& at, int round) {
   using T = typename P::Data;
   const int column = round * P::kRoundInputs + at.split * P::kInputs;
   if constexpr (P::kInContiguous) {
@@ -197,7 +197,7 @@ XLSTM_DEVICE int scatter_sums(A* sums, int first = 0) {
 
 // The sums of each warp.
 template <class P, class A>
-XLSTM_DEVICE void store_partial(StepShared<P>& s, A (&sums)[P::kSums * P::kBatch], const Place& at) {
+XLSTM_DEVICE void store_partial(StepShared<P>& s, A (&sums)[P::kSums * P::kBatch], const ThreadPart& at) {
   constexpr int kCount = P::kSums * P::kBatch, kLanes = P::kInContiguous ? P::kAcross : P::kAlong;
   constexpr int kDistance = P::kInContiguous ? P::kAcross / 2 : 16, kLast = P::kInContiguous ? 1 : P::kAcross;
   const int first = scatter_sums<kCount, kDistance, kLast>(sums);
@@ -223,7 +223,7 @@ struct Unit {
 
 // Read before R and used at the end, as it lies in memory: a conversion would wait here.
 template <class P>
-XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepArguments& p, const Block& block) {
+XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepParams<void>& p, const Block& block) {
   using T = typename P::Data;
   using A = typename P::A;
   const int row = threadIdx.x / P::kUnits, unit = block.unit + threadIdx.x % P::kUnits;
@@ -243,14 +243,14 @@ XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepArguments& p, const Block& blo
 }
 
 template <class P>
-XLSTM_DEVICE void load_bias(typename P::A (&raw)[kGates], const RecurrentStepArguments& p, const Block& block) {
+XLSTM_DEVICE void load_bias(typename P::A (&raw)[kGates], const RecurrentStepParams<void>& p, const Block& block) {
   const int64_t hidden = p.shape.hidden(), of_row = block.head * p.shape.head_dim + block.unit;
   load_any(raw, p.b.data, p.b.type, of_row + threadIdx.x % P::kUnits, hidden);
 }
 
 // raw: the bias, without R h and x.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentStepArguments& p, const StepShared<P>& s, Unit<P>& u, A (&raw)[kGates]) {
+XLSTM_DEVICE void advance(const RecurrentStepParams<void>& p, const StepShared<P>& s, Unit<P>& u, A (&raw)[kGates]) {
   using T = typename P::Data;
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) {
@@ -274,11 +274,11 @@ XLSTM_DEVICE void advance(const RecurrentStepArguments& p, const StepShared<P>& 
 
 template <class T, bool kRows, int kTile>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    recurrent_step_kernel(RecurrentStepArguments p, int batch_tiles, int unit_tiles, bool whole) {
-  using P = Plan<T, kRows, kTile>;
+    recurrent_step_kernel(RecurrentStepParams<void> p, int batch_tiles, int unit_tiles, bool whole) {
+  using P = StepTraits<T, kRows, kTile>;
   XLSTM_SHARED(StepShared<P>, s);
   const Block block = block_at<P>(blockIdx.x, batch_tiles, unit_tiles);
-  const Place at = place<P>();
+  const ThreadPart at = thread_part<P>();
   Unit<P> unit = load_unit<P>(p, block);
   Cursor<P> cursor = cursor_at<P>(p, block, at);
   typename P::A sums[P::kSums * P::kBatch] = {};
@@ -287,9 +287,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     uint4 weights[P::kRounds][P::kPerRound];  // 16 bytes of T each
 #pragma unroll
     for (int round = 0; whole && round < P::kRounds; ++round) load_weights<true>(weights[round], cursor);
-    if (first > 0 && !XLSTM_MUTANT("recurrent_step: h staged while it is read")) __syncthreads();
+    if (first > 0) sync_threads(XLSTM_MUTANT("recurrent_step: h staged while it is read"));
     stage(s, p, block, first);
-    if (!XLSTM_MUTANT("recurrent_step: h read before it is staged")) __syncthreads();
+    sync_threads(XLSTM_MUTANT("recurrent_step: h read before it is staged"));
 #pragma unroll
     for (int round = 0; whole && round < P::kRounds; ++round) accumulate(sums, weights[round], s, at, round);
 #pragma unroll 1
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   typename P::A raw[kGates] = {};
   if (unit.exists && p.b.data) load_bias<P>(raw, p, block);
   store_partial(s, sums, at);
-  if (!XLSTM_MUTANT("recurrent_step: sums read before all warps wrote them")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("recurrent_step: sums read before all warps wrote them"));
   if (unit.exists) advance(p, s, unit, raw);
 }
 
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // Whether R can be read in whole vectors: none is misaligned or crosses an edge.
 template <class T, bool kRows>
-bool in_whole_vectors(const RecurrentStepArguments& p) {
+bool in_whole_vectors(const RecurrentStepParams<void>& p) {
   constexpr int kVector = Vector<T>::kCount;
   const WeightView<const void>& R = p.R;
   const bool strides = R.gate % kVector == 0 && R.head % kVector == 0 && (kRows ? R.out : R.in) % kVector == 0;
@@ -318,8 +318,8 @@ bool in_whole_vectors(const RecurrentStepArguments& p) {
 }
 
 template <class T, bool kRows, int kTile>
-cudaError_t launch_step(const RecurrentStepArguments& p, cudaStream_t stream) {
-  using P = Plan<T, kRows, kTile>;
+cudaError_t launch_step(const RecurrentStepParams<void>& p, cudaStream_t stream) {
+  using P = StepTraits<T, kRows, kTile>;
   const int64_t batch_tiles = (p.shape.batch + kTile - 1) / kTile;
   const int64_t unit_tiles = (p.shape.head_dim + P::kUnits - 1) / P::kUnits;
   const int64_t blocks = batch_tiles * unit_tiles * p.shape.num_heads;
@@ -335,7 +335,7 @@ cudaError_t launch_step(const RecurrentStepArguments& p, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t run(const RecurrentStepArguments& p, cudaStream_t stream) {
+cudaError_t choose_tile(const RecurrentStepParams<void>& p, cudaStream_t stream) {
   const bool one = p.shape.batch == 1;
   if (p.R.in == 1) return one ? launch_step<T, true, 1>(p, stream) : launch_step<T, true, 8>(p, stream);
   return one ? launch_step<T, false, 1>(p, stream) : launch_step<T, false, 8>(p, stream);
@@ -343,18 +343,9 @@ cudaError_t run(const RecurrentStepArguments& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t recurrent_step(const RecurrentStepArguments& p, cudaStream_t stream) {
+cudaError_t run(const RecurrentStepParams<void>& p, const Allocator&, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
-  switch (p.type) {
-    case Type::bf16:
-      return run<__nv_bfloat16>(p, stream);
-    case Type::f16:
-      return run<__half>(p, stream);
-    case Type::f32:
-      return run<float>(p, stream);
-    default:
-      return run<double>(p, stream);
-  }
+  return with_type(p.type, [&]<class T>() { return choose_tile<T>(p, stream); });
 }
 
 }  // namespace xlstm::cuda

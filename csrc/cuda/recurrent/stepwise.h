@@ -4,10 +4,10 @@
 
 namespace xlstm::cuda {
 
-size_t stepwise_fwd_workspace(const RecurrentFwdArguments& arguments);  // bytes
-cudaError_t stepwise_fwd(const RecurrentFwdArguments& arguments, void* workspace, cudaStream_t stream);
+size_t stepwise_fwd_workspace(const RecurrentForwardParams<void>& arguments);  // bytes
+cudaError_t stepwise_fwd(const RecurrentForwardParams<void>& arguments, void* workspace, cudaStream_t stream);
 
-size_t stepwise_bwd_workspace(const RecurrentBwdArguments& arguments);
-cudaError_t stepwise_bwd(const RecurrentBwdArguments& arguments, void* workspace, cudaStream_t stream);
+size_t stepwise_bwd_workspace(const RecurrentBackwardParams<void>& arguments);
+cudaError_t stepwise_bwd(const RecurrentBackwardParams<void>& arguments, void* workspace, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

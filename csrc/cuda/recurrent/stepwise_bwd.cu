@@ -10,26 +10,26 @@ namespace {
 using namespace device;
 using namespace stepwise;
 
-// What an item needs of memory: read before the product and used behind it.
+// What an item reads from memory: before the product, to be used after it.
 template <class P>
 struct Token {
   using A = typename P::A;
   bool exists, counts, last, cut;  // cut: no gradient from the token after, which a reset precedes
-  int64_t place;                   // among all tokens
+  int64_t index;                   // among all tokens
   typename P::T dh, saved[kSaved];
   A carried[kMaxCarried];
 };
 
 // t = -1: the state before the first token.
 template <class P>
-XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, const typename P::A* carried,
+XLSTM_DEVICE Token<P> load_token(const RecurrentBackwardParams<void>& p, int64_t t, const typename P::A* carried,
                                  const Item<P>& item, int64_t head) {
   using T = typename P::T;
   Token<P> token{};
   token.exists = item.exists;
   if (!item.exists) return token;
   const int64_t length = length_of(p.lengths, item.batch, p.shape.seqlen);
-  token.place = token_of(p.shape, p.lengths, head, item.batch, t);
+  token.index = token_of(p.shape, p.lengths, head, item.batch, t);
   token.counts = t < length || XLSTM_MUTANT("recurrent_stepwise_bwd: tokens behind the end of a row");
   token.last = t == length - 1;
   if (!token.counts) return token;
@@ -45,9 +45,9 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, cons
     }
   }
   if (t < 0) return token;
-  const int64_t place = token.place * item.hidden;
-  token.dh = static_cast<const T*>(p.dh)[place + item.of_row];
-  const T* saved = static_cast<const T*>(p.saved) + place * kSaved + item.of_row;
+  const int64_t offset = token.index * item.hidden;
+  token.dh = static_cast<const T*>(p.dh)[offset + item.of_row];
+  const T* saved = static_cast<const T*>(p.saved) + offset * kSaved + item.of_row;
 #pragma unroll
   for (int x = 0; x < kSaved; ++x) token.saved[x] = saved[x * item.hidden];
   return token;
@@ -55,11 +55,11 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentBwdArguments& p, int64_t t, cons
 
 // sum: R^T d raw of the token after.
 template <class P, class A>
-XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item<P>& item, const Token<P>& token,
-                          A sum) {
+XLSTM_DEVICE void advance(const RecurrentBackwardParams<void>& p, A* carried, const Item<P>& item,
+                          const Token<P>& token, A sum) {
   using T = typename P::T;
   const int64_t at = item.state();
-  T* dx = static_cast<T*>(p.dx) + token.place * kGates * item.hidden + item.of_row;
+  T* dx = static_cast<T*>(p.dx) + token.index * kGates * item.hidden + item.of_row;
   if (!token.counts) {
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) dx[gate * item.hidden] = T(0.f);
@@ -71,8 +71,8 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
     if (token.last) {
-      Functor::load_grad(load_unit_state<A>(p.final, at), load_unit_state<A>(p.final_grad, at), d);
-      if (p.final_grad.h) dh += static_cast<const A*>(p.final_grad.h)[at];
+      Functor::load_grad(load_unit_state<A>(p.final_state, at), load_unit_state<A>(p.final_state_grad, at), d);
+      if (p.final_state_grad.h) dh += static_cast<const A*>(p.final_state_grad.h)[at];
     }
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = widen<A>(token.saved[x]);
@@ -84,36 +84,36 @@ XLSTM_DEVICE void advance(const RecurrentBwdArguments& p, A* carried, const Item
 }
 
 template <class P, class A>
-XLSTM_DEVICE void finish(const RecurrentBwdArguments& p, const Item<P>& item, const Token<P>& token, A sum) {
+XLSTM_DEVICE void finish(const RecurrentBackwardParams<void>& p, const Item<P>& item, const Token<P>& token, A sum) {
   const int64_t at = item.state();
-  if (token.last) return pass_through<A>(p.initial_grad, p.final_grad, at);  // a row without tokens
+  if (token.last) return pass_through<A>(p.initial_state_grad, p.final_state_grad, at);  // a row without tokens
   with_cell<A>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A d[Functor::kGrads];
 #pragma unroll
     for (int x = 0; x < Functor::kGrads; ++x) d[x] = token.carried[x];
-    static_cast<A*>(p.initial_grad.h)[at] = sum;
-    store_unit_state(p.initial_grad, at, Functor::store_grad(load_unit_state<A>(p.initial, at), d));
+    static_cast<A*>(p.initial_state_grad.h)[at] = sum;
+    store_unit_state(p.initial_state_grad, at, Functor::store_grad(load_unit_state<A>(p.initial_state, at), d));
   });
 }
 
 // d raw of the token after, for the products of a block.
 template <class P>
-XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBwdArguments& p, int64_t t, const Block& block) {
+XLSTM_DEVICE Vectors<P> draw_after(const RecurrentBackwardParams<void>& p, int64_t t, const Block& block) {
   using T = typename P::T;
   if (t + 1 == p.shape.seqlen) return {};
   const int64_t hidden = p.shape.hidden(), of_head = block.head * p.shape.head_dim;
   return vectors_of<P>(block, p.shape.batch, hidden, [&](int64_t b) {
-    const int64_t after = t + (XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? 0 : 1);
-    const int64_t place = token_of(p.shape, p.lengths, block.head, b, after);
-    return static_cast<const T*>(p.dx) + place * kGates * hidden + of_head;
+    const int64_t after = XLSTM_MUTANT("recurrent_stepwise_bwd: gates of the token itself") && t >= 0 ? t : t + 1;
+    const int64_t index = token_of(p.shape, p.lengths, block.head, b, after);
+    return static_cast<const T*>(p.dx) + index * kGates * hidden + of_head;
   });
 }
 
 template <class F>
 __global__ void __launch_bounds__(kThreads, 1)
-    stepwise_bwd_kernel(RecurrentBwdArguments p, int64_t t, typename F::Sum* carried, Grid grid, Loads loads) {
-  using P = Plan<F, true>;
+    stepwise_bwd_kernel(RecurrentBackwardParams<void> p, int64_t t, typename F::Sum* carried, Grid grid, Loads loads) {
+  using P = StepwiseTraits<F, true>;
   using A = typename P::A;
   XLSTM_SHARED(Shared<P>, s);
   const Block block = block_of<P>(grid);
@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // ---- launches ----
 
 template <class F>
-cudaError_t run(const RecurrentBwdArguments& p, void* workspace, cudaStream_t stream) {
-  using P = Plan<F, true>;
+cudaError_t run(const RecurrentBackwardParams<void>& p, void* workspace, cudaStream_t stream) {
+  using P = StepwiseTraits<F, true>;
   using T = typename P::T;
   auto* const carried = static_cast<typename P::A*>(workspace);
   Launch l;
@@ -159,11 +159,11 @@ cudaError_t run(const RecurrentBwdArguments& p, void* workspace, cudaStream_t st
 
 }  // namespace
 
-size_t stepwise_bwd_workspace(const RecurrentBwdArguments& p) {
+size_t stepwise_bwd_workspace(const RecurrentBackwardParams<void>& p) {
   return carried_bytes(p.shape, p.cell, p.type);
 }
 
-cudaError_t stepwise_bwd(const RecurrentBwdArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t stepwise_bwd(const RecurrentBackwardParams<void>& p, void* workspace, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
   return with_fragments(p.type, p.allow_tf32, [&](auto f) { return run<decltype(f)>(p, workspace, stream); });
 }

@@ -1,5 +1,5 @@
 #pragma once
-// What a launch per step does in both directions: a block multiplies the weights of some units of one head, of all four
+// A launch per step, in both directions: a block multiplies the weights of some units of one head, of all four
 // gates, with vectors of a few batch tiles, and then advances these units (docs/kernels/recurrent.md).
 //
 // Everything goes from global memory straight into registers: the warps of a block cut the rows of R among themselves,
@@ -22,7 +22,7 @@ constexpr int kSplits = kWarps * kGatesOfWarp / kGates;  // warps with the same 
 // kGateValues: each gate has vectors of its own (d raw), and the products of the gates are added up; else all gates
 // share one (h), and each has its product.
 template <class Fragments_, bool kGateValues_>
-struct Plan {
+struct StepwiseTraits {
   using F = Fragments_;
   using T = typename F::Element;
   using A = typename F::Sum;
@@ -62,7 +62,7 @@ XLSTM_DEVICE Block block_of(const Grid& grid) {
   return {int64_t{index % grid.groups} * P::kRows, rest / grid.unit_tiles, rest % grid.unit_tiles * kUnits};
 }
 
-// What a thread advances: a unit and a batch row of the block.
+// The cell that a thread advances: a unit and a batch row of the block.
 template <class P>
 struct Item {
   int unit, row;  // in the block
@@ -84,12 +84,12 @@ struct Item {
   XLSTM_DEVICE int64_t state() const { return batch * hidden + of_row; }  // in (B, H, D)
 };
 
-// On a device nobody has looked whether it is in [0, seqlen].
+// On a device it is not checked to be in [0, seqlen].
 XLSTM_DEVICE int64_t length_of(const int64_t* lengths, int64_t b, int64_t seqlen) {
   return lengths ? max(int64_t{0}, min(lengths[b], seqlen)) : seqlen;
 }
 
-// Where the token that a head takes as its t-th one lies among all B S tokens.
+// Index, among all B S tokens, of the t-th token that a head takes.
 XLSTM_DEVICE int64_t token_of(const RecurrentShape& shape, const int64_t* lengths, int64_t head, int64_t b, int64_t t) {
   const int64_t S = shape.seqlen;
   return b * S + (shape.is_reversed(head) ? shape.token(head, t, length_of(lengths, b, S)) : t);
@@ -99,7 +99,7 @@ XLSTM_DEVICE int64_t token_of(const RecurrentShape& shape, const int64_t* length
 
 constexpr int kMaxCarried = 3;  // kStates and kGrads of every cell
 
-// What a row without tokens hands through, to the bit.
+// A row without tokens passes its state through, to the bit.
 template <class A>
 XLSTM_DEVICE void pass_through(const RecurrentState<void>& to, const RecurrentState<const void>& from, int64_t at) {
   static_cast<A*>(to.h)[at] = from.h ? static_cast<const A*>(from.h)[at] : A{0};
@@ -141,7 +141,7 @@ struct Matrix {
   int rows, depth;       // left, up to the edges
 };
 
-// The vectors that a lane multiplies: of one batch row of each tile, null behind the last row.
+// The vectors that a lane multiplies: of one batch row of each tile, null past the last row.
 template <class P>
 struct Vectors {
   const typename P::T* of[P::kTiles];
@@ -173,7 +173,7 @@ XLSTM_DEVICE Matrix<typename P::T> matrix_of(const WeightView<const void>& R, co
   return {static_cast<const T*>(R.data) + head * R.head + block.unit * row, R.gate, row, k, D - block.unit, D};
 }
 
-// This lane's part of a window of two rows, from `from` on; zeros behind the edges, where nothing is read.
+// This lane's part of a window of two rows, from `from` on; zeros past the edges, where nothing is read.
 template <Loads kLoads, class T>
 XLSTM_DEVICE void load_rows(Vector<T> (&rows)[2], const T* from, const Matrix<T>& m, int rows_left, int left) {
   constexpr int kVector = Vector<T>::kCount;
@@ -306,7 +306,7 @@ XLSTM_DEVICE void multiply(Shared<P>& s, const Matrix<typename P::T>& m, const V
       accumulate<Loads::elements, P>(sums, m, v);
   }
   store_sums<P>(s, sums, v.rows);
-  if (!XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them")) __syncthreads();
+  sync_threads(XLSTM_MUTANT("recurrent_stepwise: sums read before all warps wrote them"));
 }
 
 // Of one unit and batch row, part after part.
@@ -367,9 +367,10 @@ cudaError_t with_fragments(Type type, bool allow_tf32, Call f) {
       return f(Fragments<__half>{});
     case Type::f32:
       return allow_tf32 ? f(Fragments<float>{}) : f(Fragments<float, Passes::three>{});
-    default:
+    case Type::f64:
       return f(Fragments<double>{});
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda::stepwise

@@ -1,5 +1,5 @@
 #pragma once
-// What the resident kernels of both directions share: who a block is, and which rows of the batch it carries.
+// Shared by the resident kernels of both directions: the place of a block in its team, and its rows of the batch.
 #include "cuda/device/device.h"
 #include "cuda/recurrent/cells.h"
 #include "cuda/recurrent/plan.h"
@@ -30,19 +30,19 @@ inline int64_t blocks_of(const RecurrentShape& shape, const RecurrentPlan& plan)
   return int64_t{plan.blocks} * plan.teams * shape.num_heads;
 }
 
-// Tokens of a batch row; 0 behind the batch. On a device nobody has looked whether lengths are in [0, seqlen].
+// Tokens of a batch row; 0 past the batch. On a device lengths are not checked to be in [0, seqlen].
 XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, int64_t row) {
   if (row >= shape.batch) return 0;
   return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
 }
 
-// The batch rows of a block: how many tokens each has, and where its token number t lies.
+// The batch rows of a block: how many tokens each has, and which one its head takes as token number t.
 template <int kTiles>
 struct BatchRows {
   const int (&tokens)[kTiles][kBatchTile];  // in shared memory
   const bool reversed;                      // RecurrentShape::token, without a look at the tokens where it is not
 
-  XLSTM_DEVICE int64_t place(int tile, int row, int t) const {
+  XLSTM_DEVICE int64_t token(int tile, int row, int t) const {
     if (!reversed) return t;
     const int count = tokens[tile][row];
     return t < count ? count - 1 - t : t;
@@ -64,7 +64,7 @@ struct WeightStage {
   typename F::Element x[kRows][padded_pitch<typename F::Element>(kColumns)];
 };
 
-// Weights of a warp, through shared memory of its own. at(tile, row, k): an element, zero behind the edges; side by
+// Weights of a warp, through shared memory of its own. at(tile, row, k): an element, zero past the edges; side by
 // side in memory along k, or else along rows.
 template <class F, int kTiles, int kSteps, int kWarps, class At>
 XLSTM_DEVICE void load_weights(typename F::Weights (&weights)[kTiles][kSteps],

@@ -14,7 +14,7 @@ using namespace device;
 constexpr int kStages = 4;
 // Blocks that fill a large device twice, and tokens that are worth one.
 constexpr int64_t kWantedBlocks = 264, kLeastTokens = 256;
-// Products that an accumulator takes before it is added to the slab: tensor cores cut the digits behind a sum off, and
+// Products that an accumulator takes before it is added to the slab: tensor cores cut off the low digits of a sum, and
 // each cut may go the same way.
 constexpr int kProducts = 256;
 
@@ -90,7 +90,7 @@ class Tokens {
  public:
   using Stage = typename WeightGradShared<P, kSide>::Stage;
 
-  XLSTM_DEVICE Tokens(const RecurrentWeightGradArguments& p_, const Block& block_)
+  XLSTM_DEVICE Tokens(const RecurrentWeightGradParams& p_, const Block& block_)
       : p(p_), block(block_), token(block_.begin), batch(token / p_.shape.seqlen) {
     time = static_cast<int>(token - batch * p.shape.seqlen);
     const int64_t D = p.shape.head_dim, stride = kGates * p.shape.hidden();
@@ -98,7 +98,7 @@ class Tokens {
     look_ahead();
   }
 
-  // Zeros behind the last token.
+  // Zeros past the last token.
   XLSTM_DEVICE void load(Stage& stage) {
     dx.rows = max(static_cast<int>(min(block.end - token, int64_t{kCount})), 0);
     load_tile(stage.dx, dx, 0, block.first_out);
@@ -113,7 +113,7 @@ class Tokens {
   static constexpr int kAcross = kSide / kPiece<E>, kRowsAtOnce = kTileThreads / kAcross, kRows = kCount / kRowsAtOnce;
   static_assert(kRows * kRowsAtOnce == kCount);
 
-  const RecurrentWeightGradArguments& p;
+  const RecurrentWeightGradParams& p;
   const Block& block;
   int64_t token, batch;  // of the stage's first row
   int time;
@@ -251,7 +251,7 @@ XLSTM_DEVICE void store_sums(Sums<P, kSide>& sums, Slab<A, kSide>& slab, bool ad
 
 template <Product P, int kSide>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    weight_grad(RecurrentWeightGradArguments p, Cut cut, Slab<Accumulator<P>, kSide>* slabs) {
+    weight_grad(RecurrentWeightGradParams p, Cut cut, Slab<Accumulator<P>, kSide>* slabs) {
   using Shared = WeightGradShared<P, kSide>;
   XLSTM_SHARED(Shared, s);
   constexpr int kStagesPerStore = kProducts * Fragments<P>::kDepth / kTokens<P, kSide>;
@@ -267,12 +267,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   int stage = 0, products = 0;
   bool add = false;
   for (int64_t step = 0; step < steps; ++step) {
-    if (XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight")) {
-      cp_async_wait<kStages - 1>();
-    } else {
-      cp_async_wait<kStages - 2>();
-    }
-    if (!XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages")) __syncthreads();
+    cp_async_wait<kStages - 2>(XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight"));
+    sync_threads(XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages"));
     const int free = XLSTM_MUTANT("recurrent_weight_grad: stage overwritten while it is read")
                          ? stage
                          : (stage + kStages - 1) % kStages;
@@ -291,7 +287,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 // 8 columns of 64 rows of dR (T) over all splits, with the first of them db (A).
 template <class A, int kSide>
 __global__ void __launch_bounds__(kTileThreads)
-    add_splits(RecurrentWeightGradArguments p, Cut cut, const Slab<A, kSide>* slabs) {
+    add_splits(RecurrentWeightGradParams p, Cut cut, const Slab<A, kSide>* slabs) {
   using S = Slab<A, kSide>;
   int64_t index = blockIdx.x;
   const int j = static_cast<int>(index % S::kBlocks), i = static_cast<int>(index / S::kBlocks % S::kGroups);
@@ -301,7 +297,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const bool with_db = block.first_in == 0 && j == 0;
   A d[4] = {}, db[2] = {};
 #pragma unroll 4
-  for (int split = XLSTM_MUTANT("recurrent_weight_grad: a split left out") ? 1 : 0; split < cut.splits; ++split) {
+  for (int split = XLSTM_MUTANT("recurrent_weight_grad: a split left out"); split < cut.splits; ++split) {
     const S& slab = slabs[split * tiles + index];
 #pragma unroll
     for (int part = 0; part < S::kParts; ++part) {
@@ -331,25 +327,12 @@ int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
-Product product_of(const RecurrentWeightGradArguments& p) {
-  switch (p.type) {
-    case Type::bf16:
-      return Product::bf16;
-    case Type::f16:
-      return Product::tf32;
-    case Type::f32:
-      return p.allow_tf32 ? Product::tf32 : Product::tf32x3;
-    default:
-      return Product::f64;
-  }
-}
-
 // Side of a block's tile.
-int side_of(const RecurrentWeightGradArguments& p) {
+int side_of(const RecurrentWeightGradParams& p) {
   return p.type == Type::f64 || p.shape.head_dim <= kTileRows ? kTileRows : 2 * kTileRows;
 }
 
-Cut cut_of(const RecurrentWeightGradArguments& p) {
+Cut cut_of(const RecurrentWeightGradParams& p) {
   const int64_t tiles = ceil_div(p.shape.head_dim, side_of(p)), tokens = p.shape.batch * p.shape.seqlen;
   if (tokens == 0) return {static_cast<int>(tiles), 0, 0};
   const int64_t blocks = tiles_of(p.shape, {static_cast<int>(tiles), 1, 0});
@@ -369,7 +352,7 @@ cudaError_t launch_blocks(int64_t blocks, Launch l, cudaStream_t stream, auto ke
 }
 
 template <Product P, int kSide>
-cudaError_t launch_kernels(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t launch_kernels(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   using A = Accumulator<P>;
   const Cut cut = cut_of(p);
   const int64_t tiles = tiles_of(p.shape, cut);
@@ -388,14 +371,14 @@ cudaError_t launch_kernels(const RecurrentWeightGradArguments& p, void* workspac
 }
 
 template <Product P>
-cudaError_t choose_side(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t choose_side(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   return side_of(p) == kTileRows ? launch_kernels<P, kTileRows>(p, workspace, stream)
                                  : launch_kernels<P, 2 * kTileRows>(p, workspace, stream);
 }
 
 }  // namespace
 
-size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& p) {
+size_t recurrent_weight_grad_workspace(const RecurrentWeightGradParams& p) {
   const size_t size = p.type == Type::f64       ? sizeof(Slab<double, kTileRows>)
                       : side_of(p) == kTileRows ? sizeof(Slab<float, kTileRows>)
                                                 : sizeof(Slab<float, 2 * kTileRows>);
@@ -403,19 +386,20 @@ size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& p) {
   return static_cast<size_t>(tiles_of(p.shape, cut) * cut.splits) * size;
 }
 
-cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& p, void* workspace, cudaStream_t stream) {
+cudaError_t recurrent_weight_grad(const RecurrentWeightGradParams& p, void* workspace, cudaStream_t stream) {
   if (p.shape.hidden() == 0) return cudaSuccess;
   if (p.shape.seqlen > INT32_MAX / 2 || p.shape.head_dim > INT32_MAX / 2) return cudaErrorInvalidValue;
-  switch (product_of(p)) {
+  switch (product_of(p.type, p.allow_tf32)) {
     case Product::bf16:
       return choose_side<Product::bf16>(p, workspace, stream);
     case Product::tf32:
       return choose_side<Product::tf32>(p, workspace, stream);
     case Product::tf32x3:
       return choose_side<Product::tf32x3>(p, workspace, stream);
-    default:
+    case Product::f64:
       return launch_kernels<Product::f64, kTileRows>(p, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda

@@ -1,13 +1,13 @@
 #pragma once
 // Gradients of R and b after the backward scan: products and sums over all tokens.
 //   dR[g][h][out][in] = sum over b, t of dx[b][t][g][h][out] h_before[b][t][h][in]     db[g][h][out] = sum of dx
-// h_before: h of the token before, in a reversed head of the one behind it; of the first token h0; zero at a reset.
+// h_before: h of the token before, in a reversed head of the one after it; of the first token h0; zero at a reset.
 #include "core/recurrent.h"
 #include "cuda/types.h"
 
 namespace xlstm::cuda {
 
-struct RecurrentWeightGradArguments {
+struct RecurrentWeightGradParams {
   RecurrentShape shape;
   Type type;        // T
   bool allow_tf32;  // float32 products may round their operands
@@ -21,7 +21,7 @@ struct RecurrentWeightGradArguments {
   int splits = 0;          // parts of the tokens that are summed by themselves, at most; 0: by the shape
 };
 
-size_t recurrent_weight_grad_workspace(const RecurrentWeightGradArguments& arguments);  // bytes
-cudaError_t recurrent_weight_grad(const RecurrentWeightGradArguments& arguments, void* workspace, cudaStream_t stream);
+size_t recurrent_weight_grad_workspace(const RecurrentWeightGradParams& arguments);  // bytes
+cudaError_t recurrent_weight_grad(const RecurrentWeightGradParams& arguments, void* workspace, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

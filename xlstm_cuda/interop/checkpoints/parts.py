@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...models.large.config import ffn_width
-from ...models.weights import FUSED
+from ...models.large.weights import FUSED
 from ...nn.loading import likely_layout
 
 Shape = tuple[int, ...]

@@ -16,11 +16,11 @@ from ...nn.loading import CheckedLoading
 from ...nn.tracing import leaf_call
 from ..generation import generate, stream
 from ..parameter_groups import WeightDecayGroups, weight_decay_names
-from ..weights import fuse_weights, split_weights
 from .config import xLSTMLargeConfig
 from .layers import LargeBlock, soft_cap
 from .norms import RMSNorm
 from .states import GivenState, LargeState, block_states, stored
+from .weights import fuse_weights, split_weights
 
 
 class LargeBackbone(nn.Module):

@@ -165,11 +165,11 @@ class RNN(nn.Module, Generic[State]):
         for layer in range(self.num_layers):
             if layer:
                 x = F.dropout(x, self.dropout, self.training)
-            start = None
+            initial_state = None
             if state is not None:
                 first, end = layer * self.num_directions, (layer + 1) * self.num_directions
-                start = self.state_type(*(s[first:end] for s in state))
-            y, final = self._layer(layer, x, start, lengths)
+                initial_state = self.state_type(*(s[first:end] for s in state))
+            y, final = self._layer(layer, x, initial_state, lengths)
             x = y.flatten(2)
             finals.append(final)
         return x, self.state_type(*(torch.cat(parts) for parts in zip(*finals, strict=True)))

@@ -71,8 +71,8 @@ class mLSTM(RNN[MLSTMState]):
         if lengths is not None:
             past = torch.arange(i.shape[2], device=i.device) >= lengths[:, None, None]  # (B, 1, S)
             i, f = i.masked_fill(past, -math.inf), f.masked_fill(past, KEEP)  # the state stays, bit by bit
-        start = None if state is None else MLSTMState(*map(merge_directions, state))
-        result = functional.mlstm(q, k, v, i, f, initial_state=start, return_state=True)
+        initial_state = None if state is None else MLSTMState(*map(merge_directions, state))
+        result = functional.mlstm(q, k, v, i, f, initial_state=initial_state, return_state=True)
         h, final = cast(tuple[Tensor, MLSTMState], result)
         output = (torch.sigmoid(o) * h).transpose(1, 2).unflatten(2, (self.num_directions, self.num_heads)).flatten(3)
         if self.proj_size:

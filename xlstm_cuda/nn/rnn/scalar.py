@@ -53,42 +53,42 @@ class ScalarRNN(RNN[State]):
         if self.bias:
             biases = zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True)
             b = join([(b_ih + b_hh).unflatten(0, gates) for b_ih, b_hh in biases], 1)
-        start = None
+        initial_state = None
         if state is not None:
-            start = self.state_type(*(merge_directions(s.unflatten(-1, (self.num_heads, -1))) for s in state))
+            initial_state = self.state_type(*(merge_directions(s.unflatten(-1, (self.num_heads, -1))) for s in state))
         if self.proj_size:
             P = join([w.unflatten(0, (self.num_heads, -1)) for w in self._each("weight_hr", layer)], 0)
-            h, final = self._projected_scan(x, R, b, P, start, lengths)
+            h, final = self._projected_scan(x, R, b, P, initial_state, lengths)
         else:
-            h, final = self._scan(x, R, b, start, lengths)
+            h, final = self._scan(x, R, b, initial_state, lengths)
             final = final._replace(h=final.h.to(h.dtype))  # exact: the kernel rounded it
         directions = self.num_directions
         output = h.unflatten(2, (directions, self.num_heads)).flatten(3)
         return output, self.state_type(*(split_directions(s, directions).flatten(2) for s in final))
 
     def _scan(
-        self, x: Tensor, R: Tensor, b: Tensor | None, start: State | None, lengths: Tensor | None
+        self, x: Tensor, R: Tensor, b: Tensor | None, initial_state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         options = {"lengths": lengths, "reversed_heads": self.num_heads * (self.num_directions - 1)}
-        h, final = type(self).scan(x, R, b, initial_state=start, return_state=True, **options)
+        h, final = type(self).scan(x, R, b, initial_state=initial_state, return_state=True, **options)
         return h, final
 
     def _projected_scan(
-        self, x: Tensor, R: Tensor, b: Tensor | None, P: Tensor, start: State | None, lengths: Tensor | None
+        self, x: Tensor, R: Tensor, b: Tensor | None, P: Tensor, initial_state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         """The recurrence through p = P h, without leaving the kernel: x + R (P h) = x + (R P) h.
 
-        x (B, S, 4, H, D), R (4, H, D, p), P (H, p, D). start.h is p before the first token and need not be the
+        x (B, S, 4, H, D), R (4, H, D, p), P (H, p, D). initial_state.h is p before the first token and need not be the
         projection of any h: R p is added to that token's x, in place, and the kernel starts from h = 0. Returns p and
         the final state with p.
         """
-        if start is not None:
-            p = start.h.to(R.dtype)
+        if initial_state is not None:
+            p = initial_state.h.to(R.dtype)
             if x.shape[1]:
                 _add_to_first_tokens(x, torch.einsum("ghdp,bhp->bghd", R, p), self.num_heads, lengths)
-            start = start._replace(h=torch.zeros_like(start.c))
-        h, final = self._scan(x, R @ P, b, start, lengths)
-        if start is None or x.shape[1]:
+            initial_state = initial_state._replace(h=torch.zeros_like(initial_state.c))
+        h, final = self._scan(x, R @ P, b, initial_state, lengths)
+        if initial_state is None or x.shape[1]:
             p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
         return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
 
@@ -96,7 +96,7 @@ class ScalarRNN(RNN[State]):
 def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
     """Adds first (B, 4, H, D) in place to the token of x (B, S, 4, H, D) that each head takes first.
 
-    The heads behind the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
+    The heads after the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
     """
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:

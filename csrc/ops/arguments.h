@@ -1,0 +1,52 @@
+#pragma once
+// The call of an op as torch makes it: its arguments one after the other, as its schema lists them.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "ops/tensors.h"
+
+namespace xlstm::ops {
+
+class Arguments {
+ public:
+  Arguments(StableIValue* stack, uint64_t count) : next_(stack), end_(stack + count) {}
+
+  // The next one. Initialisers in braces take them in their order.
+  Tensor tensor() { return take<Tensor>(); }
+  OptionalTensor optional() { return take<OptionalTensor>(); }
+  bool flag() { return take<bool>(); }
+  int64_t integer() { return take<int64_t>(); }
+  double number() { return take<double>(); }
+
+  bool empty() const { return next_ == end_; }
+
+ private:
+  template <class T>
+  T take() {
+    STD_TORCH_CHECK(next_ < end_, "xlstm_cuda: an op reads more arguments than its schema has");
+    return torch::stable::detail::to<T>(*next_++);
+  }
+
+  StableIValue *next_, *end_;
+};
+
+template <class... T>
+void give_back(StableIValue* stack, const std::tuple<T...>& results) {
+  std::apply([&](const auto&... result) { ((*stack++ = torch::stable::detail::from(result)), ...); }, results);
+}
+inline void give_back(StableIValue* stack, const Tensor& result) {
+  *stack = torch::stable::detail::from(result);
+}
+
+// An op as torch calls it. body(arguments) returns a tensor or a tuple of them.
+template <auto body>
+void boxed(StableIValue* stack, uint64_t count, uint64_t) {
+  const NoGrad guard;
+  Arguments arguments(stack, count);
+  const auto results = body(arguments);
+  STD_TORCH_CHECK(arguments.empty(), "xlstm_cuda: an op reads fewer arguments than its schema has");
+  give_back(stack, results);
+}
+
+}  // namespace xlstm::ops

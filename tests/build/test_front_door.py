@@ -1,0 +1,54 @@
+"""What a stranger reads first names nothing that is not there: files and make targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+CODE = re.compile(r"^```sh\n(.*?)^```|`(make [^`\n]+)`", re.MULTILINE | re.DOTALL)
+TARGET = re.compile(r"\bmake ([a-z][a-z-]*)")
+TO_BE_WRITTEN = {"glossary.md"}
+
+
+def targets() -> set[str]:
+    rules = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return set(rules)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = set(LINK.findall(page.read_text())) - TO_BE_WRITTEN
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pages_name_targets_that_exist(page: Path) -> None:
+    code = "\n".join(fence or inline for fence, inline in CODE.findall(page.read_text()))
+    assert set(TARGET.findall(code)) <= targets()
+
+
+@pytest.mark.parametrize("workflow", [*WORKFLOWS, ROOT / ".ci" / "run"], ids=name)
+def test_workflows_call_targets_that_exist(workflow: Path) -> None:
+    called = set(TARGET.findall(re.sub("#.*", "", workflow.read_text())))
+    assert called and called <= targets()
+
+
+@pytest.mark.parametrize("file", [*WORKFLOWS, ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"], ids=name)
+def test_yaml_is_valid(file: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    assert isinstance(yaml.safe_load(file.read_text()), dict)
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/migrate.md"} <= {*map(name, PAGES)}
+    assert {"test", "lint", "gates", "simt"} <= targets()

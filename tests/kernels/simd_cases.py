@@ -1,0 +1,31 @@
+"""A cross-section of every op against the reference, at the SIMD level that XLSTM_SIMD names. Run by test_simd.py."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.support.against_reference import check
+from xlstm_cuda import _C, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
+
+torch.set_num_threads(1)
+for dtype in (torch.float64, torch.float32):
+    options = {"dtype": dtype, "state": True, "requires_grad": True}
+    for S, Dqk, Dv in ((1, 3, 5), (40, 17, 33), (70, 32, 16)):
+        # a low input gate keeps |r| away from zero, where float32 loses digits whatever the level
+        check(mlstm, mlstm_inputs(2, 2, S, Dqk, Dv, input_bias=-3.0, **options), "cpu")
+        check(mlstm, mlstm_inputs(1, 1, S, Dqk, Dv, **options), "cpu", input_gate="sigmoid", normalize=False)
+    for B, S, H, D in ((1, 5, 1, 3), (5, 30, 2, 17), (3, 9, 1, 32)):
+        check(slstm, slstm_inputs(B, S, H, D, **options), "cpu")
+        check(slstm, slstm_inputs(B, S, H, D, **options, forget_bias=-2.0), "cpu", forget_gate="exp")
+        check(lstm, lstm_inputs(B, S, H, D, **options), "cpu")
+    plain = {"dtype": dtype, "state": True}
+    for S in (1, 2, 16):
+        tokens = mlstm_inputs(2, 3, S, 19, 70, input_bias=-3.0, **plain)
+        state = tokens.pop("initial_state")
+        check(mlstm_step, {**tokens, "state": state}, "cpu")
+    for step, inputs in ((slstm_step, slstm_inputs), (lstm_step, lstm_inputs)):
+        token = inputs(3, 1, 2, 35, **plain)
+        state = token.pop("initial_state")
+        check(step, {**token, "x": token["x"][:, 0], "state": state}, "cpu")
+print(_C.build_info()["simd"], "ok")

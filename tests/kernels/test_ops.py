@@ -1,0 +1,84 @@
+"""The schemas of the ops: no strings, the numbers of what has a name, and refusals of raw calls."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from tests.support.paths import ROOT
+from xlstm_cuda import _ops
+from xlstm_cuda.functional._mlstm import MlstmOptions
+from xlstm_cuda.functional._recurrent import RecurrentOptions
+
+NAMESPACES = [
+    _ops.NAMESPACE,
+    *(name for name in (_ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE) if _ops.available(name)),
+]
+
+
+def schemas(namespace: str) -> list[torch.FunctionSchema]:
+    """Of every op that is registered in a namespace."""
+    _ops.library(namespace)
+    return [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith(f"{namespace}::")]
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_ops_on_tensors_take_no_strings(namespace: str) -> None:
+    """torch's stable ABI never frees the copy that it makes of a string that an op is given."""
+    on_tensors = [s for s in schemas(namespace) if any("Tensor" in str(argument.type) for argument in s.arguments)]
+    assert {s.name.partition("::")[2] for s in on_tensors} >= set(_ops._FAKES)
+    for schema in on_tensors:
+        assert "str" not in [str(argument.type) for argument in schema.arguments], schema
+
+
+@pytest.mark.parametrize(
+    ("enum", "file", "numbers"),
+    [
+        ("Cell", "core/recurrent.h", _ops.CELLS),
+        ("Product", "cuda/mlstm_chunkwise/product.h", _ops.PRODUCTS),
+        ("Output", "cuda/mlstm_chunkwise/outputs.h", _ops.OUTPUTS),
+    ],
+)
+def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[str, int]) -> None:
+    source = re.sub("//.*", "", (ROOT / "csrc" / file).read_text())
+    (body,) = re.findall(rf"enum class {enum} {{([^}}]*)}}", source)
+    given = [re.match(r"\s*(\w+)(?: = (\d+))?", item).groups() for item in body.split(",")]  # type: ignore[union-attr]
+    assert {name: n if value is None else int(value) for n, (name, value) in enumerate(given)} == numbers
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("op", ["mlstm_fwd", "mlstm_bwd", "mlstm_step", "mlstm_step_"])
+def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
+    """In the schema, in Python and in C++: they travel by their places."""
+    (schema,) = [schema for schema in schemas(namespace) if schema.name == f"{namespace}::{op}"]
+    options = [argument.name for argument in schema.arguments][-len(MlstmOptions._fields) :]
+    assert options == list(MlstmOptions._fields)
+    defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    assert defaults == MlstmOptions._field_defaults
+    source = re.sub("//.*", "", (ROOT / "csrc" / "core" / "mlstm_chunkwise.h").read_text())
+    (body,) = re.findall(r"struct MlstmOptions {([^}]*)}", source)
+    assert re.findall(r"(\w+) = ", body) == options
+
+
+@pytest.mark.parametrize("op", ["recurrent_fwd", "recurrent_bwd"])
+def test_options_of_the_recurrent_ops_have_one_order(op: str) -> None:
+    schema = getattr(torch.ops.xlstm_cuda, op).default._schema
+    names = [argument.name for argument in schema.arguments if argument.name != "save"]
+    assert names[-len(RecurrentOptions._fields) :] == list(RecurrentOptions._fields)
+
+
+@pytest.mark.parametrize("cell", [-1, 3, 2**40])
+def test_an_unknown_cell_is_refused(cell: int) -> None:
+    ops, x, R = torch.ops.xlstm_cuda, torch.zeros(1, 2, 4, 1, 3), torch.zeros(4, 1, 3, 3)
+    h, saved = torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 5, 1, 3)
+    state = h[:, 0]
+    calls = [
+        lambda: ops.recurrent_fwd(x, R, *[None] * 7, cell, 0, False, False),
+        lambda: ops.recurrent_bwd(h, *[None] * 4, R, h, *[None] * 4, state, state, saved, None, None, cell, 0, False),
+        lambda: ops.recurrent_step(x[:, 0], R, None, *[state] * 4, cell),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=rf"cell must be 0 \(lstm\), 1 \(slstm\) or 2 \(slstm_exp\), got {cell}"):
+            call()

@@ -1,0 +1,231 @@
+"""Forward scans with R on the chip (csrc/cuda/recurrent/resident_fwd_kernel.h): each variant, its edges, its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.against_reference import check
+from tests.support.mutants import missed, needs_race_build, planted, simt_options
+from xlstm_cuda import _ops
+from xlstm_cuda.functional import lstm, slstm
+from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs, tolerance_of
+
+pytestmark = [
+    pytest.mark.simt,
+    pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it"),
+]
+
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+CELLS: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Any]], dict[str, Any]]] = {
+    "slstm": (slstm, slstm_inputs, {}),
+    "slstm_exp": (slstm, slstm_inputs, {"forget_gate": "exp"}),
+    "lstm": (lstm, lstm_inputs, {}),
+}
+
+
+class Case(NamedTuple):
+    """A call for one variant. multiprocessors: few, so that a team carries several batch tiles."""
+
+    variant: str
+    dtype: torch.dtype
+    B: int
+    S: int
+    H: int
+    D: int
+    multiprocessors: int = 132
+    cell: str = "slstm"
+
+
+@contextmanager
+def forced(variant: str, namespace: str = _ops.SIMT_NAMESPACE, **options: Any) -> Iterator[None]:
+    """Only this variant runs, on a device with these options."""
+    before = _ops.library(namespace).recurrent_variant(variant)
+    try:
+        with simt_options(namespace, **options):
+            yield
+    finally:
+        _ops.library(namespace).recurrent_variant(before)
+
+
+SHAPES = [
+    Case("block", BF16, 3, 5, 1, 1),
+    Case("block", F32, 9, 4, 2, 7, cell="slstm_exp"),
+    Case("block", F64, 17, 4, 1, 24, 1, cell="lstm"),
+    Case("block", F64, 3, 4, 1, 64),
+    Case("block", F16, 9, 3, 3, 64, 3),
+    Case("block", BF16, 1, 3, 1, 72, cell="lstm"),
+    Case("block", F16, 9, 3, 1, 96, 1, cell="slstm_exp"),
+    Case("block", BF16, 3, 3, 2, 128),
+    Case("cluster", BF16, 3, 5, 2, 72),
+    Case("cluster", F32, 9, 4, 1, 72, 2, cell="lstm"),
+    Case("cluster", F16, 9, 3, 1, 200, 4, cell="slstm_exp"),
+    Case("cluster", F32, 3, 3, 1, 136),
+    Case("cluster", BF16, 1, 3, 1, 264),
+    Case("grid", BF16, 3, 5, 2, 72, cell="slstm_exp"),
+    Case("grid", F16, 17, 3, 1, 75, 2),
+    Case("grid", F32, 9, 4, 1, 130, 5, cell="lstm"),
+    Case("grid", BF16, 9, 3, 1, 200, 4),
+    Case("grid", BF16, 1, 3, 1, 264),
+    Case("grid", F32, 2, 3, 1, 264),
+]
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_shapes(case: Case) -> None:
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    with forced(case.variant, multiprocessors=case.multiprocessors):
+        check(function, inputs, "simt", **options)
+
+
+# One case of every variant, and of both ways to add up sums.
+VARIANTS = [
+    Case("block", BF16, 11, 6, 1, 10, 1),
+    Case("cluster", BF16, 11, 6, 1, 70, 2, cell="lstm"),
+    Case("cluster", F32, 2, 5, 1, 132),
+    Case("grid", F32, 11, 6, 1, 70, 2, cell="slstm_exp"),
+    Case("grid", F32, 2, 5, 1, 132),
+]
+variants = pytest.mark.parametrize("case", VARIANTS, ids=str)
+
+
+def padded(case: Case) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, case.S + 1, (case.B,), generator=generator)
+    lengths[0], lengths[-1] = 0, case.S
+    return {"lengths": lengths, "reset": torch.rand(case.B, case.S, generator=generator) < 0.3}
+
+
+@variants
+def test_lengths_resets_and_padding_that_is_nan(case: Case) -> None:
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    rows = padded(case)
+    behind = torch.arange(case.S) >= rows["lengths"][:, None]
+    inputs["x"][behind] = float("nan")
+    with forced(case.variant, multiprocessors=case.multiprocessors):
+        actual, _ = check(function, inputs, "simt", **options, **rows)
+    assert not actual["h"][behind].any()
+    for name, start in inputs["initial_state"]._asdict().items():
+        assert torch.equal(actual[f"state.{name}"][0], start[0])
+
+
+@variants
+def test_strides_and_what_may_be_missing(case: Case) -> None:
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype)
+    x, R = inputs["x"], inputs["R"]
+    inputs["x"] = torch.cat([x, x, x], -1).transpose(0, 1).contiguous().transpose(0, 1)[..., case.D : 2 * case.D]
+    inputs["R"] = torch.cat([R, R], 2).mT.contiguous().mT[:, :, case.D :]  # `out` has stride 1
+    with forced(case.variant, multiprocessors=case.multiprocessors):
+        check(function, inputs, "simt", **options)
+        inputs.pop("b")
+        check(function, {**inputs, "x": inputs["x"][:, :1]}, "simt", **options)
+        empty, state = function(**{**inputs, "x": x[:, :0]}, return_state=True, backend="simt", **options)
+    assert empty.shape[1] == 0 and not state.c.any()
+
+
+def saved_by(namespace: str, case: Case, allow_tf32: bool = False) -> tuple[Tensor, ...]:
+    function, draw, _ = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype)
+    empty = [None] * 4
+    rows = padded(case)
+    call = _ops.library(namespace).recurrent_fwd.default
+    options = _ops.CELLS[case.cell], 0, allow_tf32, True
+    return call(inputs["x"], inputs["R"], inputs["b"], *empty, *rows.values(), *options)
+
+
+@variants
+def test_saved_values_are_those_of_the_cpu(case: Case) -> None:
+    tolerance = tolerance_of(case.cell.removesuffix("_exp"), case.dtype, "simt").h
+    with forced(case.variant, multiprocessors=case.multiprocessors):
+        actual = saved_by(_ops.SIMT_NAMESPACE, case)
+    for a, b in zip(actual, saved_by(_ops.NAMESPACE, case), strict=True):
+        assert_close_relative(a, b, tolerance)
+
+
+@pytest.mark.parametrize("case", [c for c in VARIANTS if c.dtype == F32] + [Case("block", F32, 3, 4, 1, 20)], ids=str)
+def test_one_pass_rounds_the_operands(case: Case) -> None:
+    expected = saved_by(_ops.NAMESPACE, case)[0]
+    with forced(case.variant, multiprocessors=case.multiprocessors):
+        one, three = (saved_by(_ops.SIMT_NAMESPACE, case, tf32)[0] for tf32 in (True, False))
+    assert_close_relative(one, expected, 2e-3)
+    assert (one - expected).abs().max() > 10 * (three - expected).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_results_that_are_nan_are_no_flags(dtype: torch.dtype) -> None:
+    """A grid waits while a word is a certain NaN: it must not wait for a NaN that is a result."""
+    inputs = slstm_inputs(2, 4, 1, 72, dtype=dtype)
+    bits = torch.tensor(-0xE000F if dtype == F32 else -0xF, dtype=torch.int32 if dtype == F32 else torch.int16)
+    inputs["x"][0, 1] = bits.view(dtype)  # 0xFFF1FFF1 and 0xFFF1
+    with forced("grid"):
+        h = slstm(**inputs, backend="simt")
+    assert h[0, 1:].isnan().all() and h[1].isfinite().all() and h[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("landing", ["early", "late", "random"])
+@pytest.mark.parametrize("order", ["fifo", "lifo", "random"])
+@pytest.mark.parametrize(
+    "case", [Case("cluster", F32, 9, 6, 1, 132, 5), Case("grid", F32, 9, 6, 1, 132, 5)], ids=["cluster", "grid"]
+)
+def test_any_order_of_blocks_and_messages(case: Case, order: str, landing: str) -> None:
+    function, draw, _ = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    expected = slstm(**inputs, backend="cpu")
+    for seed in range(2):
+        with forced(case.variant, order=order, landing=landing, seed=seed, multiprocessors=case.multiprocessors):
+            assert_close_relative(slstm(**inputs, backend="simt"), expected, 1e-5)
+
+
+# Fault: a call that shows it.
+BLOCK = Case("block", BF16, 2, 3, 1, 16)
+CLUSTER, SPLIT = Case("cluster", BF16, 2, 4, 1, 72), Case("grid", F32, 2, 3, 1, 130)
+GRID = Case("grid", BF16, 2, 4, 1, 72)
+FAULTS = {
+    "resident_fwd: block reads h before all warps wrote it": BLOCK,
+    "resident_fwd: block has one buffer of h": BLOCK,
+    "resident_fwd: rows behind the batch": BLOCK,
+    "resident_fwd: h is not reset": BLOCK,
+    "resident_fwd: the state is not reset": BLOCK,
+    "resident_fwd: cluster waits for the wrong phase": CLUSTER,
+    "resident_fwd: cluster does not wait for h": CLUSTER,
+    "resident_fwd: cluster has one buffer of h": CLUSTER,
+    "resident_fwd: cluster sends to the wrong slice": CLUSTER,
+    "resident_fwd: cluster sends h of the last step": CLUSTER,
+    "resident_fwd: sums read before all warps wrote them": SPLIT,
+    "resident_fwd: one buffer of partial sums": Case("cluster", F32, 9, 2, 1, 130, 5),
+    "resident_fwd: grid does not mark h as absent": GRID,
+    "resident_fwd: grid starts before h is marked as absent": GRID,
+    "resident_fwd: grid does not wait for h": GRID,
+    "resident_fwd: grid has one buffer of h": GRID,
+    "resident_fwd: grid reads h before it is staged": GRID,
+}
+
+
+@needs_race_build
+@pytest.mark.parametrize(("mutant", "case"), FAULTS.items(), ids=str)
+def test_fault_is_caught(mutant: str, case: Case) -> None:
+    assert missed(mutant, partial(compare_race, case)) == []
+
+
+def compare_race(case: Case) -> None:
+    """Blocks of a grid in random order whatever the seed: in turn, none would ever be ahead of another."""
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    reset = torch.arange(case.B * case.S).view(case.B, case.S) % 3 == 2
+    order = {"order": "random"} if case.variant == "grid" else {}
+    with forced(case.variant, _ops.RACE_NAMESPACE, multiprocessors=case.multiprocessors, **order):
+        check(function, inputs, "simt_race", reset=reset, **options)
+
+
+def test_every_fault_has_a_case() -> None:
+    sources = ("csrc/cuda/recurrent/resident_fwd_kernel.h", "csrc/cuda/recurrent/exchange.h")
+    assert set().union(*map(planted, sources)) == set(FAULTS)

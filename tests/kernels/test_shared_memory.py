@@ -1,0 +1,151 @@
+"""Shared memory of every kernel launch, as the executor saw it, against the checked-in table.
+
+After a change of a kernel: python -m tests.kernels.test_shared_memory writes csrc/cuda/shared_memory.json anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels.test_recurrent_variants import only
+from tests.support.paths import ROOT
+from xlstm_cuda import _ops, lstm_step, mlstm_step, slstm
+from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
+
+pytestmark = pytest.mark.simt
+
+TABLE = ROOT / "csrc" / "cuda" / "shared_memory.json"
+EVERYWHERE = 99 << 10  # bytes that a block may have on every GPU from compute capability 8.0 on
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
+
+
+def step(dtype: torch.dtype, tokens: int, C_dtype: torch.dtype | None = None) -> None:
+    inputs = mlstm_inputs(1, 1, tokens, 8, 8, dtype=dtype, state=True)
+    state = inputs.pop("initial_state")
+    state = state._replace(C=state.C.to(C_dtype or state.C.dtype))
+    mlstm_step(**inputs, state=state, inplace=True, backend="simt")
+
+
+def cell(dtype: torch.dtype, batch: int, columns: bool) -> None:
+    inputs = lstm_inputs(batch, 1, 1, 16, dtype=dtype, state=True)
+    R = inputs["R"].mT.contiguous().mT if columns else inputs["R"]
+    lstm_step(inputs["x"][:, 0], R, inputs["b"], inputs["initial_state"], backend="simt")
+
+
+def weight_grad(dtype: torch.dtype, D: int, allow_tf32: bool) -> None:
+    dx, h = torch.zeros(1, 3, 4, 1, D, dtype=dtype), torch.zeros(1, 3, 1, D, dtype=dtype)
+    torch.ops.xlstm_cuda_simt.recurrent_weight_grad(dx, h, None, None, None, 0, allow_tf32, 0)
+
+
+# Variant: head dimension by element bytes, for every number of units that a block may have.
+SCANS = {
+    "block": [(2, 64), (2, 128), (4, 64), (8, 64)],
+    "cluster": [(2, 130), (2, 260), (4, 70), (4, 130)],
+    "grid": [(2, 130), (2, 260), (2, 520), (4, 70), (4, 130), (4, 260)],
+    "launch": [(2, 16), (4, 16), (8, 16)],
+}
+
+
+def scan(variant: str, dtype: torch.dtype, D: int) -> None:
+    inputs = slstm_inputs(1, 1, 1, D, dtype=dtype, requires_grad=True)
+    with only("simt", variant):
+        slstm(**inputs, backend="simt").sum().backward()
+
+
+def gates(double: bool) -> None:
+    i = torch.zeros(1, 1, 9)
+    torch.ops.xlstm_cuda_simt.mlstm_gates(i, i, None, None, None, False, 64, double)
+
+
+def states(product: str, Dv: int) -> None:
+    dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
+    k, v, i = torch.zeros(1, 1, 9, 8, dtype=dtype), torch.zeros(1, 1, 9, Dv, dtype=dtype), torch.zeros(1, 1, 9)
+    torch.ops.xlstm_cuda_simt.mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, _ops.PRODUCTS[product])
+
+
+def gate_grads(dtype: torch.dtype) -> None:
+    i, row, dot = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 9, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    torch.ops.xlstm_cuda_simt.mlstm_gate_grads(
+        i, i, None, None, None, row, row, row[0], dot, None, None, i.clone(), i.clone(), False, 64
+    )
+
+
+def outputs(product: str, output: str) -> None:
+    dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
+    x, i = torch.zeros(1, 1, 9, 64, dtype=dtype), torch.zeros(1, 1, 9)
+    per_token, n = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 64)
+    ops = torch.ops.xlstm_cuda_simt
+    options = (None, False, True, 1.0, 0.0, 64, True)
+    state = torch.zeros(1, 1, 1, 64, 64, dtype=dtype)
+    kind = _ops.OUTPUTS[output], _ops.PRODUCTS[product]
+    ops.mlstm_outputs(*kind, x, x, x, i, i, None, None, None, state, n, per_token, per_token, *options)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    **{f"mlstm_step {t} {n}": lambda d=d, n=n: step(d, n) for t, d in DTYPES.items() for n in (1, 16)},  # type: ignore[misc]
+    **{f"mlstm_step C in bf16 {n}": lambda n=n: step(torch.float32, n, torch.bfloat16) for n in (1, 16)},  # type: ignore[misc]
+    **{
+        f"recurrent_step {t} {n} {'columns' if columns else 'rows'}": lambda d=d, n=n, c=columns: cell(d, n, c)  # type: ignore[misc]
+        for t, d in DTYPES.items()
+        for n in (1, 8)
+        for columns in (False, True)
+    },
+    **{
+        f"mlstm_outputs {product} {output}": lambda p=product, o=output: outputs(p, o)  # type: ignore[misc]
+        for product in ("bf16", "tf32", "tf32x3", "f64")
+        for output in ("h", "dq", "dk", "dv")
+    },
+    **{
+        f"recurrent_weight_grad {t} {D}{' tf32' if tf32 else ''}": lambda d=d, D=D, tf32=tf32: weight_grad(d, D, tf32)  # type: ignore[misc]
+        for t, d in DTYPES.items()
+        for D in (64, 65)
+        for tf32 in ((False, True) if t == "f32" else (False,))
+    },
+    **{
+        f"{variant} {t} {D}": lambda v=variant, d=dtype, D=D: scan(v, d, D)  # type: ignore[misc]
+        for variant, sizes in SCANS.items()
+        for size, D in sizes
+        for t, dtype in DTYPES.items()
+        if dtype.itemsize == size
+    },
+    "mlstm_gates float": lambda: gates(False),
+    "mlstm_gates double": lambda: gates(True),
+    **{
+        f"mlstm_states {P} {n}": lambda P=P, n=n: states(P, n)  # type: ignore[misc]
+        for P in ("bf16", "tf32", "tf32x3", "f64")
+        for n in (64, 128)
+    },
+    "mlstm_gate_grads float": lambda: gate_grads(torch.float32),
+    "mlstm_gate_grads double": lambda: gate_grads(torch.float64),
+}
+
+
+def measure(call: Callable[[], Any]) -> dict[str, int]:
+    """Bytes of each kernel that the call launches."""
+    ops = _ops.library(_ops.SIMT_NAMESPACE)
+    ops.simt_set("forget", "launches")
+    call()
+    return {name: int(size) for name, size in (line.split("\t") for line in ops.simt_shared_memory().splitlines())}
+
+
+@pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it")
+@pytest.mark.parametrize("name", CALLS)
+def test_shared_memory(name: str) -> None:
+    table = json.loads(TABLE.read_text())
+    used = measure(CALLS[name])
+    assert used and used == table[name]
+    assert all(size <= EVERYWHERE for size in used.values())
+
+
+def test_table_has_no_other_calls() -> None:
+    assert set(json.loads(TABLE.read_text())) == set(CALLS)
+
+
+if __name__ == "__main__":
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(measure(call))}" for name, call in CALLS.items())
+    TABLE.write_text(f"{{\n{rows}\n}}\n")

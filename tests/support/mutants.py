@@ -1,0 +1,56 @@
+"""Planted faults (csrc/cuda/device/mutant.h): a test chooses one by name, on the executor with the race detector."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.paths import ROOT
+from xlstm_cuda import _ops
+
+needs_race_build = pytest.mark.skipif(not _ops.available(_ops.RACE_NAMESPACE), reason="make simt builds it")
+
+
+@contextmanager
+def simt_options(namespace: str = _ops.RACE_NAMESPACE, **options: str | int) -> Iterator[None]:
+    """Options of an executor, by the names in csrc/ops/kernel_ops/simt_control.cpp; their defaults afterwards."""
+    ops = _ops.library(namespace)
+    try:
+        for name, value in options.items():
+            ops.simt_set(name, str(value))
+        yield
+    finally:
+        ops.simt_set("defaults", "")
+
+
+def planted(source: str) -> set[str]:
+    """The names of the faults in a CUDA source, given by its path from the root."""
+    return set(re.findall(r'XLSTM_MUTANT\(\s*"([^"]+)"', (ROOT / source).read_text()))
+
+
+SEEDS = range(4)
+
+
+def missed(mutant: str, call: Callable[[], object]) -> list[int]:
+    """Seeds with which `call` does not notice the fault. Without it, it must find nothing wrong with any of them."""
+    for seed in SEEDS:
+        with simt_options(seed=seed):
+            call()
+    return [seed for seed in SEEDS if not caught(mutant, seed, call)]
+
+
+def caught(mutant: str, seed: int, call: Callable[[], object]) -> bool:
+    """Whether `call`, which raises AssertionError where a result is wrong, notices the fault with this seed."""
+    with simt_options(mutant=mutant, seed=seed):
+        try:
+            call()
+        except AssertionError:
+            return True
+        except RuntimeError as error:
+            if "simt: kernel" not in str(error):
+                raise
+            return True
+    return False

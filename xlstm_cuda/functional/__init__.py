@@ -1,0 +1,36 @@
+"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token.
+
+Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate
+arithmetic, states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may
+come in any of the four dtypes. All tensors are on one device. Strides are free; a tensor whose last dimension is not
+contiguous is copied. S = 0 and B = 0 are allowed. All gradients are exact, through every input, the initial and the
+final state, and have their input's dtype; second derivatives and forward-mode differentiation raise RuntimeError.
+Under autocast q, k, v, x and R are cast; gates, biases and states never.
+
+`backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" (test library), or None: the one of the context manager
+`backend(...)`, else by device.
+
+Errors: TypeError for what is not a tensor or has a wrong dtype, ValueError for a wrong shape, device, option or value,
+both before anything is computed. Values of cu_seqlens, lengths, slots and of an sLSTM state's n are checked on the CPU
+only. ImportError where the library of the backend is not built.
+
+Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
+"""
+
+from xlstm_cuda._backend import backend
+from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
+from xlstm_cuda.functional._mlstm import mlstm, mlstm_step
+from xlstm_cuda.functional._recurrent import lstm, lstm_step, slstm, slstm_step
+
+__all__ = [
+    "LSTMState",
+    "MLSTMState",
+    "SLSTMState",
+    "backend",
+    "lstm",
+    "lstm_step",
+    "mlstm",
+    "mlstm_step",
+    "slstm",
+    "slstm_step",
+]

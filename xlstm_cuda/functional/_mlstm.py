@@ -1,0 +1,322 @@
+"""mlstm and mlstm_step: from their arguments to the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda._autograd import MLSTM, check_transforms, dense
+from xlstm_cuda._backend import resolve
+from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._states import MLSTMState
+from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
+from xlstm_cuda.functional._steps import is_plain
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: MLSTMState | None = None,
+    return_state: bool = False,
+    input_gate: str = "exp",
+    normalize: bool = True,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    cu_seqlens: Tensor | None = None,
+    reset: Tensor | None = None,
+    chunk_size: int | None = None,
+    norm_grad: bool = True,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, MLSTMState]:
+    """mLSTM over a sequence, chunkwise (arXiv 2405.04517, equations 19-27; arXiv 2503.14376, section 3).
+
+    With the state C (Dqk, Dv), n (Dqk), m of each batch row and head, empty (all zero) at first:
+
+        m_t = max(logsigmoid(f_t) + m_{t-1}, i_t)
+        F_t = exp(logsigmoid(f_t) + m_{t-1} - m_t)        I_t = exp(i_t - m_t)
+        C_t = F_t C_{t-1} + I_t k_t v_t^T                 n_t = F_t n_{t-1} + I_t k_t
+        h_t = scale C_t^T q_t / (max(|scale n_t q_t|, exp(-m_t)) + eps)
+
+    input_gate="sigmoid": F = sigmoid(f), I = sigmoid(i), and 1 in the place of exp(-m); m is returned as it came.
+
+    Args:
+        q, k: queries and keys (B, H, S, Dqk), dtype T.
+        v: values (B, H, S, Dv), dtype T.
+        i, f: input and forget gate pre-activations (B, H, S).
+        initial_state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
+        return_state: also return the state after the last token.
+        input_gate: "exp" or "sigmoid".
+        normalize: False: no denominator, h = scale C^T q. Needs input_gate="sigmoid".
+        scale: factor of q; None: Dqk ** -0.5.
+        eps: added to the denominator, >= 0.
+        cu_seqlens: int32 (N+1,), 0 = cu_seqlens[0] <= ... <= cu_seqlens[N] = S: N sequences packed in one row (B = 1).
+            The initial and the returned state have N rows.
+        reset: bool (B, S): the state is emptied before that token.
+        chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only. The CPU kernel
+            uses at most 512.
+        norm_grad: False drops the gradient through the denominator: faster, exact if a scale-invariant norm follows.
+        backend: see help(xlstm_cuda.functional).
+
+    Returns:
+        h (B, H, S, Dv) of dtype T, with v's strides where those are dense and the last one is 1. With return_state
+        (h, MLSTMState), the state in A.
+
+    Inf and NaN reach only what depends on them: no earlier token, and nothing behind a reset or a bound of cu_seqlens,
+    in neither direction. Where there are some the kernels are slower.
+
+    Saved for backward, per token and head: q, k, v, i, f and h in their dtypes, and one value of dtype A. With bfloat16
+    data and float32 gates: 4 Dqk + 4 Dv + 12 bytes. On a CPU such a call takes 8 Dqk + 10 Dv + 4 bytes beside its
+    inputs, its backward pass 20 Dqk + 18 Dv: it computes on float32 copies.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    _checks.tensors("mlstm", q=q, k=k, v=v, i=i, f=f)
+    _checks.flags("mlstm", return_state=return_state, norm_grad=norm_grad)
+    q, k, v = in_autocast_dtype(q, k, v)
+    initial_state = _checks.as_state("mlstm", "initial_state", initial_state, MLSTMState)
+    _checks.mlstm(q, k, v, i, f, initial_state, cu_seqlens, reset)
+    given: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    given |= {"chunk_size": chunk_size, "norm_grad": norm_grad}
+    options = _options("mlstm", q, **given)
+    namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
+    if namespace is None:
+        with _autocast.disabled(q.device.type):
+            h, final = reference.mlstm(
+                *(q, k, v, i, f),
+                initial_state=initial_state,
+                return_state=True,
+                cu_seqlens=cu_seqlens,
+                reset=reset,
+                **given,
+            )
+    else:
+        h, final = _mlstm(namespace, (q, k, v, i, f), initial_state, cu_seqlens, reset, options)
+    return (h, final) if return_state else h
+
+
+def mlstm_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: MLSTMState | None,
+    *,
+    inplace: bool = False,
+    slots: Tensor | None = None,
+    input_gate: str = "exp",
+    normalize: bool = True,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    norm_grad: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, MLSTMState]:
+    """One token, or up to 16, of the mLSTM (equations as in `mlstm`), for decoding.
+
+    Args:
+        q, k: (B, H, Dqk), or (B, H, S, Dqk) with S <= 16, dtype T.
+        v: (B, H, Dv) or (B, H, S, Dv), dtype T.
+        i, f: gate pre-activations (B, H) or (B, H, S).
+        state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
+        inplace: overwrite the state and return it. It must have dtype A, a contiguous last dimension and no overlap in
+            memory (the ranges of C, n and m do not meet); no input may share its memory, which is not checked. C may be
+            bfloat16 where A is float32: half the memory traffic on CUDA (the CPU widens it for each call), rounded
+            after each call. Refused (ValueError) where an input or the state requires grad.
+        slots: int32 (B,), all different: row b reads and writes row slots[b] of a state with N rows; other rows stay.
+            On CUDA the values are not checked: where slots[b] is no row of the state, h[b] is NaN and no row changes.
+        input_gate, normalize, scale, eps, norm_grad, backend: as in `mlstm`.
+
+    Returns:
+        h (B, H, Dv) or (B, H, S, Dv) of dtype T, and the state after the last token, dtype A, all rows of `state`.
+
+    Where gradients are needed the call is `mlstm` from that state, and saves what `mlstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    refusal = None
+    usual = is_plain(backend, (q, k, v, i, f, slots), state)
+    if usual and _is_usual(inplace, slots, input_gate, normalize, scale, eps, norm_grad):
+        try:
+            return _plain_mlstm_step((q, k, v, i, f), state, inplace, slots, input_gate, normalize)  # type: ignore[arg-type]
+        except Exception as error:
+            refusal = error
+    _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
+    _checks.flags("mlstm_step", inplace=inplace, norm_grad=norm_grad)
+    q, k, v = in_autocast_dtype(q, k, v)
+    state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
+    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace)
+    given: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
+    given |= {"norm_grad": norm_grad}
+    options = _options("mlstm_step", q, **given)
+    if refusal is not None:
+        raise refusal
+    if state is None:
+        state = _empty_mlstm_state(q, v)
+    inputs: tuple[Tensor, ...] = (q, k, v, i, f)
+    needs_grad = _checks.needs_grad(*inputs, *state)
+    namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
+    if namespace is None:
+        with _autocast.disabled(q.device.type):
+            return reference.mlstm_step(q, k, v, i, f, state, inplace=inplace, slots=slots, **given)
+    if not needs_grad:
+        return _mlstm_step(namespace, inputs, state, slots, options, inplace)
+    if q.ndim == 4:
+        return _mlstm_step_with_grad(namespace, inputs, state, slots, options)
+    inputs = tuple(x.unsqueeze(2) for x in inputs)
+    h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options)
+    return h.squeeze(2), state
+
+
+# Below the arguments.
+
+
+class MlstmOptions(NamedTuple):
+    """What the ops take after their tensors, in the order of their schemas.
+
+    csrc/core/mlstm_chunkwise.h has the same struct, with meanings.
+    """
+
+    sigmoid_gate: bool
+    normalize: bool
+    scale: float
+    eps: float
+    chunk_size: int = 0  # the kernel's own choice
+    allow_tf32: bool = False
+    norm_grad: bool = True
+
+
+def _options(
+    op: str,
+    q: Tensor,
+    input_gate: str,
+    normalize: bool,
+    scale: float | None,
+    eps: float,
+    chunk_size: int | None = None,
+    norm_grad: bool = True,
+) -> MlstmOptions:
+    """Of the ops, from those of the public functions. Raises ValueError."""
+    _checks.flags(op, normalize=normalize)
+    _checks.choice(op, "input_gate", input_gate, ("exp", "sigmoid"))
+    if input_gate == "exp" and not normalize:
+        raise ValueError(f"{op}: normalize=False needs input_gate='sigmoid', got 'exp'")
+    if scale is not None and not _checks.finite(scale):
+        _checks.wrong_value(op, "scale", "be None or a finite number", _checks.shown(scale))
+    if not _checks.finite(eps) or eps < 0:
+        _checks.wrong_value(op, "eps", "be a finite number >= 0", _checks.shown(eps))
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
+        _checks.wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", _checks.shown(chunk_size))
+    return MlstmOptions(
+        sigmoid_gate=input_gate == "sigmoid",
+        normalize=normalize,
+        scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+        eps=float(eps),
+        chunk_size=chunk_size or 0,
+        allow_tf32=q.dtype == torch.float32 and allow_tf32(),
+        norm_grad=norm_grad,
+    )
+
+
+def _mlstm(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    initial_state: Sequence[Tensor] | None,
+    cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+    options: MlstmOptions,
+) -> tuple[Tensor, MLSTMState]:
+    every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
+    if _checks.needs_grad(*every):
+        check_transforms()
+        h, C, n, m = MLSTM.apply(namespace, options, *every)
+    else:
+        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *options)
+    return h, MLSTMState(C, n, m)
+
+
+def _mlstm_step(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    state: MLSTMState,
+    slots: Tensor | None,
+    options: MlstmOptions,
+    inplace: bool,
+) -> tuple[Tensor, MLSTMState]:
+    ops, tokens = library(namespace), [dense(x) for x in inputs]
+    if slots is None and not inplace:
+        h, C, n, m = ops.mlstm_step.default(*tokens, *map(dense, state), *options)
+        return h, MLSTMState(C, n, m)
+    if not inplace:
+        dtype = accumulate_dtype(inputs[0].dtype)
+        state = MLSTMState(*(s.to(dtype, copy=True, memory_format=torch.contiguous_format) for s in state))
+    h = ops.mlstm_step_.default(*tokens, *state, dense(slots), *options)
+    if inplace and not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(state)  # a graph that saved the old state must notice
+    return h, state
+
+
+def _plain_mlstm_step(
+    inputs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    inplace: bool,
+    slots: Tensor | None,
+    input_gate: str,
+    normalize: bool,
+) -> tuple[Tensor, MLSTMState]:
+    """mlstm_step where `is_plain` and `_is_usual`."""
+    ops, (C, n, m) = library("xlstm_cuda"), state
+    options = input_gate == "sigmoid", normalize, inputs[0].shape[-1] ** -0.5, 1e-6
+    if inplace:
+        h = ops.mlstm_step_.default(*inputs, C, n, m, slots, *options)
+        torch.autograd.graph.increment_version((C, n, m))
+    else:
+        h, C, n, m = ops.mlstm_step.default(*inputs, C, n, m, *options)
+    return h, MLSTMState(C, n, m)
+
+
+def _is_usual(
+    inplace: Any, slots: Tensor | None, input_gate: Any, normalize: Any, scale: Any, eps: Any, norm_grad: Any
+) -> bool:
+    """Whether options of mlstm_step are those of a decoding loop, which need no check."""
+    flags = type(inplace) is type(normalize) is type(norm_grad) is bool
+    gates = flags and (input_gate == "sigmoid" or (input_gate == "exp" and normalize))
+    return (
+        gates
+        and scale is None
+        and type(eps) is float
+        and eps == 1e-6
+        and (slots is None or (inplace and slots.dtype == torch.int32))
+    )
+
+
+def _mlstm_step_with_grad(
+    namespace: str,
+    inputs: Sequence[Tensor],
+    state: MLSTMState,
+    slots: Tensor | None,
+    options: MlstmOptions,
+) -> tuple[Tensor, MLSTMState]:
+    rows = state if slots is None else [s.index_select(0, slots) for s in state]
+    h, after = _mlstm(namespace, inputs, rows, None, None, options)
+    if slots is not None:
+        index = slots.long()
+        pairs = zip(state, after, strict=True)
+        after = MLSTMState(*(s.to(new.dtype).index_copy(0, index, new) for s, new in pairs))
+    return h, after
+
+
+def _empty_mlstm_state(q: Tensor, v: Tensor) -> MLSTMState:
+    batch, heads, dim_qk, dim_v = q.shape[0], q.shape[1], q.shape[-1], v.shape[-1]
+    shapes = (batch, heads, dim_qk, dim_v), (batch, heads, dim_qk), (batch, heads)
+    return MLSTMState(*(q.new_zeros(shape, dtype=accumulate_dtype(q.dtype)) for shape in shapes))

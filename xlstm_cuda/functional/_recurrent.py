@@ -1,0 +1,296 @@
+"""slstm, lstm and their steps: from their arguments to the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda._autograd import Recurrent, check_transforms, dense
+from xlstm_cuda._backend import resolve
+from xlstm_cuda._ops import CELLS, accumulate_dtype, library
+from xlstm_cuda._states import LSTMState, SLSTMState
+from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
+from xlstm_cuda.functional._steps import is_plain
+
+Cell = TypeVar("Cell", SLSTMState, LSTMState)
+
+
+def slstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    *,
+    initial_state: SLSTMState | None = None,
+    return_state: bool = False,
+    forget_gate: str = "sigmoid",
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reversed_heads: int = 0,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, SLSTMState]:
+    """sLSTM over a sequence (arXiv 2405.04517, equations 8-18), one recurrent matrix per head and gate.
+
+    With raw[g] = x_t[g] + R[g] h_{t-1} + b[g] for the gates g = i, f, z, o, and lambda = logsigmoid (or the identity):
+
+        m_t = max(lambda(f) + m_{t-1}, i)
+        F = exp(lambda(f) + m_{t-1} - m_t)     I = exp(i - m_t)
+        c_t = F c_{t-1} + I tanh(z)            n_t = F n_{t-1} + I            h_t = sigmoid(o) c_t / n_t
+
+    n = 0 marks an empty element of the state: there c, m and f are ignored, F = 0 and m_t = i.
+
+    Args:
+        x: input part of the gate pre-activations, order i, f, z, o: (B, S, 4, H, D), dtype T.
+        R: recurrent weights (4, H, D, D), dtype T: raw[g, h] += R[g, h] @ h_{t-1}[h].
+        b: bias (4, H, D) or None.
+        initial_state: SLSTMState(h, c, n, m), each (B, H, D), n >= 0, or None for the empty state.
+        return_state: also return the state after the last token.
+        forget_gate: "sigmoid" (lambda = logsigmoid) or "exp" (lambda(f) = f).
+        lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
+        reset: bool (B, S): the row's state, h included, is emptied before that token.
+        reversed_heads: the last so many heads go from the end of a row (with lengths: of its tokens) to its beginning:
+            both directions of a bidirectional layer in one call. Their final state is the one after the first token.
+        backend: see help(xlstm_cuda.functional).
+
+    Returns:
+        h (B, S, H, D) of dtype T. With return_state (h, SLSTMState), the state in A, its h rounded to T (the
+        recurrence uses the rounded h).
+
+    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
+    bfloat16 data that is 12 and 22 bytes. On a CPU such a call takes 42 bytes beside its inputs, these included, its
+    backward pass 32: it computes on float32 copies.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    _checks.flags("slstm", return_state=return_state)
+    cell = _slstm_cell("slstm", forget_gate)
+    plain = partial(reference.slstm, forget_gate=forget_gate)
+    rows = lengths, reset, reversed_heads
+    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *rows, backend)
+    return (h, state) if return_state else h
+
+
+def slstm_step(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: SLSTMState | None,
+    *,
+    forget_gate: str = "sigmoid",
+    backend: str | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """One token of the sLSTM (equations as in `slstm`).
+
+    Args:
+        x: (B, 4, H, D), dtype T. R (4, H, D, D), dtype T. b (4, H, D) or None.
+        state: SLSTMState(h, c, n, m), each (B, H, D), n >= 0, or None for the empty state.
+        forget_gate, backend: as in `slstm`.
+
+    Returns:
+        h (B, H, D) of dtype T, and the next state, dtype A.
+
+    Where gradients are needed the call is `slstm` from that state, and saves what `slstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    cell = _slstm_cell("slstm_step", forget_gate)
+    plain = partial(reference.slstm_step, forget_gate=forget_gate)
+    return _recurrent_step("slstm_step", cell, SLSTMState, plain, x, R, b, state, backend)
+
+
+def lstm(
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    *,
+    initial_state: LSTMState | None = None,
+    return_state: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reversed_heads: int = 0,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, LSTMState]:
+    """Classical LSTM over a sequence (arXiv 2405.04517, equations 2-7), one recurrent matrix per head and gate.
+
+    With raw[g] = x_t[g] + R[g] h_{t-1} + b[g] for the gates g = i, f, g, o (the order of torch.nn.LSTM):
+
+        c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)        h_t = sigmoid(o) tanh(c_t)
+
+    Args:
+        x: input part of the gate pre-activations, order i, f, g, o: (B, S, 4, H, D), dtype T.
+        R: recurrent weights (4, H, D, D), dtype T: raw[g, h] += R[g, h] @ h_{t-1}[h].
+        b: bias (4, H, D) or None.
+        initial_state: LSTMState(h, c), each (B, H, D), or None for zeros.
+        return_state: also return the state after the last token.
+        lengths: int32 or int64 (B,), 0 to S: right padding. h is 0 from there on, the final state is the one before.
+        reset: bool (B, S): the row's state, h included, is emptied before that token.
+        reversed_heads: the last so many heads go from the end of a row (with lengths: of its tokens) to its beginning:
+            both directions of a bidirectional layer in one call. Their final state is the one after the first token.
+        backend: see help(xlstm_cuda.functional).
+
+    Returns:
+        h (B, S, H, D) of dtype T. With return_state (h, LSTMState), the state in A, its h rounded to T (the
+        recurrence uses the rounded h).
+
+    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
+    bfloat16 data that is 12 and 22 bytes.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    _checks.flags("lstm", return_state=return_state)
+    rows = lengths, reset, reversed_heads
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
+    return (h, state) if return_state else h
+
+
+def lstm_step(
+    x: Tensor, R: Tensor, b: Tensor | None, state: LSTMState | None, *, backend: str | None = None
+) -> tuple[Tensor, LSTMState]:
+    """One token of the classical LSTM (equations as in `lstm`).
+
+    Args:
+        x: (B, 4, H, D), dtype T. R (4, H, D, D), dtype T. b (4, H, D) or None.
+        state: LSTMState(h, c), each (B, H, D), or None for zeros.
+        backend: see help(xlstm_cuda.functional).
+
+    Returns:
+        h (B, H, D) of dtype T, and the next state, dtype A.
+
+    Where gradients are needed the call is `lstm` from that state, and saves what `lstm` saves.
+
+    Raises:
+        TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
+    """
+    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, reference.lstm_step, x, R, b, state, backend)
+
+
+# Below the arguments. plain: the reference function.
+
+
+class RecurrentOptions(NamedTuple):
+    """What recurrent_fwd and recurrent_bwd take after their tensors, in the order of their schemas."""
+
+    cell: int  # of CELLS
+    reversed_heads: int = 0
+    allow_tf32: bool = False
+
+
+def _slstm_cell(op: str, forget_gate: str) -> int:
+    _checks.choice(op, "forget_gate", forget_gate, ("sigmoid", "exp"))
+    return CELLS["slstm" if forget_gate == "sigmoid" else "slstm_exp"]
+
+
+def _recurrent(
+    op: str,
+    cell: int,
+    cls: type[Cell],
+    plain: Callable[..., Any],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    initial_state: Cell | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reversed_heads: int,
+    backend: str | None,
+) -> tuple[Tensor, Cell]:
+    _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
+    x, R = in_autocast_dtype(x, R)
+    initial_state = _checks.as_state(op, "initial_state", initial_state, cls)
+    _checks.recurrent(op, x, R, b, initial_state, "initial_state", lengths, reset, reversed_heads)
+    namespace = resolve(op, backend, x.device, "recurrent_fwd")
+    if namespace is None:
+        with _autocast.disabled(x.device.type):
+            rows = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
+            return plain(x, R, b, initial_state=initial_state, return_state=True, **rows)
+    return _scan(namespace, cell, cls, x, R, b, initial_state, lengths, reset, reversed_heads)
+
+
+def _recurrent_step(
+    op: str,
+    cell: int,
+    cls: type[Cell],
+    plain: Callable[..., Any],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    state: Cell | None,
+    backend: str | None,
+) -> tuple[Tensor, Cell]:
+    refusal = None
+    if is_plain(backend, (x, R, b), state):
+        try:
+            return _plain_step(cell, cls, x, R, b, state)
+        except Exception as error:
+            refusal = error
+    _checks.tensors(op, x=x, R=R, **({} if b is None else {"b": b}))
+    x, R = in_autocast_dtype(x, R)
+    state = _checks.as_state(op, "state", state, cls)
+    _checks.recurrent(op, x, R, b, state, "state", one_token=True)
+    if refusal is not None:
+        raise refusal
+    if state is None:
+        shape, dtype = x[:, 0].shape, accumulate_dtype(x.dtype)
+        state = cls(*(x.new_zeros(shape, dtype=dtype) for _ in cls._fields))
+    needs_grad = _checks.needs_grad(x, R, b, *state)
+    namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
+    if namespace is None:
+        with _autocast.disabled(x.device.type):
+            return plain(x, R, b, state)
+    if needs_grad:
+        h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
+        return h.squeeze(1), after
+    inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
+    return _new_state(cls, x, library(namespace).recurrent_step.default(*inputs, cell))
+
+
+def _plain_step(cell: int, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
+    """_recurrent_step where `is_plain`."""
+    h, c, n, m = _four(cls(*state))
+    return _new_state(cls, x, library("xlstm_cuda").recurrent_step.default(x, R, b, h, c, n, m, cell))
+
+
+def _new_state(cls: type[Cell], x: Tensor, results: tuple[Tensor, ...]) -> tuple[Tensor, Cell]:
+    state = cls(*results[: len(cls._fields)])
+    return state.h.to(x.dtype, copy=True), state  # not the memory of the state, which the caller may change
+
+
+def _scan(
+    namespace: str,
+    cell: int,
+    cls: type[Cell],
+    x: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    initial_state: Cell | None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reversed_heads: int = 0,
+) -> tuple[Tensor, Cell]:
+    inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(initial_state), lengths, reset))]
+    options = RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
+    if _checks.needs_grad(*inputs):
+        check_transforms()
+        h, *final = Recurrent.apply(namespace, options, *inputs)
+    else:
+        h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)
+    return h, cls(*final[: len(cls._fields)])
+
+
+def _weights(R: Tensor) -> Tensor:
+    """R, copied unless its rows or its columns are contiguous: a layer may keep it either way."""
+    if R.stride(-1) == 1 or R.stride(-2) == 1:
+        return R
+    return R.contiguous()
+
+
+def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
+    """h, c, n, m as the ops take them: None for what the cell or the call does not have."""
+    return (*(state or ()), None, None, None, None)[:4]
