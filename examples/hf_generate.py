@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import xLSTMConfig, xLSTMForCausalLM
 
-from xlstm_cuda.interop.transformers import enable
+from xlstm_cuda.interop.transformers import patch
 
 PAD = 1
 
@@ -47,7 +47,7 @@ mask = (torch.arange(longest) >= longest - torch.tensor([[prompt.shape[1]] for p
 
 for name in ("transformers", "xlstm_cuda"):
     if name == "xlstm_cuda":
-        enable(model)
+        patch(model)
     start = time.perf_counter()
     alone = torch.cat([generate(model, prompt) for prompt in prompts])
     seconds = time.perf_counter() - start

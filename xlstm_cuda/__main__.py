@@ -31,13 +31,16 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS
+
+    models = ", ".join(f"{name} ({layout.model})" for name, layout in LAYOUTS.items())
     add = parser.add_argument
     add(
         "source",
         help="folder with config and weights, or one file of weights beside its config",
     )
     add("target", help="folder to write")
-    add("--to", required=True, help="hf (transformers), nxai (the package xlstm) or xlstm_cuda")
+    add("--to", required=True, help=models)
     add("--weights", default="single", help="single or fused: parallel linear maps in one tensor (%(default)s)")
     add("--dtype", help="float32, bfloat16, float16 or float64; as in the source unless given")
     add("--shard-size", default="5GB", help="most bytes of a file (%(default)s)")

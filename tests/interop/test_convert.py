@@ -21,6 +21,7 @@ from torch import Tensor
 from tests.support.paths import ROOT
 from xlstm_cuda import __main__
 from xlstm_cuda.interop.checkpoints import convert, flat_yaml, folders, load_large, sources, targets
+from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -60,6 +61,8 @@ HF_CONFIG = {
     "model_type": "xlstm",
     **{"hidden_size": DIM, "num_heads": HEADS, "num_hidden_layers": BLOCKS, "vocab_size": VOCAB, "eos_token_id": 7},
 }
+
+WITH_NXAI_NAMES = [to for to, layout in LAYOUTS.items() if layout.tensor_name("embedding.weight") == "embedding.weight"]
 
 StateDict = dict[str, Tensor]
 
@@ -116,7 +119,7 @@ def renamed(tensors: StateDict) -> StateDict:
     return {name.replace("backbone.embeddings.", "embedding."): value for name, value in tensors.items()}
 
 
-@pytest.mark.parametrize("to", ["nxai", "xlstm_cuda"])
+@pytest.mark.parametrize("to", WITH_NXAI_NAMES)
 @pytest.mark.parametrize("weights", ["single", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_from_hugging_face_and_back(to: str, weights: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_fused_tensors_are_the_single_ones_below_each_other(tmp_path: Path) -> N
     assert_equal(load(tmp_path / "kept"), fused)
 
 
-@pytest.mark.parametrize("to", ["nxai", "xlstm_cuda"])
+@pytest.mark.parametrize("to", WITH_NXAI_NAMES)
 def test_biases(to: str, tmp_path: Path) -> None:
     """Of the last norm Hugging Face's model has none."""
     source = hf_folder(tmp_path / "hf", draw(torch.bfloat16, hf=True, bias=True), use_bias=True)
@@ -216,19 +219,18 @@ def test_sigmoid_gates_stay_and_are_not_for_hugging_face(tmp_path: Path) -> None
         convert(source, tmp_path / "hf", "hf")
 
 
-@pytest.mark.parametrize("to", ["hf", "nxai", "xlstm_cuda"])
+@pytest.mark.parametrize("to", LAYOUTS)
 def test_shards(to: str, tmp_path: Path) -> None:
     source = nxai_folder(tmp_path / "nxai")
     done = convert(source, tmp_path / "shards", to, shard_size=100_000)
     files = sorted(file.name for file in (tmp_path / "shards").glob("*.safetensors"))
     assert done.files == len(files) > 3
     assert all((tmp_path / "shards" / file).stat().st_size < 110_000 for file in files)
-    if to == "nxai":
-        assert files == [f"model_{n}.safetensors" for n in range(len(files))]
-    else:
+    assert files == sorted(LAYOUTS[to].file_names(len(files)))
+    assert (tmp_path / "shards/model.safetensors.index.json").exists() == LAYOUTS[to].has_index
+    if LAYOUTS[to].has_index:
         index = json.loads((tmp_path / "shards/model.safetensors.index.json").read_text())
         assert sorted(set(index["weight_map"].values())) == files
-        assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
         for file in files:
             names = {name for name, place in index["weight_map"].items() if place == file}
             assert load_file(tmp_path / "shards" / file).keys() == names
@@ -238,6 +240,15 @@ def test_shards(to: str, tmp_path: Path) -> None:
     (tmp_path / "shards" / files[1]).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="missing"):
         convert(tmp_path / "shards", tmp_path / "no", "hf")
+
+
+def test_names_of_files() -> None:
+    """As the libraries look for them."""
+    theirs = {name: (layout.file_names(2), layout.has_index) for name, layout in LAYOUTS.items()}
+    assert theirs["hf"] == (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], True)
+    assert theirs["nxai"] == (["model_0.safetensors", "model_1.safetensors"], False)
+    assert theirs["xlstm_cuda"] == theirs["hf"]
+    assert all(layout.file_names(1) == ["model.safetensors"] for layout in LAYOUTS.values())
 
 
 @pytest.mark.parametrize("size", ["1GB", "1 gib", "500", 500, "2kb"])

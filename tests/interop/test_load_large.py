@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda.interop.checkpoints import convert, load_large
+from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
 from xlstm_cuda.testing import assert_close_relative
 
@@ -45,7 +46,7 @@ def logits(model: xLSTMLarge) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("to", ["hf", "nxai", "xlstm_cuda"])
+@pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("stored", ["single", "fused"])
 @pytest.mark.parametrize("loaded", [None, "single", "fused"])
 def test_every_layout(to: str, stored: str, loaded: str | None, tmp_path: Path) -> None:

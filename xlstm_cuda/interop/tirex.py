@@ -2,8 +2,8 @@
 
     from xlstm_cuda.interop import tirex
 
-    tirex.enable()  # all TiRex models of the process, built or to be built, whatever their backend and device
-    tirex.disable()
+    tirex.patch()  # all TiRex models of the process, built or to be built, whatever their backend and device
+    tirex.unpatch()
 
 TiRex's own cells round inputs, recurrent weights and, after every token, all states to bfloat16. Here they are computed
 in the dtype of the input, states in float32 at least, so that forecasts differ by what TiRex rounds; autocast gives
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ..functional import SLSTMState, slstm
 
-__all__ = ["disable", "enable"]
+__all__ = ["disable", "enable", "patch", "unpatch"]
 
 _original: Callable[..., tuple[Tensor, Tensor]] | None = None  # TiRex's own, while ours is in its place
 
 
-def enable() -> None:
+def patch() -> None:
     """Replaces the forward of TiRex's sLSTM cells. A second call does nothing. ImportError without tirex-ts."""
     global _original
     cell = _cell_class()
@@ -35,11 +35,21 @@ def enable() -> None:
         _original, cell.forward = cell.forward, _forward
 
 
-def disable() -> None:
-    """Puts TiRex's own forward back; does nothing unless enabled."""
+def unpatch() -> None:
+    """Puts TiRex's own forward back; does nothing unless patched."""
     global _original
     if _original is not None:
         _cell_class().forward, _original = _original, None
+
+
+def enable() -> None:
+    """The former name of `patch`. Deprecated: it keeps working, but new code uses the other."""
+    patch()
+
+
+def disable() -> None:
+    """The former name of `unpatch`. Deprecated: it keeps working, but new code uses the other."""
+    unpatch()
 
 
 def _cell_class() -> Any:

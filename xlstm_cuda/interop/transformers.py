@@ -1,6 +1,6 @@
 """Hugging Face transformers: xLSTMModel and xLSTMForCausalLM on the functions of this library.
 
-`enable()` is for models built from then on, `enable(model)` for one that is there already. Weights, state_dict keys and
+`patch()` is for models built from then on, `patch(model)` for one that is there already. Weights, state_dict keys and
 files stay what they are. Works with transformers 4.57 and 5, whether or not the package xlstm is installed.
 
 Beside the kernels one thing changes: tokens that attention_mask marks as padding before the first real token of a row
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from .. import functional
 from .._states import MLSTMState
 
-__all__ = ["MLSTMBackend", "disable", "enable"]
+__all__ = ["MLSTMBackend", "disable", "enable", "patch", "unpatch"]
 
 # What the layers call their backend's inputs: with the package xlstm, and without it.
 _INPUTS = (("q", "query"), ("k", "key"), ("v", "value"), ("i", "igate"), ("f", "fgate"))
 _ARGUMENTS = ("input_ids", "inputs_embeds", "cache_params", "use_cache")  # of xLSTMModel.forward, in its order
 
-_originals: dict[tuple[type, str], Any] = {}  # class attributes that enable() replaced
+_originals: dict[tuple[type, str], Any] = {}  # class attributes that patch() replaced
 _handing_on: set[type] = set()  # classes whose prepare_inputs_for_generation keeps the mask
 
 
-def enable(model: nn.Module | None = None) -> None:
+def patch(model: nn.Module | None = None) -> None:
     """Run xLSTM models of transformers on `functional.mlstm` and `mlstm_step`.
 
     Without a model: every xLSTMModel (and what holds one, such as xLSTMForCausalLM) that is built after the call, also
@@ -55,10 +55,10 @@ def enable(model: nn.Module | None = None) -> None:
     _hand_masks_on(modeling)
 
 
-def disable(model: nn.Module | None = None) -> None:
-    """Undo `enable`: without a model for those that are built after the call, with one for this model.
+def unpatch(model: nn.Module | None = None) -> None:
+    """Undo `patch`: without a model for those that are built after the call, with one for this model.
 
-    Raises: as `enable`.
+    Raises: as `patch`.
     """
     modeling = _modeling()
     if model is not None:
@@ -68,6 +68,16 @@ def disable(model: nn.Module | None = None) -> None:
     for (cls, name), original in _originals.items():
         setattr(cls, name, original)
     _originals.clear()
+
+
+def enable(model: nn.Module | None = None) -> None:
+    """The former name of `patch`. Deprecated: it keeps working, but new code uses the other."""
+    patch(model)
+
+
+def disable(model: nn.Module | None = None) -> None:
+    """The former name of `unpatch`. Deprecated: it keeps working, but new code uses the other."""
+    unpatch(model)
 
 
 class MLSTMBackend(nn.Module):
@@ -111,7 +121,7 @@ class MLSTMBackend(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        _hand_masks_on(_modeling())  # of a pickle, where enable() may never have been called
+        _hand_masks_on(_modeling())  # of a pickle, where patch() may never have been called
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
@@ -167,7 +177,7 @@ def _swapping(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hand_masks_on(modeling: ModuleType) -> None:
-    """For good, since models outlive disable(); it does nothing to models that are not ours."""
+    """For good, since models outlive unpatch(); it does nothing to models that are not ours."""
     causal: Any = modeling.xLSTMForCausalLM
     if (
         "prepare_inputs_for_generation" in vars(causal) and causal not in _handing_on

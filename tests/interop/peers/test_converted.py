@@ -128,13 +128,14 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 
 def test_defaults_of_their_configs(tmp_path: Path) -> None:
     """What a config.json leaves out is what transformers takes."""
-    from xlstm_cuda.interop.checkpoints import fields as configs
+    from xlstm_cuda.interop.checkpoints.configs import read
+    from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "xlstm"}))
-    fields, _ = configs.read(tmp_path, hf=True)
+    _, fields, _ = read(tmp_path, [LAYOUTS["hf"]])
     theirs = transformers.xLSTMConfig()
     assert fields == {name: getattr(theirs, name) for name in fields}
     (tmp_path / "config.yaml").write_text("embedding_dim: 8\nnum_heads: 2\nnum_blocks: 3\nvocab_size: 4\n")
-    fields, _ = configs.read(tmp_path, hf=False)
+    _, fields, _ = read(tmp_path, [LAYOUTS["nxai"]])
     config = large.xLSTMLargeConfig(embedding_dim=8, num_heads=2, num_blocks=3, vocab_size=4)
     assert fields == {name: getattr(config, name) for name in fields}

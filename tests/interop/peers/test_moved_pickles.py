@@ -16,8 +16,10 @@ from torch import nn
 from tests.support.nxai_models import CONFIGS, build, ids
 from xlstm_cuda import patch
 
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import pickle, sys, torch
+import tests.interop.peers.conftest  # hides the packages that are hidden here
 with open(sys.argv[1], "rb") as file:
     model, ids, expected = pickle.load(file)
 with torch.no_grad():
@@ -51,11 +53,11 @@ def large_model() -> nn.Module:
 def transformers_model() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("transformers.models.xlstm")
-    from xlstm_cuda.interop.transformers import enable
+    from xlstm_cuda.interop import transformers as ours
 
     sizes = {"vocab_size": 29, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 2}
     model = transformers.xLSTMForCausalLM(transformers.xLSTMConfig(**sizes, autocast_kernel_dtype="float32"))
-    enable(model)
+    ours.patch(model)
     return model
 
 
@@ -82,5 +84,5 @@ def test_loads_in_a_new_process(model: Any, tmp_path: Path, monkeypatch: pytest.
     expected = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
     (tmp_path / "old.pkl").write_bytes(under_former_names((patched, ids(), expected), monkeypatch))
     call = [sys.executable, "-c", PROGRAM, tmp_path / "old.pkl"]
-    modules = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+    modules = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "xlstm_cuda.interop" in modules and "xlstm_cuda.integrations" not in modules

@@ -22,9 +22,9 @@ PATCH, CONTEXT, DIM, HEADS = 4, 48, 32, 2
 
 
 @pytest.fixture(autouse=True)
-def disabled() -> Iterator[None]:
+def unpatched() -> Iterator[None]:
     yield
-    ours.disable()
+    ours.unpatch()
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def build(backend: str = "torch") -> TiRexZero:
 
 
 def with_ours(call: Callable[[], Any]) -> Any:
-    ours.enable()
+    ours.patch()
     try:
         return call()
     finally:
-        ours.disable()
+        ours.unpatch()
 
 
 def series() -> list[Tensor]:
@@ -149,13 +149,24 @@ def test_autocast() -> None:
     assert 1e-4 < relative_error(actual.float(), expected) < 5e-2
 
 
-def test_enable_and_disable() -> None:
+def test_patch_and_unpatch() -> None:
     own = tirex_cell.sLSTMCell.forward
-    ours.disable()
+    ours.unpatch()
     assert tirex_cell.sLSTMCell.forward is own
-    ours.enable()
-    ours.enable()
+    ours.patch()
+    ours.patch()
     assert tirex_cell.sLSTMCell.forward is not own
+    ours.unpatch()
+    assert tirex_cell.sLSTMCell.forward is own
+
+
+def test_former_names() -> None:
+    own = tirex_cell.sLSTMCell.forward
+    ours.enable()
+    patched = tirex_cell.sLSTMCell.forward
+    ours.unpatch()
+    ours.patch()
+    assert tirex_cell.sLSTMCell.forward is patched is not own
     ours.disable()
     assert tirex_cell.sLSTMCell.forward is own
 
@@ -175,4 +186,4 @@ def test_wrong_shapes() -> None:
 def test_without_tirex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tirex.models.slstm.cell", None)
     with pytest.raises(ImportError, match="xlstm_cuda.interop.tirex needs the package tirex-ts"):
-        ours.enable()
+        ours.patch()

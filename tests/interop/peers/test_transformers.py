@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xlstm_cuda.interop import transformers as integration
-from xlstm_cuda.interop.transformers import MLSTMBackend, disable, enable
+from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,7 +38,7 @@ chunked = pytest.mark.skipif(VERSION < 5, reason="transformers 4 fails for promp
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     yield
-    disable()
+    unpatch()
 
 
 def build(**options: Any) -> Any:
@@ -55,9 +55,9 @@ def build(**options: Any) -> Any:
         }
     )
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as monkeypatch:
         if config.weight_mode == "fused":  # their initial values fail for shapes
-            patch.setattr(modeling.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None)
+            monkeypatch.setattr(modeling.xLSTMPreTrainedModel, "_init_weights", lambda self, module: None)
         model = transformers.xLSTMForCausalLM(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def pair(**options: Any) -> tuple[Any, Any]:
     """A model as it comes and the same one on our functions."""
     stock = build(**options)
     ours = copy.deepcopy(stock)
-    enable(ours)
+    patch(ours)
     return stock, ours
 
 
@@ -197,8 +197,8 @@ def test_left_padding(chunk: int) -> None:
 def test_left_padding_in_training(checkpointing: bool) -> None:
     rows, ids, mask = padded()
     alone, together = (build(**DOUBLE).double().train() for _ in range(2))
-    enable(alone)
-    enable(together)
+    patch(alone)
+    patch(together)
     if checkpointing:
         together.gradient_checkpointing_enable({"use_reentrant": False})
     for row in rows:
@@ -221,19 +221,19 @@ def test_generation_from_a_padded_batch() -> None:
         assert (row[len(alone) :] == 1).all()
 
 
-def test_masks_in_generation_outlive_disable() -> None:
+def test_masks_in_generation_outlive_unpatch() -> None:
     """Of models that stay ours, and not of those that come."""
     _, ids, mask = padded()
     stock, ours = pair(eos_token_id=2)
     options = {"attention_mask": mask, "max_new_tokens": 9, "pad_token_id": 1}
     expected = ours.generate(ids, **options)
-    disable()
+    unpatch()
     assert torch.equal(ours.generate(ids, **options), expected)
     assert not torch.equal(stock.generate(ids, **options), expected)
 
 
 def test_masks_in_generation_of_an_unpickled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process where nobody has called enable()."""
+    """In a process where nobody has called patch()."""
     _, ids, mask = padded()
     _, ours = pair(eos_token_id=2)
     options = {"attention_mask": mask, "max_new_tokens": 9, "pad_token_id": 1}
@@ -286,7 +286,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     stock, ours = pair()
     ours.save_pretrained(tmp_path)
     assert not is_ours(transformers.AutoModelForCausalLM.from_pretrained(tmp_path))
-    enable()
+    patch()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert is_ours(loaded)
     assert stock.state_dict().keys() == loaded.state_dict().keys()
@@ -303,24 +303,24 @@ def test_copies(copied: Any) -> None:
     twin = copied(ours)
     with torch.no_grad():
         assert torch.equal(twin(ids, attention_mask=mask).logits, ours(ids, attention_mask=mask).logits)
-    disable(ours)
+    unpatch(ours)
     assert is_ours(twin) and not is_ours(ours)
 
 
-def test_enabled_and_disabled() -> None:
+def test_patched_and_unpatched() -> None:
     _, ids, mask = padded()
     before = build()
     init = vars(modeling.xLSTMModel)["__init__"]
-    enable()
-    enable()
+    patch()
+    patch()
     during, twice = build(), build()
-    enable(twice)
-    disable()
+    patch(twice)
+    unpatch()
     assert [is_ours(model) for model in (before, during, twice, build())] == [False, True, True, False]
     assert vars(modeling.xLSTMModel)["__init__"] is init
-    disable(during)
-    disable(twice)
-    disable(before)
+    unpatch(during)
+    unpatch(twice)
+    unpatch(before)
     assert not any(map(is_ours, (before, during, twice)))
     with torch.no_grad():
         expected = before(ids, attention_mask=mask).logits
@@ -329,10 +329,22 @@ def test_enabled_and_disabled() -> None:
             assert torch.equal(model(ids, attention_mask=mask).logits, expected)
 
 
+def test_former_names() -> None:
+    model = build()
+    integration.enable(model)
+    assert is_ours(model)
+    integration.disable(model)
+    assert not is_ours(model)
+    integration.enable()
+    assert is_ours(build())
+    integration.disable()
+    assert not is_ours(build())
+
+
 def test_the_base_model() -> None:
     stock = build().backbone
     ours = copy.deepcopy(stock)
-    enable(ours)
+    patch(ours)
     with torch.no_grad():
         expected = stock(tokens(2, 9)).last_hidden_state
         assert_close_relative(ours(tokens(2, 9), None, None, False)[0], expected, 1e-5)
@@ -340,10 +352,10 @@ def test_the_base_model() -> None:
 
 def test_refused() -> None:
     with pytest.raises(ValueError, match="there is no xLSTMModel of transformers in this Linear"):
-        enable(nn.Linear(2, 3))
+        patch(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         pair()[1](attention_mask=torch.ones(2, 3))
-    for switch in (enable, disable):
+    for switch in (patch, unpatch):
         with pytest.raises(TypeError, match="a model .* or nothing is expected, got the class xLSTMForCausalLM"):
             switch(transformers.xLSTMForCausalLM)
         with pytest.raises(TypeError, match="a model .* or nothing is expected, got str"):
@@ -352,7 +364,7 @@ def test_refused() -> None:
     for block in model.backbone.blocks:
         vars(block.mlstm_layer.mlstm_backend.config)["chunkwise_kernel"] = "chunkwise--triton_xl_chunk_siging"
     with pytest.raises(ValueError, match="sigmoid input gates"):
-        enable(nn.ModuleList([other, model]))
+        patch(nn.ModuleList([other, model]))
     assert not is_ours(other) and not is_ours(model)
 
 
@@ -371,7 +383,7 @@ def test_transformers_is_missing_or_old(module: str, message: str, monkeypatch: 
     finder = type("Missing", (), {"find_spec": staticmethod(lambda name, *_: missing(name, module))})
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
     with pytest.raises(ImportError, match=message):
-        enable()
+        patch()
 
 
 def missing(name: str, hidden: str) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import fields as configs
-from . import parts as layouts
-from . import sources
-from .parts import EMBEDDING, HEAD
+from . import configs, sources
+from .layouts import Layout, recognise
+from .parts import EMBEDDING, Shape, check_shapes, fused_shape, part_shapes
 
 
 @dataclass
@@ -28,14 +27,15 @@ class _Rows:
 
 @dataclass
 class Checkpoint:
-    """hf: whether it is Hugging Face's. weights: "single" or "fused". fields: NX-AI's config. config: as in the file.
-    shapes: of all parts."""
+    """layout_names: of all layouts whose tensors have these names. weights: "single" or "fused". fields: of its config,
+    in NX-AI's names. config: as in the file. shapes: of all parts."""
 
-    hf: bool
+    layout: Layout
+    layout_names: list[str]
     weights: str
     fields: dict[str, Any]
     config: dict[str, Any]
-    shapes: dict[str, layouts.Shape]
+    shapes: dict[str, Shape]
     _tensors: sources.Source
     _rows: dict[str, _Rows]
 
@@ -63,30 +63,25 @@ class Checkpoint:
 def opened(source: Path) -> Iterator[Checkpoint]:
     """Raises what `convert` raises for a source."""
     with sources.opened(source) as tensors:
-        hf, weights = layouts.recognise(tensors.shapes)
-        fields, config = configs.read(source.parent if source.is_file() else source, hf)
-        if fields["num_blocks"] > len(tensors.shapes):  # a typing error in the config must not fill the memory
+        found = list(tensors.shapes)
+        layouts = recognise(found)
+        layout, fields, config = configs.read(source.parent if source.is_file() else source, layouts)
+        if fields["num_blocks"] > len(found):  # a typing error in the config must not fill the memory
             raise ValueError(
-                f"convert: the config has {fields['num_blocks']} blocks, the checkpoint {len(tensors.shapes)} tensors"
+                f"convert: the config has {fields['num_blocks']} blocks, the checkpoint {len(found)} tensors"
             )
-        shapes = layouts.parts(fields)
-        names = layouts.stored(shapes, "hf" if hf else "nxai", weights)
-        tied = hf and config.get("tie_word_embeddings") and HEAD not in tensors.shapes
-        if tied:
-            del names[HEAD]
-        layouts.check(
-            {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in names.items()},
-            tensors.shapes,
-        )
+        shapes, weights = part_shapes(fields), layout.weight_mode(found)
+        tied = layout.tied(config, found)
+        names = layout.tensors((part for part in shapes if part not in tied), weights)
+        check_shapes({name: fused_shape(shapes, parts) for name, parts in names.items()}, tensors.shapes)
         rows = _find(names, shapes)
-        if tied:
-            rows[HEAD] = rows[EMBEDDING]
-        for part in shapes.keys() - rows.keys():  # the bias that Hugging Face's model does not have
+        rows |= {part: rows[other] for part, other in tied.items()}
+        for part in shapes.keys() - rows.keys():  # what the layout's model does not have
             rows[part] = _Rows(None, 0, shapes[part][0])
-        yield Checkpoint(hf, weights, fields, config, shapes, tensors, rows)
+        yield Checkpoint(layout, [each.name for each in layouts], weights, fields, config, shapes, tensors, rows)
 
 
-def _find(names: dict[str, list[str]], shapes: dict[str, layouts.Shape]) -> dict[str, _Rows]:
+def _find(names: dict[str, list[str]], shapes: dict[str, Shape]) -> dict[str, _Rows]:
     """The parts of each tensor are below each other."""
     rows: dict[str, _Rows] = {}
     for name, parts in names.items():

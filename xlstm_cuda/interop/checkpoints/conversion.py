@@ -10,13 +10,11 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, folders, targets
-from . import fields as configs
-from . import parts as layouts
+from . import checkpoints, configs, folders, targets
 from .checkpoints import Checkpoint
-from .parts import OUT_NORM_BIAS
+from .layouts import LAYOUTS, Layout
+from .parts import fused_shape
 
-LAYOUTS = ("hf", "nxai", "xlstm_cuda")
 WEIGHTS = ("single", "fused")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Files beside the weights that belong to the model and not to a layout.
@@ -30,7 +28,7 @@ _SIDE_FILES = (
 class Summary:
     """What `convert` has done."""
 
-    source_layout: str  # "hf", or "nxai / xlstm_cuda", which differ in their config only
+    source_layout: str  # one, or several ("nxai / xlstm_cuda") that differ in their configs only
     source_weights: str
     weights: str
     tensors: int
@@ -74,35 +72,42 @@ def convert(
     source, target = Path(source), Path(target)
     size = _bytes(shard_size)
     wanted = as_dtype(dtype)
-    _choice("to", to, LAYOUTS)
+    _choice("to", to, tuple(LAYOUTS))
     _choice("weights", weights, WEIGHTS)
     folder = source.parent if source.is_file() else source
     if target.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"convert: the target {target} holds the source {source}")
+    layout = LAYOUTS[to]
     with checkpoints.opened(source) as checkpoint:
         fields = {**checkpoint.fields, "weight_mode": weights}
-        configs.check_target(fields, to)
-        if to == "hf" and OUT_NORM_BIAS in checkpoint.shapes and checkpoint.read(OUT_NORM_BIAS, torch.float64).any():
-            raise ValueError(f"convert: {OUT_NORM_BIAS} is not zero, and Hugging Face's xLSTM has no such bias")
-        names = layouts.stored(checkpoint.shapes, to, weights)
+        layout.check(fields)
+        _check_left_out(checkpoint, layout)
+        names = layout.tensors(checkpoint.shapes, weights)
         entries = [_entry(checkpoint, name, parts, wanted) for name, parts in names.items()]
         nbytes = sum(entry.nbytes for entry in entries)
         largest = max(entries, key=lambda entry: entry.nbytes)
+        fields["dtype"] = str(largest.dtype).removeprefix("torch.")
+        config = layout.config(fields, checkpoint.config if checkpoint.layout is layout else None)
         with folders.new_folder(target, overwrite) as new, _bar(nbytes, progress) as written:
-            raw = checkpoint.config if checkpoint.hf else None
-            configs.write(new, to, fields, raw, str(largest.dtype).removeprefix("torch."))
+            configs.write(new / layout.config_file, config)
             targets.copy_side_files(folder, new, _SIDE_FILES)
-            files = targets.write(new, entries, "nxai" if to == "nxai" else "hf", size, written)
-    layout = "hf" if checkpoint.hf else "nxai / xlstm_cuda"
-    return Summary(layout, checkpoint.weights, weights, len(entries), files, nbytes)
+            files = targets.write(new, entries, layout, size, written)
+    return Summary(" / ".join(checkpoint.layout_names), checkpoint.weights, weights, len(entries), files, nbytes)
+
+
+def _check_left_out(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Raises ValueError unless the parts that the layout does not store are zero."""
+    for part in checkpoint.shapes:
+        if layout.tensor_name(part) is None and checkpoint.read(part, torch.float64).any():
+            kind = part.rpartition(".")[2]
+            raise ValueError(f"convert: {part} is not zero, and {layout.model} has no such {kind}")
 
 
 def _entry(checkpoint: Checkpoint, name: str, parts: list[str], dtype: torch.dtype | None) -> targets.Entry:
-    shapes = [checkpoint.shapes[part] for part in parts]
     dtype = dtype or checkpoint.dtype(parts)
     return targets.Entry(
         name=name,
-        shape=(sum(shape[0] for shape in shapes), *shapes[0][1:]),
+        shape=fused_shape(checkpoint.shapes, parts),
         dtype=dtype,
         pieces=[partial(checkpoint.read, part, dtype) for part in parts],
     )

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .layouts import LAYOUTS
 from .sources import SUFFIXES
 
-_CONFIGS = ("config.json", "config.yaml")
 _HIDDEN = ".xlstm_cuda-convert"  # how the name of a hidden folder ends
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -56,7 +56,8 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 def _is_checkpoint(folder: Path) -> bool:
     """A config alone does not tell: many kinds of folders have a config.json."""
     names = {path.name for path in folder.iterdir()}
-    return any(name in names for name in _CONFIGS) and any(name.endswith(SUFFIXES) for name in names)
+    has_config = any(layout.config_file in names for layout in LAYOUTS.values())
+    return has_config and any(name.endswith(SUFFIXES) for name in names)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -9,9 +9,9 @@ import torch
 
 from ...models import xLSTMLarge, xLSTMLargeConfig
 from . import checkpoints
-from . import fields as configs
-from . import parts as layouts
 from .conversion import as_dtype
+from .layouts import OURS
+from .parts import fused_shape
 
 
 def load_large(
@@ -35,17 +35,14 @@ def load_large(
     """
     wanted = as_dtype(dtype)
     with checkpoints.opened(Path(source)) as checkpoint:
-        settings = {"weight_mode": checkpoint.weights, **configs.own_fields(checkpoint.fields), **fields}
+        stored = OURS.config({**checkpoint.fields, "weight_mode": checkpoint.weights})
         with torch.device("meta"):
-            model = xLSTMLarge(xLSTMLargeConfig(**settings))
+            model = xLSTMLarge(xLSTMLargeConfig(**{**stored, **fields}))
         wanted = wanted or checkpoint.dtype(list(checkpoint.shapes))
-        names = layouts.stored(checkpoint.shapes, "xlstm_cuda", model.config.weight_mode)
         state_dict = {}
-        for name, parts in names.items():
-            shapes = [checkpoint.shapes[part] for part in parts]
-            shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-            tensor = torch.empty(shape, dtype=wanted, device=device)
-            for rows, part in zip(tensor.split([shape[0] for shape in shapes]), parts, strict=True):
+        for name, parts in OURS.tensors(checkpoint.shapes, model.config.weight_mode).items():
+            tensor = torch.empty(fused_shape(checkpoint.shapes, parts), dtype=wanted, device=device)
+            for rows, part in zip(tensor.split([checkpoint.shapes[part][0] for part in parts]), parts, strict=True):
                 rows.copy_(checkpoint.read(part, wanted))
             state_dict[name] = tensor
         model.load_state_dict(state_dict, assign=True)

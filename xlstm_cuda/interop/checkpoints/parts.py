@@ -1,33 +1,34 @@
-"""Names and shapes of xLSTMLarge's tensors in every layout, and the layout of a set of names.
+"""Parts: the tensors of NX-AI's xLSTMLarge with weight_mode="single", of which the tensors of every layout are made.
 
-Parts: the tensors of NX-AI's xLSTMLarge with weight_mode="single", of which every layout is made. Fused tensors are
-parts below each other.
+A tensor of a layout is one part, or several of the same kind below each other ("fused").
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from ...models.large.config import ffn_width
 from ...models.large.weights import FUSED
 from ...nn.loading import likely_layout
 
 Shape = tuple[int, ...]
 
-OUT_NORM_BIAS = "backbone.out_norm.bias"  # Hugging Face's model never has it
+OUT_NORM_BIAS = "backbone.out_norm.bias"
 EMBEDDING, HEAD = "embedding.weight", "lm_head.weight"
+BLOCKS = "backbone.blocks."
 
 
-def parts(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Shape of every part, from a config with NX-AI's fields."""
-    dim, vocab, bias = config["embedding_dim"], config["vocab_size"], config["use_bias"]
+def part_shapes(fields: Mapping[str, Any]) -> dict[str, Shape]:
+    """Shape of every part, from the fields of a config."""
+    dim, vocab, bias = fields["embedding_dim"], fields["vocab_size"], fields["use_bias"]
     shapes: dict[str, Shape] = {EMBEDDING: (vocab, dim)}
-    for block in range(config["num_blocks"]):
-        for module, shape, has_bias in _block(config):
-            shapes[f"backbone.blocks.{block}.{module}.weight"] = shape
+    for block in range(fields["num_blocks"]):
+        for module, shape, has_bias in _block(fields):
+            shapes[f"{BLOCKS}{block}.{module}.weight"] = shape
             if has_bias:
-                shapes[f"backbone.blocks.{block}.{module}.bias"] = shape[:1]
-    if config["add_out_norm"]:
+                shapes[f"{BLOCKS}{block}.{module}.bias"] = shape[:1]
+    if fields["add_out_norm"]:
         shapes["backbone.out_norm.weight"] = (dim,)
         if bias:
             shapes[OUT_NORM_BIAS] = (dim,)
@@ -35,12 +36,11 @@ def parts(config: Mapping[str, Any]) -> dict[str, Shape]:
     return shapes
 
 
-def _block(config: Mapping[str, Any]) -> list[tuple[str, Shape, bool]]:
+def _block(fields: Mapping[str, Any]) -> list[tuple[str, Shape, bool]]:
     """Module, shape of its weight and whether it has a bias."""
-    dim, heads, bias = config["embedding_dim"], config["num_heads"], config["use_bias"]
-    qk, v = int(dim * config["qk_dim_factor"]), int(dim * config["v_dim_factor"])
-    multiple = config["ffn_round_up_to_multiple_of"]
-    ffn = int((dim * config["ffn_proj_factor"] + multiple - 1) // multiple * multiple)
+    dim, heads, bias = fields["embedding_dim"], fields["num_heads"], fields["use_bias"]
+    qk, v = int(dim * fields["qk_dim_factor"]), int(dim * fields["v_dim_factor"])
+    ffn = ffn_width(dim, fields["ffn_proj_factor"], fields["ffn_round_up_to_multiple_of"])
     return [
         ("norm_mlstm", (dim,), bias),
         ("mlstm_layer.q", (qk, dim), bias),
@@ -58,42 +58,21 @@ def _block(config: Mapping[str, Any]) -> list[tuple[str, Shape, bool]]:
     ]
 
 
-def stored(names: Iterable[str], layout: str, weights: str) -> dict[str, list[str]]:
-    """The tensors of a layout ("hf", "nxai" or "xlstm_cuda") and weight_mode, each with the parts that make it up."""
-    result: dict[str, list[str]] = {}
-    for name in names:
-        if layout == "hf" and name == OUT_NORM_BIAS:
-            continue
-        key = _fused(name) if weights == "fused" else name
-        if layout == "hf" and key == EMBEDDING:
-            key = "backbone.embeddings.weight"
-        result.setdefault(key, []).append(name)
-    return result
-
-
-def _fused(name: str) -> str:
+def fused_name(part: str) -> str:
+    """The tensor that holds a part where weight_mode is "fused"."""
     for fused, singles in FUSED.items():
         for single in singles:
-            if f".{single}." in name:
-                return name.replace(f".{single}.", f".{fused}.")
-    return name
+            if f".{single}." in part:
+                return part.replace(f".{single}.", f".{fused}.")
+    return part
 
 
-def recognise(names: Iterable[str]) -> tuple[bool, str]:
-    """Whether tensors of these names are Hugging Face's (else NX-AI's or ours), and their weight_mode.
-
-    Raises ValueError where they are of another kind of model.
-    """
-    names = list(names)
-    hf = any(name.startswith("backbone.embeddings.") for name in names)
-    if not (hf or any(name.startswith(("backbone.blocks.", "embedding.")) for name in names)):
-        layout = likely_layout(names)
-        hint = f", it looks like {layout}" if layout else ""
-        raise ValueError(f"convert: the checkpoint is no xLSTMLarge{hint}")
-    return hf, "fused" if any(".qkv_opreact." in name for name in names) else "single"
+def fused_shape(shapes: Mapping[str, Shape], parts: list[str]) -> Shape:
+    """Of the tensor in which these parts are below each other."""
+    return (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
 
 
-def check(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+def check_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
     """Raises ValueError that lists all tensors that are missing, extra or of the wrong shape."""
     problems = [f"missing: {name} {expected[name]}" for name in expected if name not in found]
     problems += [f"extra: {name} {found[name]}" for name in found if name not in expected]

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .layouts import Layout
 from .sources import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -35,19 +36,15 @@ class Entry:
 
 
 def write(
-    folder: Path, entries: Sequence[Entry], numbered: str, shard_size: int, written: Callable[[int], object]
+    folder: Path, entries: Sequence[Entry], layout: Layout, shard_size: int, written: Callable[[int], object]
 ) -> int:
     """All entries in files of at most shard_size bytes, or of one tensor; returns the number of files.
 
-    numbered: "hf" for names with the number of files and an index, "nxai" for model_0.safetensors and so on.
-    written: called with the number of bytes after each piece.
+    layout: which names the files. written: called with the number of bytes after each piece.
     """
     shards = _shards(entries, shard_size)
-    names = ["model.safetensors"]
-    if len(shards) > 1 and numbered == "nxai":
-        names = [f"model_{n}.safetensors" for n in range(len(shards))]
-    elif len(shards) > 1:
-        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    names = layout.file_names(len(shards))
+    if len(shards) > 1 and layout.has_index:
         _write_index(folder, dict(zip(names, shards, strict=True)))
     for name, shard in zip(names, shards, strict=True):
         try:
