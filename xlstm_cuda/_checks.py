@@ -21,7 +21,7 @@ from torch.fx import Proxy
 from xlstm_cuda._ops import accumulate_dtype
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 
-MAX_STEP = 16  # tokens per call of mlstm_step
+MAX_STEP = 16  # tokens per call of a step: kMaxStepTokens of csrc/core
 _MAX_ELEMENTS = 2**48  # of a tensor, as in csrc/ops/common.h: more than any address space holds
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

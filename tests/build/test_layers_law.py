@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "reference": {"reference", "_states"},
     "functional": {"functional", "_autocast", "_autograd", "_backend", "_checks", "_ops", "_states", "reference"},
     "testing": {"_states"},
-    "nn": {"nn", "functional", "_autocast", "_children", "_states"},
+    "nn": {"nn", "functional", "_autocast", "_checks", "_children", "_states"},
     "models": {"models", "nn", "functional", "_states"},
     "interop/__init__": set(),
     "interop/checkpoints": {"interop", "models", "nn"},

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import MAX_STEP
 from .config import require
-
-MAX_STEP = 16  # tokens, as functional.mlstm_step takes them
 
 
 def check_input(x: Tensor, dim: int) -> None:

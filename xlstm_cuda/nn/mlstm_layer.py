@@ -16,11 +16,11 @@ from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
 from .gates import GateLinear
 from .init import linspace_, small_init_, wang_init_
-from .inputs import check_input, check_reset, check_tokens, layer_state, step_flag
+from .inputs import check_input, check_reset, layer_state, step_flag
+from .layer import RecurrentLayer
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
-from .tracing import leaf_call
 
 
 @dataclass
@@ -130,7 +130,7 @@ class mLSTMCell(nn.Module):
         nn.init.normal_(self.igate.bias, std=0.1)
 
 
-class mLSTMLayer(nn.Module):
+class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
     """Up-projection to two branches, one through convolution and mLSTM, the other gating it, down-projection.
 
     x (B, S, D), any S >= 0 -> (B, S, D). The state is an `MLSTMLayerState`; None is the empty one.
@@ -152,32 +152,6 @@ class mLSTMLayer(nn.Module):
         self.proj_down = nn.Linear(inner, dim, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
-
-    def forward(
-        self,
-        x: Tensor,
-        state: MLSTMLayerState | None = None,
-        return_state: bool = False,
-        *,
-        reset: Tensor | None = None,
-        is_step: bool = False,
-    ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
-        """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
-
-        reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
-        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
-        Raises ValueError for an x, state or reset of the wrong shape.
-        """
-        if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
-            return node
-        y, state = self._run(x, state, reset, is_step)
-        return (y, state) if return_state else y
-
-    def step(self, x: Tensor, state: MLSTMLayerState | None = None) -> tuple[Tensor, MLSTMLayerState]:
-        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
-        check_tokens(x)
-        following: tuple[Tensor, MLSTMLayerState] = self(x, state, True, is_step=True)
-        return following
 
     def _run(
         self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None, is_step: bool

@@ -17,11 +17,11 @@ from .._states import SLSTMState
 from .config import Config, check_config, ignored, require
 from .conv import CausalConv1d
 from .init import linspace_, powerlaw_, small_init_
-from .inputs import check_input, check_reset, check_tokens, layer_state, step_flag
+from .inputs import check_input, check_reset, layer_state, step_flag
+from .layer import RecurrentLayer
 from .linear_headwise import LinearHeadwise
 from .norms import MultiHeadLayerNorm
 from .states import SLSTMLayerState
-from .tracing import leaf_call
 
 _BIAS_INITS = ("powerlaw_blockdependent", "small_init", "zeros", "standard")
 _KERNEL_INITS = ("zeros", "standard")
@@ -167,7 +167,7 @@ class sLSTMCell(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
 
 
-class sLSTMLayer(nn.Module):
+class sLSTMLayer(RecurrentLayer[SLSTMLayerState]):
     """Convolution, gates, sLSTM, group norm. x (B, S, D), any S >= 0 -> (B, S, D).
 
     The names of two parameters are exchanged, as in the public code, whose checkpoints depend on it: `fgate` feeds
@@ -189,32 +189,6 @@ class sLSTMLayer(nn.Module):
         self.group_norm = MultiHeadLayerNorm(dim, weight=config.group_norm_weight)
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
-
-    def forward(
-        self,
-        x: Tensor,
-        state: SLSTMLayerState | None = None,
-        return_state: bool = False,
-        *,
-        reset: Tensor | None = None,
-        is_step: bool = False,
-    ) -> Tensor | tuple[Tensor, SLSTMLayerState]:
-        """x (B, S, D) -> (B, S, D), and with return_state the state after the last token.
-
-        reset: bool (B, S): the state, the convolution's window included, is emptied before that token.
-        is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
-        Raises ValueError for an x, state or reset of the wrong shape.
-        """
-        if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
-            return node
-        y, state = self._run(x, state, reset, is_step)
-        return (y, state) if return_state else y
-
-    def step(self, x: Tensor, state: SLSTMLayerState | None = None) -> tuple[Tensor, SLSTMLayerState]:
-        """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""
-        check_tokens(x)
-        following: tuple[Tensor, SLSTMLayerState] = self(x, state, True, is_step=True)
-        return following
 
     def _run(
         self, x: Tensor, state: SLSTMLayerState | None, reset: Tensor | None, is_step: bool

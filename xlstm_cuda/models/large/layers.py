@@ -14,7 +14,7 @@ from ..._states import MLSTMState
 from ...nn.gates import GateLinear
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
-from .norms import MultiHeadLayerNorm, RMSNorm
+from .norms import LargeMultiHeadLayerNorm, RMSNorm
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
@@ -40,7 +40,7 @@ class LargeMLSTMLayer(nn.Module):
             self.ogate_preact = nn.Linear(dim, v, bias=bias)
             self.igate_preact = GateLinear(dim, heads)
             self.fgate_preact = GateLinear(dim, heads)
-        self.multihead_norm = MultiHeadLayerNorm(v, config.norm_eps, bias)
+        self.multihead_norm = LargeMultiHeadLayerNorm(v, config.norm_eps, bias)
         self.out_proj = nn.Linear(v, dim, bias=bias)
 
     def forward(

@@ -40,8 +40,11 @@ class RMSNorm(_Norm):
         return self._scale(F.rms_norm(x, (self.dim,), eps=self.eps).to(x.dtype))  # autocast makes it float32
 
 
-class MultiHeadLayerNorm(_Norm):
+class LargeMultiHeadLayerNorm(_Norm):
     """(..., H, D) -> (..., H D): layer norm, each head by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._scale(F.layer_norm(x, x.shape[-1:], eps=self.eps).to(x.dtype).flatten(-2))
+
+
+MultiHeadLayerNorm = LargeMultiHeadLayerNorm  # its former name, also in pickled models
