@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import xlstm_cuda
 from xlstm_cuda import reference
 
-from . import compiled, gpu_peers, peers, recurrent_peers
+from . import compiled
 from .calls import Builder, Call, Claim, Implementation
 from .claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
-from .gpu_calls import graphed, inplace_step, inplace_step_in_16_bits, without_cuda, without_kernel
+from .cuda import graphed, inplace_step, inplace_step_in_16_bits, without_cuda, without_kernel
 from .ops import OPS, Outputs, Shape, Tensors, lstm_state, mlstm_state, project, slstm_state
+from .peers import flashrnn, mlstm_kernels, sdpa
 
 
 def _library(backend: str) -> dict[str, Builder]:
@@ -122,7 +123,7 @@ def _on_cuda(
 
 
 def _flashrnn(name: str, backend: str, *packages: str, **more: Any) -> Implementation:
-    builders, missing = recurrent_peers.builders(backend), partial(_without, "flashrnn", *packages)
+    builders, missing = flashrnn.builders(backend), partial(_without, "flashrnn", *packages)
     return Implementation(name, builders, ("cuda",), missing, peer=True, **more)
 
 
@@ -158,29 +159,29 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         ),
         Implementation("torch.nn.LSTM", {"lstm": _torch_lstm}, refuses=_one_head, peer=True),
         Implementation("torch.nn.LSTMCell", {"lstm_step": _torch_lstm_cell}, refuses=_one_head, peer=True),
-        Implementation("xlstm", {"slstm": peers.xlstm_slstm}, missing=partial(_without, "xlstm"), peer=True),
+        Implementation("xlstm", {"slstm": mlstm_kernels.xlstm_slstm}, missing=partial(_without, "xlstm"), peer=True),
         Implementation(
             "mlstm_kernels",
-            {"mlstm": peers.mlstm_chunkwise, "mlstm_step": peers.mlstm_step},
+            {"mlstm": mlstm_kernels.mlstm_chunkwise, "mlstm_step": mlstm_kernels.mlstm_step},
             missing=partial(_without, "mlstm_kernels"),
-            refuses=peers.without_chunks,
-            choices=peers.by_chunk_size,
+            refuses=mlstm_kernels.without_chunks,
+            choices=mlstm_kernels.by_chunk_size,
             peer=True,
         ),
         _peer_on_cuda(
-            *("mlstm_kernels-xl_chunk", gpu_peers.xl_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
-            refuses=gpu_peers.without_whole_chunks,
-            choices=gpu_peers.xl_chunk_sizes,
+            *("mlstm_kernels-xl_chunk", sdpa.xl_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
+            refuses=sdpa.without_whole_chunks,
+            choices=sdpa.xl_chunk_sizes,
         ),
         _peer_on_cuda(
-            *("mlstm_kernels-limit_chunk", gpu_peers.limit_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
-            refuses=gpu_peers.without_whole_chunks,
-            choices=gpu_peers.limit_chunk_sizes,
+            *("mlstm_kernels-limit_chunk", sdpa.limit_chunk, WITHOUT_NORM_GRAD, "mlstm_kernels", "triton"),
+            refuses=sdpa.without_whole_chunks,
+            choices=sdpa.limit_chunk_sizes,
         ),
-        _peer_on_cuda("fla-simple_gla", gpu_peers.simple_gla, DECAYED, "fla", "triton"),
+        _peer_on_cuda("fla-simple_gla", sdpa.simple_gla, DECAYED, "fla", "triton"),
         _flashrnn("flashrnn", "cuda_fused"),
         _flashrnn("flashrnn-alternating", "cuda"),
-        _flashrnn("flashrnn-triton", "triton_fused", "triton", refuses=recurrent_peers.without_large_heads),
-        _peer_on_cuda("sdpa", gpu_peers.attention, ATTENTION, choices=gpu_peers.attention_backends),
+        _flashrnn("flashrnn-triton", "triton_fused", "triton", refuses=flashrnn.without_large_heads),
+        _peer_on_cuda("sdpa", sdpa.attention, ATTENTION, choices=sdpa.attention_backends),
     )
 }

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 import xlstm_cuda
-from bench import gpu_peers
 from bench.calls import Builder, Call, Claim, Implementation
 from bench.cases import SUITES, Case
 from bench.check import Checker, WrongResult, affordable, copies
 from bench.claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS, Tensors
+from bench.peers import sdpa
 from tests.support.bench_runs import run, stand_in
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -171,13 +171,13 @@ def test_backends_of_attention(Dqk: int, Dv: int, backends: list[str], monkeypat
     ways = IMPLEMENTATIONS["sdpa"].ways("mlstm", {**SHAPE, "Dqk": Dqk, "Dv": Dv}, "fwd")
     assert list(ways) == backends
     asked: list[SDPBackend] = []
-    plain = gpu_peers.sdpa_kernel
+    plain = sdpa.sdpa_kernel
 
     def kernel(backend: SDPBackend) -> Any:
         asked.append(backend)
         return plain(SDPBackend.MATH)
 
-    monkeypatch.setattr(gpu_peers, "sdpa_kernel", kernel)
+    monkeypatch.setattr(sdpa, "sdpa_kernel", kernel)
     for builder in ways.values():
         builder(OPS["mlstm"].draw({**SHAPE, "S": 8}, torch.float32, "cpu")).run()
     assert [backend.name.partition("_")[0].lower() for backend in asked] == backends

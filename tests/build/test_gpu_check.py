@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import xlstm_cuda
-from bench import gpu_calls, runner
+from bench import cuda, runner
 from bench.calls import Call
 from bench.cases import Case, parse_shape
 from bench.check import Checker, copies
@@ -589,12 +589,12 @@ STEP = Case("mlstm_step", parse_shape("mlstm_step", "B=2,H=2,Dqk=32,Dv=16"), "st
 
 def test_a_state_in_16_bits_counts_its_own_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     def builder(t: dict[str, Any]) -> Call:
-        call = gpu_calls.inplace_step_in_16_bits(t)
+        call = cuda.inplace_step_in_16_bits(t)
         return Call(IMPLEMENTATIONS["cpu"].builders["mlstm_step"](t).run, call.leaves, nbytes=call.nbytes)
 
     inputs = OPS["mlstm_step"].draw(STEP.shape, torch.bfloat16, "cpu")
     full = OPS["mlstm_step"].bytes(STEP.shape, "step", torch.bfloat16)
-    nbytes = gpu_calls.inplace_step_in_16_bits(inputs).nbytes
+    nbytes = cuda.inplace_step_in_16_bits(inputs).nbytes
     assert nbytes is not None and nbytes == full - inputs["C"].nbytes  # half, twice
     monkeypatch.setitem(IMPLEMENTATIONS, "16", replace(IMPLEMENTATIONS["inplace"], builders={"mlstm_step": builder}))
     (record,) = runner.run([replace(STEP, impls=("cpu", "16"))], runner.Options(1, repeats=2, max_seconds=0))["cases"]
@@ -617,11 +617,11 @@ def test_a_graph_starts_from_the_state_it_was_given(monkeypatch: pytest.MonkeyPa
         graph = Graph(call)
         return graph, graph.outputs
 
-    monkeypatch.setattr(gpu_calls, "_captured", captured)
+    monkeypatch.setattr(cuda, "_captured", captured)
     checker = Checker(replace(STEP, dtype="float32"))
-    assert checker.errors(gpu_calls.graphed(gpu_calls.inplace_step))["C"] < 1e-6
+    assert checker.errors(cuda.graphed(cuda.inplace_step))["C"] < 1e-6
     t = copies(checker.inputs, "step")
-    call = gpu_calls.graphed(gpu_calls.inplace_step)(t)
+    call = cuda.graphed(cuda.inplace_step)(t)
     call.run()
     assert not torch.equal(t["C"], checker.inputs["C"])
 
@@ -630,7 +630,7 @@ def test_small_shapes_run_every_op_and_notice_a_wrong_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(small, "has_cuda_kernel", lambda kernel: True)
     monkeypatch.setattr(small, "DTYPES", (torch.float32, torch.bfloat16))
     done = small.main("cpu")
-    assert sorted(done["ran"]) == sorted(gpu_calls.KERNELS) and done["without a CUDA kernel"] == []
+    assert sorted(done["ran"]) == sorted(cuda.KERNELS) and done["without a CUDA kernel"] == []
     right = functional.lstm_step
 
     def wrong(*args: Any, backend: str | None = None, **named: Any) -> Any:
@@ -641,7 +641,7 @@ def test_small_shapes_run_every_op_and_notice_a_wrong_one(monkeypatch: pytest.Mo
     with pytest.raises(AssertionError, match="output: relative error"):
         small.main("cpu")
     monkeypatch.setattr(small, "has_cuda_kernel", lambda kernel: kernel.startswith("mlstm_step"))
-    others = [op for op in gpu_calls.KERNELS if op != "mlstm_step"]
+    others = [op for op in cuda.KERNELS if op != "mlstm_step"]
     assert small.main("cpu") == {"ran": ["mlstm_step"], "without a CUDA kernel": others}
 
 

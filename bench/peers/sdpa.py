@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
-from .calls import Builder, Call
-from .ops import Outputs, Shape, Tensors
-from .peers import mlstm_chunkwise
+from ..calls import Builder, Call
+from ..ops import Outputs, Shape, Tensors
+from .mlstm_kernels import mlstm_chunkwise
 
 # Chunk sizes of triton_xl_chunk by mode. In mlstm_kernels 2.0.6 its gradients are wrong for more than 128 tokens.
 XL_CHUNKS = {"fwd": (64, 128, 256), "fwdbwd": (64, 128)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from .calls import Builder, Call
-from .ops import Outputs, Shape, Tensors, project
+from ..calls import Builder, Call
+from ..ops import Outputs, Shape, Tensors, project
 
 TRITON_HEAD_DIM = 64  # the most that its Triton kernels take
 

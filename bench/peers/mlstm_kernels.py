@@ -8,8 +8,8 @@ from math import gcd
 
 from torch import Tensor
 
-from .calls import Builder, Call
-from .ops import MLSTM_STATE, Outputs, Shape, Tensors
+from ..calls import Builder, Call
+from ..ops import MLSTM_STATE, Outputs, Shape, Tensors
 
 CHUNK_SIZES = (16, 32, 64, 128, 256)
 

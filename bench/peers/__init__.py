@@ -1,0 +1,1 @@
+"""Other libraries that the benchmarks run beside this one."""
