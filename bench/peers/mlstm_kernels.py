@@ -1,37 +1,22 @@
-"""The packages `xlstm` and `mlstm_kernels`, where they are installed."""
+"""The package `mlstm_kernels`: the chunkwise mLSTM and its step in plain PyTorch, and two Triton kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import gcd
 
 from torch import Tensor
 
-from ..calls import Builder, Call
+from ..calls import Builder, Call, Implementation, peer
+from ..claims import WITHOUT_NORM_GRAD
 from ..ops import MLSTM_STATE, Outputs, Shape, Tensors
 
 CHUNK_SIZES = (16, 32, 64, 128, 256)
 
-
-def xlstm_slstm(t: Tensors) -> Call:
-    """The plain PyTorch sLSTM cell of `xlstm`: tokens first, gates beside the output rows of R."""
-    from xlstm.blocks.slstm.src.vanilla import slstm_forward, slstm_pointwise_function_registry
-
-    x: Tensor = t["x"]
-    _, H, D = t["b"].shape
-    grad = x.requires_grad
-    R = t["R"].detach().transpose(0, 1).reshape(H, 4 * D, D).requires_grad_(grad)  # (H, 4 D, D)
-    b = t["b"].detach().flatten().to(x.dtype).requires_grad_(grad)
-    states = x.new_zeros(4, x.shape[0], H * D)
-    pointwise = slstm_pointwise_function_registry["slstm"]
-
-    def run() -> Outputs:
-        h = slstm_forward(x.transpose(0, 1).flatten(2), states, R, b, pointwise)[0][0, 1:]  # (S, B, H D)
-        return (h.transpose(0, 1).unflatten(2, (H, D)),)
-
-    canonical = {"R": lambda g: g.unflatten(1, (4, D)).transpose(0, 1), "b": lambda g: g.unflatten(0, (4, H, D))}
-    return Call(run, {"x": x, "R": R, "b": b}, canonical)
+# Chunk sizes of triton_xl_chunk by mode. In mlstm_kernels 2.0.6 its gradients are wrong for more than 128 tokens.
+XL_CHUNKS = {"fwd": (64, 128, 256), "fwdbwd": (64, 128)}
+SMALLEST_CHUNK = 64  # the only one of triton_limit_chunk that is timed
 
 
 def mlstm_chunkwise(t: Tensors, chunk_size: int = 64, kernel: str = "native_autograd") -> Call:
@@ -76,3 +61,40 @@ def without_chunks(op: str, shape: Shape) -> str | None:
 def _chunk_sizes(S: int) -> tuple[int, ...]:
     """Those that divide S, else one chunk of S tokens."""
     return tuple(size for size in CHUNK_SIZES if S % size == 0) or ((S,) if max(CHUNK_SIZES) >= S else ())
+
+
+xl_chunk = partial(mlstm_chunkwise, chunk_size=128, kernel="triton_xl_chunk")
+limit_chunk = partial(mlstm_chunkwise, chunk_size=SMALLEST_CHUNK, kernel="triton_limit_chunk")
+
+
+def xl_chunk_sizes(op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
+    return {f"chunk {size}": partial(xl_chunk, chunk_size=size) for size in XL_CHUNKS[mode] if shape["S"] % size == 0}
+
+
+def limit_chunk_sizes(op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
+    return {f"chunk {SMALLEST_CHUNK}": limit_chunk}
+
+
+def without_whole_chunks(op: str, shape: Shape) -> str | None:
+    return None if shape["S"] % SMALLEST_CHUNK == 0 else f"needs S divisible by {SMALLEST_CHUNK}"
+
+
+def _triton(name: str, builder: Builder, choices: Callable[[str, Shape, str], Mapping[str, Builder]]) -> Implementation:
+    return peer(
+        *(f"mlstm_kernels-{name}", {"mlstm": builder}, "mlstm_kernels", "triton"),
+        devices=("cuda",),
+        claims={"mlstm": WITHOUT_NORM_GRAD},
+        refuses=without_whole_chunks,
+        choices=choices,
+    )
+
+
+IMPLEMENTATIONS = (
+    peer(
+        *("mlstm_kernels", {"mlstm": mlstm_chunkwise, "mlstm_step": mlstm_step}, "mlstm_kernels"),
+        refuses=without_chunks,
+        choices=by_chunk_size,
+    ),
+    _triton("xl_chunk", xl_chunk, xl_chunk_sizes),
+    _triton("limit_chunk", limit_chunk, limit_chunk_sizes),
+)

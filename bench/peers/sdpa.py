@@ -1,57 +1,17 @@
-"""Peers of the mLSTM on a GPU: Triton kernels of `mlstm_kernels` and `fla`, and torch's attention."""
+"""torch's scaled_dot_product_attention, by the fastest of its fused backends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from ..calls import Builder, Call
+from ..calls import Builder, Call, Claim, peer
 from ..ops import Outputs, Shape, Tensors
-from .mlstm_kernels import mlstm_chunkwise
-
-# Chunk sizes of triton_xl_chunk by mode. In mlstm_kernels 2.0.6 its gradients are wrong for more than 128 tokens.
-XL_CHUNKS = {"fwd": (64, 128, 256), "fwdbwd": (64, 128)}
-SMALLEST_CHUNK = 64  # the only one of triton_limit_chunk that is timed
 
 FLASH, CUDNN, EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
-
-
-xl_chunk = partial(mlstm_chunkwise, chunk_size=128, kernel="triton_xl_chunk")
-limit_chunk = partial(mlstm_chunkwise, chunk_size=SMALLEST_CHUNK, kernel="triton_limit_chunk")
-
-
-def xl_chunk_sizes(op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
-    return {f"chunk {size}": partial(xl_chunk, chunk_size=size) for size in XL_CHUNKS[mode] if shape["S"] % size == 0}
-
-
-def limit_chunk_sizes(op: str, shape: Shape, mode: str) -> Mapping[str, Builder]:
-    return {f"chunk {SMALLEST_CHUNK}": limit_chunk}
-
-
-def without_whole_chunks(op: str, shape: Shape) -> str | None:
-    return None if shape["S"] % SMALLEST_CHUNK == 0 else f"needs S divisible by {SMALLEST_CHUNK}"
-
-
-def simple_gla(t: Tensors) -> Call:
-    """Tokens before heads, which is its layout and not timed; logsigmoid(f), which its user computes too, is."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
-    own = {name: _swapped(t[name]).requires_grad_(t[name].requires_grad) for name in ("q", "k", "v", "f")}
-
-    def run() -> Outputs:
-        h, _ = chunk_simple_gla(own["q"], own["k"], own["v"], g=logsigmoid(own["f"]))
-        return (h.transpose(1, 2),)
-
-    return Call(run, own, dict.fromkeys(own, _swapped))
-
-
-def _swapped(x: Tensor) -> Tensor:
-    """Heads before tokens to tokens before heads, or back."""
-    return x.detach().transpose(1, 2).contiguous()
 
 
 def attention(t: Tensors, backend: SDPBackend = FLASH) -> Call:
@@ -70,3 +30,18 @@ def attention_backends(op: str, shape: Shape, mode: str) -> Mapping[str, Builder
     Dqk, Dv = shape["Dqk"], shape["Dv"]
     usable = {"flash": (FLASH, Dqk == Dv <= 256), "cudnn": (CUDNN, max(Dqk, Dv) <= 128), "efficient": (EFFICIENT, True)}
     return {name: partial(attention, backend=backend) for name, (backend, has) in usable.items() if has}
+
+
+def _causal_attention(t: Tensors) -> Outputs:
+    """softmax(Dqk**-0.5 Q K^T) V, each token over itself and those before it."""
+    q, k, v = (t[name] for name in ("q", "k", "v"))
+    later = q.new_ones(q.shape[2], q.shape[2], dtype=bool).triu(1)
+    scores = (q.shape[-1] ** -0.5 * q @ k.mT).masked_fill(later, float("-inf"))
+    return (scores.softmax(-1) @ v,)
+
+
+ATTENTION = Claim("another function: softmax attention", _causal_attention, ("q", "k", "v"))
+
+IMPLEMENTATIONS = (
+    peer("sdpa", {"mlstm": attention}, devices=("cuda",), claims={"mlstm": ATTENTION}, choices=attention_backends),
+)

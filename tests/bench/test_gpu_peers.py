@@ -16,10 +16,12 @@ import xlstm_cuda
 from bench.calls import Builder, Call, Claim, Implementation
 from bench.cases import SUITES, Case
 from bench.check import Checker, WrongResult, affordable, copies
-from bench.claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
+from bench.claims import WITHOUT_NORM_GRAD
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS, Tensors
 from bench.peers import sdpa
+from bench.peers.fla import DECAYED
+from bench.peers.sdpa import ATTENTION
 from tests.support.bench_runs import run, stand_in
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -187,7 +189,7 @@ def test_peers_run_on_a_gpu_with_their_packages_only(monkeypatch: pytest.MonkeyP
     peers = [IMPLEMENTATIONS[name] for name in SUITES["paper-tfla"][0].impls or () if IMPLEMENTATIONS[name].peer]
     assert len(peers) == 4
     present = {"mlstm_kernels", "fla"}
-    monkeypatch.setattr("bench.implementations.find_spec", lambda name: name in present or None)
+    monkeypatch.setattr("bench.calls.find_spec", lambda name: name in present or None)
     for impl in peers:
         assert impl.why_not(OPS["mlstm"], SHAPE, "cpu") == "does not run on cpu"
         triton = impl.why_not(OPS["mlstm"], SHAPE, "cuda")
