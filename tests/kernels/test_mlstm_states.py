@@ -69,8 +69,7 @@ class Run:
 
     @classmethod
     def of(cls, product: str, p: Problem) -> Run:
-        dtype = PRODUCTS[product][0]
-        p = p.with_(**{name: getattr(p, name).to(dtype) for name in ("q", "k", "v", "dh")})
+        p = p.in_dtype(PRODUCTS[product][0])
         return cls(product, p, plain(p))
 
     @property

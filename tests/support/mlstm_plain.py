@@ -61,6 +61,10 @@ class Problem:
     def with_(self, **changes: Any) -> Problem:
         return replace(self, **changes)
 
+    def in_dtype(self, dtype: torch.dtype) -> Problem:
+        """q, k, v and dh rounded, as a kernel for this type reads them."""
+        return self.with_(**{name: getattr(self, name).to(dtype) for name in ("q", "k", "v", "dh")})
+
 
 def problem(
     B: int, H: int, S: int, Dqk: int = 3, Dv: int = 2, *, seed: int = 0, states: bool = True, **options: Any
