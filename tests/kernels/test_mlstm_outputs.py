@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.support.mlstm_plain import Plain, Problem, normaliser_factors, packed, plain, problem
-from tests.support.mutants import caught, planted, simt_options
+from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
 from xlstm_cuda import _ops
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 KERNEL, TILE = "csrc/cuda/mlstm_chunkwise/outputs_kernel.h", "csrc/cuda/mlstm_chunkwise/tile.h"
 
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 
 OUTPUTS = ("h", "dq", "dk", "dv")
 DTYPES = {"f64": torch.float64, "tf32x3": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
