@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
@@ -71,3 +73,14 @@ class Implementation:
         """None where it has to compute the op."""
         claim = self.claims.get(op)
         return None if claim is None or (claim.only_gradients and mode != "fwdbwd") else claim
+
+
+def peer(name: str, builders: Mapping[str, Builder], *packages: str, **more: Any) -> Implementation:
+    """Another library's, where these packages are installed; more: fields of Implementation."""
+    return Implementation(name, builders, missing=partial(without, *packages), peer=True, **more)
+
+
+def without(*packages: str) -> str | None:
+    """The first of them that is missing, as a reason."""
+    missing = next((package for package in packages if not find_spec(package)), None)
+    return f"needs the package {missing}, which is not installed" if missing else None

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench import __main__ as main
-from bench import check, implementations, measure, memory, runner
+from bench import calls, check, measure, memory, runner
 from bench.calls import Call
 from bench.cases import DTYPES, SUITES, Case, UsageError, format_shape, parse_shape
 from bench.check import MAX_BYTES, Checker, affordable, copies
@@ -350,8 +350,8 @@ def test_implementations_that_cannot_run_are_noted() -> None:
 
 
 def test_missing_peers_are_named() -> None:
-    assert implementations._without("no_such_package") == "needs the package no_such_package, which is not installed"
-    assert implementations._without("torch") is None
+    assert calls.without("no_such_package") == "needs the package no_such_package, which is not installed"
+    assert calls.without("torch") is None
 
 
 # Comparison: times of the second file as multiples of the first

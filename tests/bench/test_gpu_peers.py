@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 import xlstm_cuda
-from bench import gpu_peers
 from bench.calls import Builder, Call, Claim, Implementation
 from bench.cases import SUITES, Case
 from bench.check import Checker, WrongResult, affordable, copies
-from bench.claims import ATTENTION, DECAYED, WITHOUT_NORM_GRAD
+from bench.claims import WITHOUT_NORM_GRAD
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import OPS, Tensors
+from bench.peers import sdpa
+from bench.peers.fla import DECAYED
+from bench.peers.sdpa import ATTENTION
 from tests.support.bench_runs import run, stand_in
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -171,13 +173,13 @@ def test_backends_of_attention(Dqk: int, Dv: int, backends: list[str], monkeypat
     ways = IMPLEMENTATIONS["sdpa"].ways("mlstm", {**SHAPE, "Dqk": Dqk, "Dv": Dv}, "fwd")
     assert list(ways) == backends
     asked: list[SDPBackend] = []
-    plain = gpu_peers.sdpa_kernel
+    plain = sdpa.sdpa_kernel
 
     def kernel(backend: SDPBackend) -> Any:
         asked.append(backend)
         return plain(SDPBackend.MATH)
 
-    monkeypatch.setattr(gpu_peers, "sdpa_kernel", kernel)
+    monkeypatch.setattr(sdpa, "sdpa_kernel", kernel)
     for builder in ways.values():
         builder(OPS["mlstm"].draw({**SHAPE, "S": 8}, torch.float32, "cpu")).run()
     assert [backend.name.partition("_")[0].lower() for backend in asked] == backends
@@ -187,7 +189,7 @@ def test_peers_run_on_a_gpu_with_their_packages_only(monkeypatch: pytest.MonkeyP
     peers = [IMPLEMENTATIONS[name] for name in SUITES["paper-tfla"][0].impls or () if IMPLEMENTATIONS[name].peer]
     assert len(peers) == 4
     present = {"mlstm_kernels", "fla"}
-    monkeypatch.setattr("bench.implementations.find_spec", lambda name: name in present or None)
+    monkeypatch.setattr("bench.calls.find_spec", lambda name: name in present or None)
     for impl in peers:
         assert impl.why_not(OPS["mlstm"], SHAPE, "cpu") == "does not run on cpu"
         triton = impl.why_not(OPS["mlstm"], SHAPE, "cuda")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import xlstm_cuda
-from bench import measure, memory
+from bench import measure, memory, ours
 from bench.calls import Builder, Call, Implementation
 from bench.cases import Case, make_case
 from bench.check import Checker, WrongResult, copies
@@ -305,6 +306,15 @@ def test_the_peer_is_timed_at_its_best_chunk_size(
 
 
 # Peers
+
+
+def test_every_file_of_peers_adds_peers_under_names_of_their_own() -> None:
+    files = {file.stem for file in (ROOT / "bench" / "peers").glob("*.py")} - {"__init__"}
+    theirs = {name: import_module(f"bench.peers.{name}").IMPLEMENTATIONS for name in files}
+    assert all(impl.peer for impls in theirs.values() for impl in impls)
+    assert not any(impl.peer for impl in ours.IMPLEMENTATIONS)
+    assert len(IMPLEMENTATIONS) == sum(map(len, (ours.IMPLEMENTATIONS, *theirs.values())))
+    assert sum(impl.peer for impl in IMPLEMENTATIONS.values()) == sum(map(len, theirs.values())) > len(files)
 
 
 def test_the_peers_extra_names_the_packages_that_are_looked_for() -> None:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,8 @@ import pytest
 import torch
 
 import xlstm_cuda
-from bench import gpu_calls, runner
-from bench.calls import Call
-from bench.cases import Case, parse_shape
-from bench.check import Checker, copies
+from bench import cuda
 from bench.goals import GOALS
-from bench.implementations import IMPLEMENTATIONS
-from bench.ops import OPS
 from tests.support.paths import ROOT
 from tools.gpu_check import __main__ as command
 from tools.gpu_check import machine as machines
@@ -34,7 +28,7 @@ from tools.gpu_check import parts, redaction, small, summary
 from tools.gpu_check.commands import MAX_LOG, Done, Failed, Folder, Shell, Skipped
 from tools.gpu_check.machine import Machine, Missing, look
 from tools.gpu_check.runner import Part
-from xlstm_cuda import _ops, functional
+from xlstm_cuda import functional
 
 GPU = {"name": "Imaginary GPU", "compute capability": "9.0", "SMs": 132, "memory MiB": 1024}
 MACHINE = Machine(GPU, {"python": "3", "torch": "2.13.0+cu130", "torch built for CUDA": "13.0", "nvcc": "13.0.88"})
@@ -568,69 +562,11 @@ def test_sequences_are_summarised_with_their_peers() -> None:
     assert f"| {goal.label} | other | failed: no | " in text
 
 
-# What bench/ has for a GPU
-
-
-@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name.startswith("cuda")])
-def test_ours_on_a_gpu_need_their_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = {("xlstm_cuda", "recurrent_step", "cuda"), ("xlstm_cuda", "mlstm_step", "cpu")}
-    monkeypatch.setattr(_ops, "_kernels", kernels)
-    impl = replace(IMPLEMENTATIONS[name], missing=lambda: None)
-    for op in impl.builders:
-        reason = impl.why_not(OPS[op], {}, "cuda")
-        assert (reason is None) == (op in ("slstm_step", "lstm_step"))
-        assert (
-            reason is None or reason.startswith("has no CUDA kernel of mlstm_step, mlstm_step_") or op[-5:] != "_step"
-        )
-
-
-STEP = Case("mlstm_step", parse_shape("mlstm_step", "B=2,H=2,Dqk=32,Dv=16"), "step", "bfloat16")
-
-
-def test_a_state_in_16_bits_counts_its_own_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def builder(t: dict[str, Any]) -> Call:
-        call = gpu_calls.inplace_step_in_16_bits(t)
-        return Call(IMPLEMENTATIONS["cpu"].builders["mlstm_step"](t).run, call.leaves, nbytes=call.nbytes)
-
-    inputs = OPS["mlstm_step"].draw(STEP.shape, torch.bfloat16, "cpu")
-    full = OPS["mlstm_step"].bytes(STEP.shape, "step", torch.bfloat16)
-    nbytes = gpu_calls.inplace_step_in_16_bits(inputs).nbytes
-    assert nbytes is not None and nbytes == full - inputs["C"].nbytes  # half, twice
-    monkeypatch.setitem(IMPLEMENTATIONS, "16", replace(IMPLEMENTATIONS["inplace"], builders={"mlstm_step": builder}))
-    (record,) = runner.run([replace(STEP, impls=("cpu", "16"))], runner.Options(1, repeats=2, max_seconds=0))["cases"]
-    half, whole = (entry["gbs"] * entry["median"] for entry in reversed(record["results"]))
-    assert half / whole == pytest.approx(nbytes / full)
-
-
-def test_a_graph_starts_from_the_state_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warming up overwrites a state in place."""
-
-    class Graph:
-        def __init__(self, call: Call) -> None:
-            self.call, self.outputs = call, [call.run() for _ in range(4)][-1]
-
-        def replay(self) -> None:
-            for static, x in zip(self.outputs, self.call.run(), strict=True):
-                static.copy_(x)
-
-    def captured(call: Call) -> tuple[Any, Any]:
-        graph = Graph(call)
-        return graph, graph.outputs
-
-    monkeypatch.setattr(gpu_calls, "_captured", captured)
-    checker = Checker(replace(STEP, dtype="float32"))
-    assert checker.errors(gpu_calls.graphed(gpu_calls.inplace_step))["C"] < 1e-6
-    t = copies(checker.inputs, "step")
-    call = gpu_calls.graphed(gpu_calls.inplace_step)(t)
-    call.run()
-    assert not torch.equal(t["C"], checker.inputs["C"])
-
-
 def test_small_shapes_run_every_op_and_notice_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small, "has_cuda_kernel", lambda kernel: True)
     monkeypatch.setattr(small, "DTYPES", (torch.float32, torch.bfloat16))
     done = small.main("cpu")
-    assert sorted(done["ran"]) == sorted(gpu_calls.KERNELS) and done["without a CUDA kernel"] == []
+    assert sorted(done["ran"]) == sorted(cuda.KERNELS) and done["without a CUDA kernel"] == []
     right = functional.lstm_step
 
     def wrong(*args: Any, backend: str | None = None, **named: Any) -> Any:
@@ -641,7 +577,7 @@ def test_small_shapes_run_every_op_and_notice_a_wrong_one(monkeypatch: pytest.Mo
     with pytest.raises(AssertionError, match="output: relative error"):
         small.main("cpu")
     monkeypatch.setattr(small, "has_cuda_kernel", lambda kernel: kernel.startswith("mlstm_step"))
-    others = [op for op in gpu_calls.KERNELS if op != "mlstm_step"]
+    others = [op for op in cuda.KERNELS if op != "mlstm_step"]
     assert small.main("cpu") == {"ran": ["mlstm_step"], "without a CUDA kernel": others}
 
 

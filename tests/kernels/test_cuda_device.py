@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.gpu_calls import without_kernel
+from bench.cuda import without_kernel
 from tests.kernels.test_recurrent_variants import only
 from tests.support.machine import has_cuda
 from xlstm_cuda import (

@@ -24,10 +24,9 @@ from tests.support.mlstm_plain import (
     problem,
     with_boundaries,
 )
-from tests.support.mutants import caught, planted, simt_options
+from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
 from xlstm_cuda import _ops
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 GATE_GRADS, NORMALISER = (f"csrc/cuda/mlstm_chunkwise/{name}.cu" for name in ("gate_grads", "normaliser"))
 GATE_GRADS_FAULTS = {
     "mlstm_gate_grads: i compared with its own m",
@@ -46,7 +45,7 @@ NORMALISER_FAULTS = {
     "mlstm_normaliser: whole vectors in rows that are not aligned",
 }
 
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 

@@ -6,7 +6,8 @@ of every chunk. All of it follows from one loop over tokens in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.mutants import caught, planted, simt_options
+from tests.support.mlstm_plain import M_MIN, Problem, boundaries, packed, step
+from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
 from xlstm_cuda import _ops
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 SOURCE = "csrc/cuda/mlstm_chunkwise/gates.cu"
 FAULTS = {
     "mlstm_gates: M goes on behind a boundary",
@@ -28,10 +29,9 @@ FAULTS = {
     "mlstm_gates: sums run on into the next chunk",
     "mlstm_gates: whole vectors at the last token",
 }
-M_MIN = -1e30
 LOG2E = 1 / np.log(2)
 
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 namespaces = pytest.mark.parametrize("namespace", [PLAIN, RACE])
 variants = pytest.mark.parametrize("sigmoid_gate", [False, True], ids=["exp", "sigmoid"])
 chunk_sizes = pytest.mark.parametrize("chunk_size", [64, 128, 256])
@@ -62,50 +62,50 @@ def gates(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tup
     return (3 * i).to(dtype), (2 * f + 2).to(dtype)
 
 
-def packed(*lengths: int) -> Tensor:
-    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-
-
 # ---- the recurrence ----
 
 
 @dataclass
 class Chunk:
+    """Of all heads that run side by side, (N, H, ...)."""
+
     begin: int
     weights: np.ndarray  # (tokens, tokens): D
     state: np.ndarray  # (tokens,): b_bar
     start: np.ndarray  # (tokens,)
-    M: float
+    M: np.ndarray
 
 
-def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
+def recurrence(case: Case, begin: int, end: int, m: Tensor) -> tuple[np.ndarray, list[Chunk], np.ndarray]:
+    """m of the tokens begin .. end - 1, their chunks, the last m; of all rows, m: (N, H).
+
+    Every token of a chunk has a unit vector of its own as its key, and what enters the chunk is one more. The
+    normaliser then holds what is looked for: the weights of the tokens, and that of the state which entered.
+    """
+    L, units = case.chunk_size, torch.eye(case.chunk_size + 1, dtype=torch.float64)
+    k = units[(torch.arange(case.i.shape[2]) - begin) % L].expand(*case.i.shape, L + 1)
+    p = Problem(k, k, k[..., :0], case.i.double(), case.f.double(), reset=case.reset, sigmoid_gate=case.sigmoid_gate)
+    ms, chunks = torch.zeros(*m.shape, end - begin, dtype=torch.float64), []
+    for first in range(begin, end, L):
+        last, M = min(first + L, end), m.clamp(min=M_MIN)
+        n, start = units[L].expand(*m.shape, L + 1), torch.full(m.shape, -1)
+        rows, starts = [], []
+        for t in range(first, last):
+            _, n, m = step(p, t, (n[..., None][..., :0], n, m))
+            start = torch.where(cut(p, t), t, start)
+            ms[..., t - begin] = m
+            rows.append(n)
+            starts.append(start)
+        weights = torch.stack(rows, 2).numpy()
+        chunk = weights[..., : last - first], weights[..., L], torch.stack(starts, 2).numpy(), M.numpy()
+        chunks.append(Chunk(first, *chunk))
+    return ms.numpy(), chunks, m.numpy()
 
 
-def recurrence(
-    log_i: np.ndarray, log_f: np.ndarray, reset: np.ndarray, m: float, sigmoid_gate: bool, L: int, begin: int
-) -> tuple[np.ndarray, list[Chunk], float]:
-    """m of every token, the weights of every chunk, the last m; of one head of a sequence that begins at `begin`."""
-    ms, chunks = np.zeros(len(log_i)), []
-    for t in range(len(log_i)):
-        s, size = t % L, min(L, len(log_i) - t // L * L)
-        if s == 0:
-            chunk = Chunk(begin + t, np.zeros((size, size)), np.zeros(size), np.full(size, -1), max(m, M_MIN))
-            row, state, start = np.zeros(size), 1.0, -1
-            chunks.append(chunk)
-        if reset[t]:
-            row[:], state, m = 0, 0, 0
-        if sigmoid_gate:
-            forget, write = np.exp(log_f[t]), np.exp(log_i[t])
-        else:
-            decayed = log_f[t] + max(m, M_MIN)
-            m = max(log_i[t] if log_i[t] > decayed else decayed, M_MIN)
-            forget, write = np.exp(decayed - m), np.exp(log_i[t] - m)
-        row, state = row * forget, state * forget
-        row[s] = write
-        start = begin + t if reset[t] or log_f[t] < -1e9 else start
-        ms[t], chunk.weights[s], chunk.state[s], chunk.start[s] = m, row, state, start
-    return ms, chunks, m
+def cut(p: Problem, t: int) -> Tensor:
+    """Whether nothing before token t is seen from it on."""
+    closed = p.f[:, :, t] < -1e9
+    return closed if p.reset is None else closed | p.reset[:, t, None]
 
 
 # ---- what consumers make of the gate vectors ----
@@ -117,13 +117,13 @@ def decay(y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def token_weights(y: np.ndarray, z: np.ndarray, start: np.ndarray, begin: int) -> np.ndarray:
-    t = begin + np.arange(len(y))
-    visible = (np.maximum(start, begin)[:, None] <= t) & (t <= t[:, None])
-    return np.where(visible, decay(y[None], z[:, None]), 0)
+    t = begin + np.arange(start.shape[-1])
+    visible = (np.maximum(start, begin)[..., None] <= t) & (t <= t[:, None])
+    return np.where(visible, decay(y[..., None, :, :], z[..., :, None, :]), 0)
 
 
 def state_weights(M: np.ndarray, z: np.ndarray, start: np.ndarray) -> np.ndarray:
-    return np.where(start < 0, decay(M, z), 0)
+    return np.where(start < 0, decay(M[..., None, :], z), 0)
 
 
 def close(actual: Any, expected: Any, double: bool, relative: bool = False) -> None:
@@ -131,41 +131,34 @@ def close(actual: Any, expected: Any, double: bool, relative: bool = False) -> N
     np.testing.assert_allclose(actual, expected, rtol=tolerance if relative else 0, atol=tolerance)
 
 
-def check_chunk(case: Case, out: dict[str, np.ndarray], where: tuple[int, int], slot: int, chunk: Chunk) -> None:
-    tokens = (*where, slice(chunk.begin, chunk.begin + len(chunk.state)))
-    y, z, start = out["y"][tokens], out["z"][tokens], out["start"][tokens]
-    M = out["M"][(*where, slot)]
+def check_chunk(case: Case, out: dict[str, np.ndarray], slot: int, chunk: Chunk) -> None:
+    tokens = slice(chunk.begin, chunk.begin + chunk.start.shape[-1])
+    y, z, start = (out[name][:, :, tokens] for name in ("y", "z", "start"))
+    M = out["M"][:, :, slot]
     assert np.array_equal(start, chunk.start)
     close(token_weights(y, z, start, chunk.begin), chunk.weights, case.double)  # its last row is a_bar
     close(state_weights(M, z, start), chunk.state, case.double)
-    close(out["g"][(*where, slot)], chunk.state[-1], case.double)
-    close(M.astype(float).sum(), 0 if case.sigmoid_gate else chunk.M * LOG2E, case.double, relative=True)
+    close(out["g"][:, :, slot], chunk.state[..., -1], case.double)
+    close(M.astype(float).sum(-1), 0 if case.sigmoid_gate else chunk.M * LOG2E, case.double, relative=True)
 
 
 def check(case: Case, namespace: str) -> dict[str, np.ndarray]:
     out = case.run(namespace)
-    B, H, S = case.i.shape
-    log_i, log_f = case.i.double().numpy(), log_sigmoid(case.f.double().numpy())
-    log_i = log_sigmoid(log_i) if case.sigmoid_gate else log_i
-    reset = np.zeros((B, S), bool) if case.reset is None else case.reset.numpy()
+    S, packs = case.i.shape[2], case.cu_seqlens is not None
     bounds = [0, S] if case.cu_seqlens is None else case.cu_seqlens.tolist()
-    used = np.zeros(out["g"].shape, bool)
-    for row in range(B):
-        for n, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-            state = row if case.cu_seqlens is None else n
-            slot = 0 if case.cu_seqlens is None else begin // case.chunk_size + n
-            for head in range(H):
-                here = (row, head, slice(begin, end))
-                m0 = 0.0 if case.m0 is None else float(case.m0[state, head])
-                m, chunks, last = recurrence(
-                    log_i[here], log_f[here], reset[row, begin:end], m0, case.sigmoid_gate, case.chunk_size, begin
-                )
-                close(out["m"][here], 0 if case.sigmoid_gate else m, case.double, relative=True)
-                close(out["m_final"][state, head], last, case.double, relative=True)
-                for c, chunk in enumerate(chunks):
-                    check_chunk(case, out, (row, head), slot + c, chunk)
-                    used[row, head, slot + c] = True
-    assert np.isnan(out["g"][~used]).all() and np.isnan(out["M"][~used]).all()  # not written
+    m_final = out["m_final"]
+    m0 = torch.zeros(m_final.shape) if case.m0 is None else case.m0
+    used = np.zeros(out["g"].shape[2], bool)
+    for n, (begin, end) in enumerate(pairwise(bounds)):
+        rows = slice(n, n + 1) if packs else slice(None)
+        slot = begin // case.chunk_size + n if packs else 0
+        m, chunks, last = recurrence(case, begin, end, m0[rows].double())
+        close(out["m"][:, :, begin:end], 0 if case.sigmoid_gate else m, case.double, relative=True)
+        close(m_final[rows], last, case.double, relative=True)
+        for c, chunk in enumerate(chunks):
+            check_chunk(case, out, slot + c, chunk)
+            used[slot + c] = True
+    assert np.isnan(out["g"][:, :, ~used]).all() and np.isnan(out["M"][:, :, ~used]).all()  # not written
     return out
 
 
@@ -195,23 +188,12 @@ def test_lengths_without_races(S: int, sigmoid_gate: bool) -> None:
     check(Case(*gates(2, 1, S), sigmoid_gate=sigmoid_gate), RACE)
 
 
-def with_boundaries(case: Case, rate: float = 0.02, seed: int = 0) -> Case:
-    """Resets, zero forget gates, both at once, and zero forget gates where nothing is written."""
-    generator = torch.Generator().manual_seed(seed)
-    B, _, S = case.i.shape
-    case.reset = torch.rand(B, S, generator=generator) < rate
-    zero, closed = torch.rand(2, *case.i.shape, generator=generator) < rate
-    case.f = case.f.masked_fill(zero | (closed & case.reset[:, None]), -torch.inf)
-    case.i = case.i.masked_fill(closed, -torch.inf)
-    return case
-
-
 @variants
 @chunk_sizes
 @pytest.mark.parametrize("rate", [0.003, 0.03, 0.5])
 def test_boundaries(rate: float, chunk_size: int, sigmoid_gate: bool) -> None:
     case = Case(*gates(2, 2, 700), torch.randn(2, 2).double(), sigmoid_gate=sigmoid_gate, chunk_size=chunk_size)
-    out = check(with_boundaries(case, rate), PLAIN)
+    out = check(replace(case, **boundaries(case.i, case.f, rate)), PLAIN)
     assert (out["start"] >= 0).any()
 
 
@@ -221,7 +203,7 @@ def test_boundaries_of_packed_sequences(namespace: str, sigmoid_gate: bool) -> N
     cu = packed(0, 5, 0, 64, 64, 1, 130, 300, 0)
     i, f = gates(1, 2, int(cu[-1]))
     m0 = torch.randn(9, 2, dtype=torch.float64)
-    out = check(with_boundaries(Case(i, f, m0, cu, sigmoid_gate=sigmoid_gate)), namespace)
+    out = check(Case(m0=m0, cu_seqlens=cu, sigmoid_gate=sigmoid_gate, **boundaries(i, f, 0.02)), namespace)
     assert np.array_equal(out["m_final"][[0, 2, 8]], m0[[0, 2, 8]])
 
 
@@ -351,7 +333,8 @@ def mixed_case(**options: Any) -> Case:
     cu = packed(0, 37, 1163, 0, 128, 96, 0, 12, 0, 0, 0, 0)
     i, f = gates(1, 1, int(cu[-1]))
     i[..., 37:110] = -torch.inf
-    case = with_boundaries(Case(i, f, torch.full((12, 1), -torch.inf).double(), cu, **options), 0.01, seed=2)
+    m0 = torch.full((12, 1), -torch.inf).double()
+    case = Case(m0=m0, cu_seqlens=cu, **boundaries(i, f, 0.01, seed=2), **options)
     assert case.reset is not None
     case.reset[:, 37:110] = False
     case.f[..., 37:110] = 1

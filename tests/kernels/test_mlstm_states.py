@@ -19,10 +19,9 @@ from tests.support.mlstm_plain import (
     problem,
     with_boundaries,
 )
-from tests.support.mutants import caught, planted, simt_options
+from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
 from xlstm_cuda import _ops
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 SOURCE = "csrc/cuda/mlstm_chunkwise/states.cu"
 FAULTS = {
     "mlstm_states: boundaries ignored",
@@ -44,7 +43,7 @@ PRODUCTS = {
     "bf16": (torch.bfloat16, 1e-2),
 }
 
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 products = pytest.mark.parametrize("product", PRODUCTS)
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -69,8 +68,7 @@ class Run:
 
     @classmethod
     def of(cls, product: str, p: Problem) -> Run:
-        dtype = PRODUCTS[product][0]
-        p = p.with_(**{name: getattr(p, name).to(dtype) for name in ("q", "k", "v", "dh")})
+        p = p.in_dtype(PRODUCTS[product][0])
         return cls(product, p, plain(p))
 
     @property

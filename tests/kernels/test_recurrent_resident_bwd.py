@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.mutants import missed, planted, simt_options
+from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted, simt_options
 from xlstm_cuda import _ops
 from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 
 # dtype, allow_tf32, error allowed
 PRODUCTS: dict[str, tuple[torch.dtype, bool, float]] = {

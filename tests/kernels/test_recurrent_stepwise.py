@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tests.support.against_reference import check
-from tests.support.mutants import missed, needs_race_build, planted
+from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted
 from xlstm_cuda import _ops, lstm, slstm
 from xlstm_cuda.testing import Tolerance, lstm_inputs, slstm_inputs
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 SOURCES = [f"csrc/cuda/recurrent/{name}" for name in ("stepwise_kernel.h", "stepwise_fwd.cu", "stepwise_bwd.cu")]
 pytestmark = [pytest.mark.simt, needs_race_build]
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.mutants import missed, planted
+from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted
 from xlstm_cuda import _ops
 
-PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
 SOURCE = "csrc/cuda/recurrent/weight_grad.cu"
 
 # Of a product: its data, and errors relative to the largest value of a tensor. 16-bit results are rounded.
@@ -24,7 +23,7 @@ PRODUCTS = {
     "bf16": (torch.bfloat16, 4e-3),
 }
 
-pytestmark = [pytest.mark.simt, pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")]
+pytestmark = [pytest.mark.simt, needs_race_build]
 products = pytest.mark.parametrize("product", PRODUCTS)
 
 

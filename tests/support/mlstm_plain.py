@@ -61,6 +61,10 @@ class Problem:
     def with_(self, **changes: Any) -> Problem:
         return replace(self, **changes)
 
+    def in_dtype(self, dtype: torch.dtype) -> Problem:
+        """q, k, v and dh rounded, as a kernel for this type reads them."""
+        return self.with_(**{name: getattr(self, name).to(dtype) for name in ("q", "k", "v", "dh")})
+
 
 def problem(
     B: int, H: int, S: int, Dqk: int = 3, Dv: int = 2, *, seed: int = 0, states: bool = True, **options: Any
@@ -92,13 +96,17 @@ def packed(*lengths: int) -> Tensor:
 
 
 def with_boundaries(p: Problem, rate: float, seed: int = 0) -> Problem:
-    """Resets, zero forget gates, both at once, and zero forget gates where nothing is written."""
+    return p.with_(**boundaries(p.i, p.f, rate, seed))
+
+
+def boundaries(i: Tensor, f: Tensor, rate: float, seed: int = 0) -> dict[str, Tensor]:
+    """Resets, zero forget gates, both at once, and zero forget gates where nothing is written: reset, i, f."""
     g = torch.Generator().manual_seed(seed)
-    B, _, S = p.i.shape
+    B, _, S = i.shape
     reset = torch.rand(B, S, generator=g) < rate
-    zero, closed = torch.rand(2, *p.i.shape, generator=g) < rate
-    f = p.f.masked_fill(zero | (closed & reset[:, None]), -torch.inf)
-    return p.with_(reset=reset, f=f, i=p.i.masked_fill(closed, -torch.inf))
+    zero, closed = torch.rand(2, *i.shape, generator=g) < rate
+    f = f.masked_fill(zero | (closed & reset[:, None]), -torch.inf)
+    return {"reset": reset, "i": i.masked_fill(closed, -torch.inf), "f": f}
 
 
 @dataclass

@@ -11,11 +11,12 @@ import pytest
 from tests.support.paths import ROOT
 from xlstm_cuda import _ops
 
-needs_race_build = pytest.mark.skipif(not _ops.available(_ops.RACE_NAMESPACE), reason="make simt builds it")
+PLAIN, RACE = _ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE
+needs_race_build = pytest.mark.skipif(not _ops.available(RACE), reason="make simt builds it")
 
 
 @contextmanager
-def simt_options(namespace: str = _ops.RACE_NAMESPACE, **options: str | int) -> Iterator[None]:
+def simt_options(namespace: str = RACE, **options: str | int) -> Iterator[None]:
     """Options of an executor, by the names in csrc/ops/kernel_ops/simt_control.cpp; their defaults afterwards."""
     ops = _ops.library(namespace)
     try:

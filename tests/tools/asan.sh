@@ -25,4 +25,5 @@ export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-f
 export ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0:allocator_may_return_null=1:max_allocation_size_mb=8192
 export UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$folder/package
 "$python" tests/tools/fuzz.py --seconds "${ASAN_SECONDS:-60}"
-"$python" -m pytest -o pythonpath="$folder/package ." -n 2 $(printf 'tests/%s.py ' $core) "$@"
+# append: pytest's own way puts the root, with the plain extension, before that package
+"$python" -m pytest -o pythonpath="$folder/package ." --import-mode=append -n 2 $(printf 'tests/%s.py ' $core) "$@"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_calls import KERNELS, has_cuda_kernel
+from bench.cuda import KERNELS, has_cuda_kernel
 from xlstm_cuda import functional
 from xlstm_cuda.testing import (
     assert_close_relative,

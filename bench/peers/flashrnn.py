@@ -1,11 +1,12 @@
-"""Peers of the recurrent cells on a GPU: the kernels of the package `flashrnn`, which it compiles for each shape."""
+"""The package `flashrnn`: kernels of the recurrent cells, which it compiles for each shape."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from .calls import Builder, Call
-from .ops import Outputs, Shape, Tensors, project
+from ..calls import Builder, Call, Implementation, peer
+from ..ops import Outputs, Shape, Tensors, project
 
 TRITON_HEAD_DIM = 64  # the most that its Triton kernels take
 
@@ -32,3 +33,14 @@ def builders(backend: str) -> dict[str, Builder]:
 
 def without_large_heads(op: str, shape: Shape) -> str | None:
     return None if shape["D"] <= TRITON_HEAD_DIM else f"has D at most {TRITON_HEAD_DIM}"
+
+
+def _entry(name: str, backend: str, *packages: str, **more: Any) -> Implementation:
+    return peer(name, builders(backend), "flashrnn", *packages, devices=("cuda",), **more)
+
+
+IMPLEMENTATIONS = (
+    _entry("flashrnn", "cuda_fused"),
+    _entry("flashrnn-alternating", "cuda"),
+    _entry("flashrnn-triton", "triton_fused", "triton", refuses=without_large_heads),
+)

@@ -1,14 +1,13 @@
-"""Measurements on a GPU only: a state in 16 bits, calls in a CUDA graph. And what is missing for any of them."""
+"""What the library needs to run on a GPU, and calls in a CUDA graph."""
 
 from __future__ import annotations
 
 import torch
 
-import xlstm_cuda
 from xlstm_cuda import _ops
 
 from .calls import Builder, Call
-from .ops import MLSTM_STATE, Outputs, Shape, Tensors, mlstm_state
+from .ops import Outputs, Shape, Tensors
 
 # what a call of the public functions needs of torch.ops.xlstm_cuda
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -33,26 +32,6 @@ def without_cuda() -> str | None:
 def without_kernel(op: str, shape: Shape) -> str | None:
     missing = [kernel for kernel in KERNELS[op] if not has_cuda_kernel(kernel)]
     return f"has no CUDA kernel of {', '.join(missing)}" if missing else None
-
-
-def inplace_step(t: Tensors) -> Call:
-    """Decoding as it is used: the state is overwritten, so each call continues from the last."""
-    backend = t["q"].device.type  # never the reference, which would be timed under our name
-
-    def run() -> Outputs:
-        args = (t["q"], t["k"], t["v"], t["i"], t["f"])
-        h, state = xlstm_cuda.mlstm_step(*args, mlstm_state(t), inplace=True, backend=backend)
-        return (h, *state)
-
-    return Call(run, t)
-
-
-def inplace_step_in_16_bits(t: Tensors) -> Call:
-    """The same with C, nearly all of the state, in bfloat16: half the bytes."""
-    call = inplace_step({**t, "C": t["C"].bfloat16()})
-    state = [call.leaves[name] for name in MLSTM_STATE]
-    nbytes = sum(x.nbytes for x in (*call.leaves.values(), t["v"], *state))  # t["v"]: h has its shape and dtype
-    return Call(call.run, call.leaves, nbytes=nbytes)
 
 
 def graphed(builder: Builder) -> Builder:
