@@ -13,7 +13,9 @@ OPEN_ENUMS = {"simt/tensor_map.cpp"}  # a switch over CUDA's own enum, which gro
 def test_no_switch_has_a_default() -> None:
     sources = [file for folder in FOLDERS for file in (CSRC / folder).rglob("*") if file.is_file()]
     assert sources
-    found = {str(file.relative_to(CSRC)) for file in sources if re.search(r"^\s*default\s*:", file.read_text(), re.MULTILINE)}
+    found = {
+        str(file.relative_to(CSRC)) for file in sources if re.search(r"^\s*default\s*:", file.read_text(), re.MULTILINE)
+    }
     assert found == OPEN_ENUMS
 
 
