@@ -6,21 +6,24 @@
 
 namespace xlstm::cuda {
 
-// The one table of element types, X(name, bytes, element); CUDA's own elements are known in kernels only. No switch
-// over an enum has a default: the compiler names the places that a new row leaves open.
-#define XLSTM_TYPES(X)      \
-  X(bf16, 2, __nv_bfloat16) \
-  X(f16, 2, __half)         \
-  X(f32, 4, float)          \
-  X(f64, 8, double)
+// The one table of element types, X(name, bytes, element) and LAST for its last row; CUDA's own elements are known in
+// kernels only. No switch over an enum has a default: the compiler names the places that a new row leaves open.
+#define XLSTM_TYPES(X, LAST) \
+  X(bf16, 2, __nv_bfloat16)  \
+  X(f16, 2, __half)          \
+  X(f32, 4, float)           \
+  LAST(f64, 8, double)
 
 #define XLSTM_ENUMERATOR(name, bytes, element) name,
-enum class Type { XLSTM_TYPES(XLSTM_ENUMERATOR) };
+enum class Type { XLSTM_TYPES(XLSTM_ENUMERATOR, XLSTM_ENUMERATOR) };
 #undef XLSTM_ENUMERATOR
 
-#define XLSTM_BYTES(name, bytes, element) type == Type::name ? bytes:
+#define XLSTM_BYTES(name, bytes, element) \
+  if (type == Type::name) size = bytes;
 XLSTM_HOST_DEVICE constexpr int bytes_of(Type type) {
-  return XLSTM_TYPES(XLSTM_BYTES) 0;
+  int size = 2;  // so that kernels compare a type with those alone that have more
+  XLSTM_TYPES(XLSTM_BYTES, XLSTM_BYTES)
+  return size;
 }
 #undef XLSTM_BYTES
 

@@ -11,12 +11,12 @@ namespace {
 
 constexpr int kChunkSizes[] = {64, 128, 256};
 
-// The largest that is no longer than the caller's wish, and no longer than the sequences need.
-int choose_chunk_size(const MlstmShape& shape, int64_t wish) {
+// The largest that is no longer than chunk_size (0: any), and no longer than the sequences need.
+int choose_chunk_size(const MlstmShape& shape, int64_t chunk_size) {
   int best = kChunkSizes[0];
   for (int size : kChunkSizes) {
     const bool needed = size / 2 < shape.seqlen;
-    if (needed && (wish == 0 || size <= wish)) best = size;
+    if (needed && (chunk_size == 0 || size <= chunk_size)) best = size;
   }
   return best;
 }
