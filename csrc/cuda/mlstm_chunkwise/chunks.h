@@ -3,7 +3,7 @@
 // in (B, H, slots); a block of a chunk-parallel kernel asks find_chunk which tokens its slot stands for.
 //
 // Without cu_seqlens slot c of a row is its chunk c. With cu_seqlens (batch 1) sequence n owns the slots from
-// floor(cu[n] / L) + n on. They are enough: with r = cu[n] mod L,
+// floor(cu[n] / L) + n on, with L = chunk_size. They are enough: with r = cu[n] mod L,
 //   first_slot(n + 1) - first_slot(n) = 1 + floor((r + len) / L) >= 1 + floor(len / L) >= ceil(len / L),
 // so nothing has to be summed over sequences, and the last one ends at floor(S / L) + N. At most one slot per sequence
 // is left unused: it has no tokens, and what is kept per chunk is not written there.
