@@ -28,17 +28,6 @@ struct InitialState {
   }
 };
 
-// int64, contiguous. Each is in [0, S], where the values are on the CPU.
-OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s) {
-  check_shape("recurrent", "lengths", lengths, {s.batch});
-  OptionalTensor longs = as_contiguous(lengths, ScalarType::Long);
-  for (int64_t b = 0; longs && longs->is_cpu() && b < s.batch; ++b) {
-    const int64_t length = pointer<int64_t>(*longs)[b];
-    STD_TORCH_CHECK(length >= 0 && length <= s.seqlen, "recurrent: lengths[", b, "] = ", length, " is not in [0, S]");
-  }
-  return longs;
-}
-
 // x (B, S, 4, H, D), the last dimension contiguous.
 template <class T, class Session>
 GateView<const T> gate_rows_in(Session& session, const Tensor& x) {

@@ -17,6 +17,9 @@ inline bool has_normaliser(Cell cell) {
 // max_dim: of a dimension that the kernels count.
 void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShape& s, int64_t max_dim);
 
+// int64, contiguous. Each is in [0, S], where the values are on the CPU.
+OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s);
+
 // R with contiguous rows or contiguous columns: a layer may keep either, and a copy would cost more than a step.
 Tensor as_weights(const Tensor& R, ScalarType type);
 

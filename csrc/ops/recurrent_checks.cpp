@@ -20,6 +20,16 @@ void check_weights(const Tensor& R, const OptionalTensor& b, const RecurrentShap
   check_shape("recurrent", "b", b, {kGates, s.num_heads, s.head_dim});
 }
 
+OptionalTensor checked_lengths(const OptionalTensor& lengths, const RecurrentShape& s) {
+  check_shape("recurrent", "lengths", lengths, {s.batch});
+  OptionalTensor longs = as_contiguous(lengths, ScalarType::Long);
+  for (int64_t b = 0; longs && longs->is_cpu() && b < s.batch; ++b) {
+    const int64_t length = pointer<int64_t>(*longs)[b];
+    STD_TORCH_CHECK(length >= 0 && length <= s.seqlen, "recurrent: lengths[", b, "] = ", length, " is not in [0, S]");
+  }
+  return longs;
+}
+
 Tensor as_weights(const Tensor& R, ScalarType type) {
   const Tensor x = R.scalar_type() == type ? R : torch::stable::to(R, type);
   return x.stride(-1) == 1 || x.stride(-2) == 1 ? x : torch::stable::contiguous(x);

@@ -38,7 +38,7 @@ def test_ops_on_tensors_take_no_strings(namespace: str) -> None:
     [
         ("Cell", "core/recurrent.h", _ops.CELLS),
         ("Product", "cuda/mlstm_chunkwise/product.h", _ops.PRODUCTS),
-        ("Output", "cuda/mlstm_chunkwise/outputs.h", _ops.OUTPUTS),
+        ("OutputKind", "cuda/mlstm_chunkwise/outputs.h", _ops.OUTPUTS),
     ],
 )
 def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[str, int]) -> None:

@@ -14,7 +14,6 @@
 namespace xlstm::cuda {
 
 enum class OutputKind { h, dq, dk, dv };
-using Output = OutputKind;  // the name that csrc/ops uses
 
 // A: float, or double for Product::f64.
 template <class A>

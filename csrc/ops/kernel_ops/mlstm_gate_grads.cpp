@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> mlstm_normaliser(const Tensor& h, const Tenso
     DeviceSession session("mlstm_normaliser", h);
     cuda::MlstmNormaliserParams<A> p;
     p.shape = {tokens[0], tokens[1], tokens[2], 1, h.size(3)};
-    p.options = {sigmoid_gate, normalize, norm_grad, 1, eps, 0};
+    p.options = {.sigmoid_gate = sigmoid_gate, .normalize = normalize, .eps = eps, .norm_grad = norm_grad};
     p.h = view_of<void>(session.in(h), h);
     p.dh = view_of<void>(session.in(dh), dh);
     p.r = in_as<A>(session, r_rows), p.m = in_as<A>(session, m_rows);

@@ -33,7 +33,7 @@ void run(const Tensor& i, const Tensor& f, const OptionalTensor& m0, const Optio
   p.f = gate_view(session, f);
   if (reset) p.reset = {in_as<bool>(session, reset), reset->stride(0), reset->stride(1)};
   p.m0 = in_as<A>(session, m0);
-  const auto pairs = [&](const Tensor& x) { return session.out_as<cuda::Pair<A>>(x); };
+  const auto pairs = [&](const Tensor& x) { return out_as<cuda::Pair<A>>(session, x); };
   p.out = {pairs(out.y),
            pairs(out.z),
            out_as<A>(session, out.m),

@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
   const Tensor per_token = empty(X, {B, H, tiles, S}, type);
   with_compute_type(type, [&](auto zero) {
     cuda::MlstmOutputsParams<decltype(zero)> p;
-    p.shape = shape, p.options = {sigmoid_gate, normalize, true, scale, eps, 0};
+    p.shape = shape, p.options = {.sigmoid_gate = sigmoid_gate, .normalize = normalize, .scale = scale, .eps = eps};
     p.product = arithmetic, p.output = kind, p.chunk_size = L;
     p.outer_state_is_zero = outer_state_is_zero;
     run(in, p, out, per_token);

@@ -44,7 +44,7 @@ void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const 
   p.states = session.out(out.states), p.normalisers = out_as<A>(session, out.normalisers);
   if (forward) {
     p.backward = true;
-    p.forward_states = session.in(forward.states);
+    p.forward_states = in_as<void>(session, forward.states);
     p.forward_normalisers = in_as<A>(session, forward.normalisers);
     p.initial = {in_as<A>(session, forward.C0), in_as<A>(session, forward.n0), nullptr};
     p.final = {in_as<A>(session, forward.C), in_as<A>(session, forward.n), nullptr};

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> recurrent_weight_grad(const Tensor& dx, const Tensor&
                                                      allow_tf32,
                                                      session.in(dx),
                                                      session.in(h),
-                                                     session.in(start),
+                                                     in_as<void>(session, start),
                                                      in_as<int64_t>(session, checked_lengths(lengths, s)),
                                                      resets,
                                                      session.out(dR),
