@@ -8,6 +8,7 @@
 
 namespace xlstm::ops {
 
+// A body takes them all before it checks anything: a tensor that nobody takes is never given free.
 class Arguments {
  public:
   Arguments(StableIValue* stack, uint64_t count) : next_(stack), end_(stack + count) {}

@@ -21,28 +21,26 @@
 #define XLSTM_LIBRARY_FRAGMENT(m) XLSTM_EXPAND_LIBRARY_FRAGMENT(XLSTM_NAMESPACE, m)
 #define XLSTM_LIBRARY_IMPL(key, m) XLSTM_EXPAND_LIBRARY_IMPL(XLSTM_NAMESPACE, key, m)
 
-#define XLSTM_IMPLEMENT(key, name, body) \
-  XLSTM_LIBRARY_IMPL(key, m) {           \
-    m.impl(#name, &boxed<body>);         \
+// The body of op `name` for one session: a template of that name.
+#define XLSTM_IMPLEMENT(key, name, Session) \
+  XLSTM_LIBRARY_IMPL(key, m) {              \
+    m.impl(#name, &boxed<name<Session>>);   \
   }
 
-// For which tensors the ops on CUDA kernels are registered: on the host executor these are on the CPU.
-#if defined(XLSTM_SIMT)
-#define XLSTM_DEVICE_KEY CPU
-#define XLSTM_IMPLEMENT_ALL(name, body) XLSTM_IMPLEMENT(CPU, name, body<DeviceSession>)
+#if defined(XLSTM_SIMT)  // the executor of CUDA kernels takes tensors on the CPU
+#define XLSTM_IMPLEMENT_ALL(name) XLSTM_IMPLEMENT(CPU, name, DeviceSession)
 #elif defined(XLSTM_CUDA_ARCHS)
-#define XLSTM_DEVICE_KEY CUDA
-#define XLSTM_IMPLEMENT_ALL(name, body)        \
-  XLSTM_IMPLEMENT(CPU, name, body<CpuSession>) \
-  XLSTM_IMPLEMENT(CUDA, name, body<DeviceSession>)
+#define XLSTM_IMPLEMENT_ALL(name)        \
+  XLSTM_IMPLEMENT(CPU, name, CpuSession) \
+  XLSTM_IMPLEMENT(CUDA, name, DeviceSession)
 #else
-#define XLSTM_IMPLEMENT_ALL(name, body) XLSTM_IMPLEMENT(CPU, name, body<CpuSession>)
+#define XLSTM_IMPLEMENT_ALL(name) XLSTM_IMPLEMENT(CPU, name, CpuSession)
 #endif
 
-// An op with a body for every backend. No op on tensors takes a string: torch's stable ABI never frees the copy that it
-// makes of one. What has a name has a number in xlstm_cuda/_ops.py.
-#define XLSTM_OP(name, body, arguments, results) \
-  XLSTM_LIBRARY_FRAGMENT(m) {                    \
-    m.def(#name "(" arguments ") -> " results);  \
-  }                                              \
-  XLSTM_IMPLEMENT_ALL(name, body)
+// An op for every backend. No op on tensors takes a string: torch's stable ABI never frees the copy that it makes of
+// one. What has a name has a number in xlstm_cuda/_ops.py.
+#define XLSTM_OP(name, arguments, results)      \
+  XLSTM_LIBRARY_FRAGMENT(m) {                   \
+    m.def(#name "(" arguments ") -> " results); \
+  }                                             \
+  XLSTM_IMPLEMENT_ALL(name)

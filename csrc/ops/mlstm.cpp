@@ -46,9 +46,10 @@ MlstmForwardParams<T, A> forward_params(Session& session, const MlstmCall& call,
 
 template <class Session>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(Arguments& arguments) {
-  const MlstmCall call(MlstmTensors(arguments), Session::kMaxDim);
+  const MlstmTensors in(arguments);
   const MlstmOptions options = mlstm_options(arguments);
-  const Tensor &q = call.in.q, &v = call.in.v;
+  const MlstmCall call(in, Session::kMaxDim);
+  const Tensor &q = in.q, &v = in.v;
   Session session("mlstm", q);
   const Output h(torch::stable::empty_like(v), session.dtype_for(v));
   const NewState final_state(call);
@@ -87,11 +88,11 @@ struct Gradients {
 template <class Session>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_bwd(Arguments& arguments) {
   const Gradients grads(arguments);
-  const MlstmCall call(MlstmTensors(arguments), Session::kMaxDim);
+  const MlstmTensors in(arguments);
   const Tensor h = arguments.tensor(), r = arguments.tensor();
   const MlstmOptions options = mlstm_options(arguments);
+  const MlstmCall call(in, Session::kMaxDim);
   grads.check(call, h, r);
-  const MlstmTensors& in = call.in;
   Session session("mlstm", in.q);
   const auto output = [&](const Tensor& x) { return Output(torch::stable::empty_like(x), session.dtype_for(x)); };
   const Output dq = output(in.q), dk = output(in.k), dv = output(in.v), di = output(in.i), df = output(in.f);
@@ -182,9 +183,8 @@ void MlstmCall::check_sequences() const {
   STD_TORCH_CHECK(good, "mlstm: cu_seqlens must rise from 0 to S");
 }
 
-XLSTM_OP(mlstm_fwd, mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS,
-         "(Tensor h, Tensor C, Tensor n, Tensor m, Tensor r)")
-XLSTM_OP(mlstm_bwd, mlstm_bwd,
+XLSTM_OP(mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS, "(Tensor h, Tensor C, Tensor n, Tensor m, Tensor r)")
+XLSTM_OP(mlstm_bwd,
          "Tensor dh, Tensor? dC, Tensor? dn, Tensor? dm, " XLSTM_MLSTM_TENSORS
          ", Tensor h, Tensor r, " XLSTM_MLSTM_OPTIONS,
          "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor d_initial_C, Tensor d_initial_n, "

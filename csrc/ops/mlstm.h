@@ -31,7 +31,7 @@ struct MlstmTensors {
 };
 
 struct MlstmCall {
-  MlstmTensors in;
+  const MlstmTensors& in;
   MlstmShape shape;  // without cu_seqlens: kernels get the pointer of their own memory
   ScalarType type;   // of the arithmetic and of states
 

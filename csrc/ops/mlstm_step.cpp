@@ -19,7 +19,7 @@ struct StepTensors {
 
 // One call, checked.
 struct MlstmStepCall {
-  MlstmTokens in;
+  const MlstmTokens& in;
   MlstmShape shape;
   ScalarType type;  // of the arithmetic and of a new state
   bool has_time;    // (B, H, S, D) and (B, H, S), or for one token (B, H, D) and (B, H)
@@ -97,7 +97,7 @@ void MlstmStepCall::check_inplace_state(const StepTensors& state, const Optional
   if (slots && slots->is_cpu()) check_slots(*slots, C.size(0));
 }
 
-// A state at these addresses. P: void, or what a pointer of T points to.
+// A state at these addresses.
 template <class T, class Pointer>
 StepState<T> state_view(const StepTensors& state, Pointer C_data, Pointer n_data, Pointer m_data) {
   const auto& [C, n, m] = state;
@@ -116,17 +116,17 @@ StepState<T> state_view(const StepTensors& state, Pointer C_data, Pointer n_data
 template <class Session>
 Tensor step(Session& session, const MlstmStepCall& call, const MlstmOptions& options, const StepTensors& state,
             const StepTensors* next, const OptionalTensor& slots) {
-  const auto& [q, k, v, i, f] = call.in;
-  const Output h(empty(q, call.tokens(call.shape.head_dim_v), q.scalar_type()), session.dtype_for(q));
+  const MlstmTokens& in = call.in;
+  const Output h(empty(in.q, call.tokens(call.shape.head_dim_v), in.q.scalar_type()), session.dtype_for(in.q));
   if (call.shape.seqlen == 0) return h.result();
   session.with_types([&](auto data, auto) {
     using T = typename decltype(data)::Type;
     MlstmStepParams<T> p{};
     p.shape = call.shape;
     p.options = options;
-    p.q = rows_in<T>(session, q, call.has_time), p.k = rows_in<T>(session, k, call.has_time);
-    p.v = rows_in<T>(session, v, call.has_time);
-    p.i = gates_in<T>(session, i, call.has_time), p.f = gates_in<T>(session, f, call.has_time);
+    p.q = rows_in<T>(session, in.q, call.has_time), p.k = rows_in<T>(session, in.k, call.has_time);
+    p.v = rows_in<T>(session, in.v, call.has_time);
+    p.i = gates_in<T>(session, in.i, call.has_time), p.f = gates_in<T>(session, in.f, call.has_time);
     p.h = view_out<T>(session, h.computed(), call.has_time);
     if (next) {
       p.state = state_view<const T>(state, session.in(state.C), session.in(state.n), session.in(state.m));
@@ -146,19 +146,18 @@ Tensor step(Session& session, const MlstmStepCall& call, const MlstmOptions& opt
 
 template <class Session>
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(Arguments& arguments) {
-  const MlstmStepCall call(MlstmTokens(arguments), Session::kMaxDim);
+  const MlstmTokens in(arguments);
   const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
   const MlstmOptions options = mlstm_options(arguments);
+  const MlstmStepCall call(in, Session::kMaxDim);
   call.check_state(given, call.shape.batch);
   const StepTensors state = {as(given.C, call.type), as(given.n, call.type), as(given.m, call.type)};
-  Session session("mlstm_step", call.in.q);
+  Session session("mlstm_step", in.q);
   if (call.shape.seqlen == 0) {
     const Tensor h = step(session, call, options, state, nullptr, {});
     return {h, torch::stable::clone(state.C), torch::stable::clone(state.n), torch::stable::clone(state.m)};
   }
-  const auto like = [&](const Tensor& x) {
-    return empty(call.in.q, Shape(x.sizes().begin(), x.sizes().end()), call.type);
-  };
+  const auto like = [&](const Tensor& x) { return empty(in.q, Shape(x.sizes().begin(), x.sizes().end()), call.type); };
   const StepTensors next = {like(given.C), like(given.n), like(given.m)};
   const Tensor h = step(session, call, options, state, &next, {});
   return {h, next.C, next.n, next.m};
@@ -166,12 +165,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(Arguments& arguments) {
 
 template <class Session>
 Tensor mlstm_step_(Arguments& arguments) {
-  const MlstmStepCall call(MlstmTokens(arguments), Session::kMaxDim);
+  const MlstmTokens in(arguments);
   const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
   const OptionalTensor slots = arguments.optional();
   const MlstmOptions options = mlstm_options(arguments);
+  const MlstmStepCall call(in, Session::kMaxDim);
   call.check_inplace_state(given, slots);
-  Session session("mlstm_step", call.in.q);
+  Session session("mlstm_step", in.q);
   const Tensor C = as(given.C, session.state_dtype_for(given.C));
   const Tensor h = step(session, call, options, {C, given.n, given.m}, nullptr, slots);
   if (C.get() != given.C.get()) overwrite(given.C, C);
@@ -182,9 +182,9 @@ Tensor mlstm_step_(Arguments& arguments) {
 
 #define XLSTM_TOKENS "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, "
 
-XLSTM_OP(mlstm_step, mlstm_step, XLSTM_TOKENS "Tensor C, Tensor n, Tensor m, " XLSTM_MLSTM_OPTIONS,
+XLSTM_OP(mlstm_step, XLSTM_TOKENS "Tensor C, Tensor n, Tensor m, " XLSTM_MLSTM_OPTIONS,
          "(Tensor h, Tensor next_C, Tensor next_n, Tensor next_m)")
-XLSTM_OP(mlstm_step_, mlstm_step_,
-         XLSTM_TOKENS "Tensor(a!) C, Tensor(b!) n, Tensor(c!) m, Tensor? slots, " XLSTM_MLSTM_OPTIONS, "Tensor")
+XLSTM_OP(mlstm_step_, XLSTM_TOKENS "Tensor(a!) C, Tensor(b!) n, Tensor(c!) m, Tensor? slots, " XLSTM_MLSTM_OPTIONS,
+         "Tensor")
 
 }  // namespace xlstm::ops

@@ -141,11 +141,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
 
 #define XLSTM_INITIAL_STATE "Tensor? initial_h, Tensor? initial_c, Tensor? initial_n, Tensor? initial_m, "
 
-XLSTM_OP(recurrent_fwd, recurrent_fwd,
+XLSTM_OP(recurrent_fwd,
          "Tensor x, Tensor R, Tensor? b, " XLSTM_INITIAL_STATE
          "Tensor? lengths, Tensor? reset, " XLSTM_RECURRENT_OPTIONS ", bool save",
          "(Tensor h, Tensor hT, Tensor cT, Tensor nT, Tensor mT, Tensor saved)")
-XLSTM_OP(recurrent_bwd, recurrent_bwd,
+XLSTM_OP(recurrent_bwd,
          "Tensor dh, Tensor? dhT, Tensor? dcT, Tensor? dnT, Tensor? dmT, Tensor R, Tensor h, " XLSTM_INITIAL_STATE
          "Tensor cT, Tensor nT, Tensor saved, Tensor? lengths, Tensor? reset, " XLSTM_RECURRENT_OPTIONS,
          "(Tensor dx, Tensor dR, Tensor db, Tensor d_initial_h, Tensor d_initial_c, Tensor d_initial_n, "

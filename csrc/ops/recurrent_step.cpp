@@ -77,8 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_step(Arguments& arguments) 
 
 }  // namespace
 
-XLSTM_OP(recurrent_step, recurrent_step,
-         "Tensor x, Tensor R, Tensor? b, Tensor h, Tensor c, Tensor? n, Tensor? m, int cell",
+XLSTM_OP(recurrent_step, "Tensor x, Tensor R, Tensor? b, Tensor h, Tensor c, Tensor? n, Tensor? m, int cell",
          "(Tensor next_h, Tensor next_c, Tensor next_n, Tensor next_m)")
 
 }  // namespace xlstm::ops

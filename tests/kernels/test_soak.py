@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from xlstm_cuda import _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
@@ -113,6 +114,25 @@ def test_every_op_has_a_row() -> None:
 def test_an_op_keeps_no_memory(op: str) -> None:
     for call in (mlstm_rows() | recurrent_rows())[op]:
         assert grown(call, CALLS) <= CACHE
+
+
+@pytest.mark.parametrize("op", sorted(on_cpu()))
+def test_a_refused_call_lets_go_of_its_tensors(op: str) -> None:
+    """An op takes all of its arguments before it checks one: torch leaves it to the op to free them."""
+    for call in (mlstm_rows() | recurrent_rows())[op]:
+        assert isinstance(call, partial)
+        refused = 0
+        for place in (n for n, x in enumerate(call.args) if isinstance(x, Tensor)):
+            arguments = [x.clone() if isinstance(x, Tensor) else x for x in call.args]
+            arguments[place] = torch.zeros(2, 2)  # of no tensor's shape
+            tensors = [x for x in arguments if isinstance(x, Tensor)]
+            before = [x._use_count() for x in tensors]
+            try:
+                call.func(*arguments)
+            except RuntimeError:
+                refused += 1
+            assert [x._use_count() for x in tensors] == before
+        assert refused
 
 
 def train(function: Callable[..., Any], inputs: dict[str, Any]) -> None:

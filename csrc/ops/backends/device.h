@@ -54,8 +54,8 @@ class DeviceSession {
 
   struct State;
   ScalarType arithmetic_;
+  std::unique_ptr<State> state_;    // of the device, for as long as tensors are kept
   std::forward_list<Tensor> kept_;  // until the launches are made: memory given back earlier could be given out again
-  std::unique_ptr<State> state_;
 };
 
 }  // namespace xlstm::ops

@@ -2,8 +2,6 @@
 // A session is one call of an op on one backend: where kernels find the memory of its tensors, in which dtype they take
 // them, and how they are launched. CpuSession (cpu.h) and DeviceSession (device.h) have the same members; here is what
 // op bodies make of these.
-#include <type_traits>
-
 #include "ops/tensors.h"
 
 namespace xlstm::ops {
@@ -24,7 +22,7 @@ const Tensor& kept(Session& session, const Tensor& x, Tensor converted) {
 template <class T, class Session>
 ViewOf<const T> rows_in(Session& session, const Tensor& x, bool has_time = true) {
   const Tensor& rows = kept(session, x, as(x, session.dtype_for(x)));
-  return view_of<std::conditional_t<std::is_void_v<T>, void, const T>>(session.in(rows), rows, has_time);
+  return view_of<const T>(session.in(rows), rows, has_time);
 }
 
 // x (B, H, S), or (B, H): any strides.
@@ -32,7 +30,7 @@ template <class T, class Session>
 ViewOf<const T> gates_in(Session& session, const Tensor& x, bool has_time = true) {
   const ScalarType dtype = session.dtype_for(x);
   const Tensor& gates = x.scalar_type() == dtype ? x : session.keep(torch::stable::to(x, dtype));
-  return view_of<std::conditional_t<std::is_void_v<T>, void, const T>>(session.in(gates), gates, has_time);
+  return view_of<const T>(session.in(gates), gates, has_time);
 }
 
 template <class T, class Session>
