@@ -47,6 +47,17 @@ def test_yaml_is_valid(file: Path) -> None:
     assert isinstance(yaml.safe_load(file.read_text()), dict)
 
 
+def test_a_usual_change_touches_nine_files_at_most() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## The usual changes")[2].partition("### A kernel")[0]
+    changes = re.split(r"^### ", section, flags=re.MULTILINE)[1:]
+    assert len(changes) == 6
+    for change in changes:
+        listed = "\n".join(re.findall(r"^- .*(?:\n  .*)*", change, re.MULTILINE))
+        files = re.findall(r"`((?:\w+/)+[\w.]+|Makefile|CHANGELOG.md)`", listed)
+        assert 0 < len(files) <= 9, change
+        assert not [file for file in files if "NAME" not in file and not (ROOT / file).is_file()], change
+
+
 def test_the_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/migrate.md"} <= {*map(name, PAGES)}
     assert {"test", "lint", "gates", "simt"} <= targets()
