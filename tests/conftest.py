@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from tests.support.executor import EXECUTOR, PLAIN
 from tests.support.fresh import (  # noqa: F401  hooks and fixtures
     fresh_seed,
     global_generators,
@@ -25,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 BACKENDS = [
     "cpu",  # always: where the extension is missing the tests fail
-    *(["simt"] if _ops.available(_ops.SIMT_NAMESPACE) else []),
+    *([EXECUTOR] if _ops.available(PLAIN) else []),
     *(["cuda"] if has_cuda() else []),
 ]
 
@@ -36,7 +37,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     except Exception as error:  # also a pytest.raises that waited for another message
-        if re.search("there is no CUDA kernel for this call yet|Could not run 'xlstm_cuda_simt::", str(error)):
+        if re.search("there is no CUDA kernel for this call yet|Could not run 'xlstm_cuda_(simt|ptx)::", str(error)):
             pytest.skip("there is no CUDA kernel for this call yet")
         raise
 

@@ -16,7 +16,9 @@ _BACKENDS: dict[str, tuple[str | None, str | None]] = {
     "cpu": ("cpu", _ops.NAMESPACE),
     "cuda": ("cuda", _ops.NAMESPACE),
     "simt": ("cpu", _ops.SIMT_NAMESPACE),
-    "simt_race": ("cpu", _ops.RACE_NAMESPACE),
+    "simt_race": ("cpu", _ops.SIMT_RACE_NAMESPACE),
+    "ptx": ("cpu", _ops.PTX_NAMESPACE),
+    "ptx_race": ("cpu", _ops.PTX_RACE_NAMESPACE),
     "reference": (None, None),
 }
 
@@ -34,8 +36,8 @@ _selected = _Selected()
 def backend(name: str | None) -> Iterator[None]:
     """Context manager: calls without a `backend` argument use this one, in this thread. None: chosen by device again.
 
-    name: "cpu", "cuda", "reference" (pure PyTorch), or the test libraries "simt" and "simt_race" (the CUDA kernels
-    executed on the CPU, the second one with its race detector).
+    name: "cpu", "cuda", "reference" (pure PyTorch), or a test library: "simt" (the CUDA kernels executed on the CPU),
+    "ptx" (the same in the form of their PTX), "simt_race" and "ptx_race" (with a race detector).
     Raises ValueError for other names.
     """
     _known("backend", name)

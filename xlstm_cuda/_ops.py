@@ -1,7 +1,8 @@
 """The compiled operators: loading, fake kernels (torch.compile, torch.export) and the refusal of second derivatives.
 
-The schemas live in csrc/ops. Three libraries carry them: `xlstm_cuda._C` (namespace xlstm_cuda), and for tests only the
-executor of the CUDA sources on the CPU, plain and with its race detector (xlstm_cuda_simt and xlstm_cuda_simt_race).
+The schemas live in csrc/ops. The library `xlstm_cuda._C` carries them (namespace xlstm_cuda); for tests only there is
+the executor of the CUDA kernels on the CPU, plain and with its race detector: of their sources (xlstm_cuda_simt and
+xlstm_cuda_simt_race), and of the PTX that nvcc makes of them (xlstm_cuda_ptx and xlstm_cuda_ptx_race).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from xlstm_cuda import _extension, _flops
 
 NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
-RACE_NAMESPACE = "xlstm_cuda_simt_race"
+SIMT_RACE_NAMESPACE = "xlstm_cuda_simt_race"
+PTX_NAMESPACE = "xlstm_cuda_ptx"
+PTX_RACE_NAMESPACE = "xlstm_cuda_ptx_race"
 
 # The numbers by which the ops take what has a name: those of the enums in csrc/core and csrc/cuda. An op on tensors
 # takes no string, because torch's stable ABI never frees the copy that it makes of one.
@@ -42,7 +45,7 @@ def library(namespace: str) -> Any:
 
 def available(namespace: str) -> bool:
     """Whether the library of this namespace is built and loads."""
-    return namespace in _registered or (namespace != NAMESPACE and _simt_file(namespace).exists())
+    return namespace in _registered or (namespace != NAMESPACE and _executor_file(namespace).exists())
 
 
 def has_cuda() -> bool:
@@ -58,18 +61,22 @@ def has_kernel(namespace: str, op: str, device_type: str) -> bool:
 def _load(namespace: str) -> None:
     if namespace == NAMESPACE:
         raise ImportError(*_import_error.args) from _import_error
-    file = _simt_file(namespace)
+    file = _executor_file(namespace)
     if not file.exists():
         raise ImportError(
-            f"xlstm_cuda: the test library of backend='{file.stem[1:]}' is not built: run `make simt` in the source "
-            "tree (it needs GCC, x86-64 Linux and the headers of CUDA, no GPU)."
+            f"xlstm_cuda: the test library of backend='{file.stem[1:]}' is not built: run "
+            f"`make {_target(namespace)}` in the source tree (it needs GCC, x86-64 Linux and the headers of CUDA, `make ptx` also nvcc; no GPU)."
         )
     torch.ops.load_library(str(file))
     register(namespace)
 
 
-def _simt_file(namespace: str) -> Path:
+def _executor_file(namespace: str) -> Path:
     return Path(__file__).parent / f"_{namespace.removeprefix('xlstm_cuda_')}.so"
+
+
+def _target(namespace: str) -> str:
+    return "ptx" if namespace in (PTX_NAMESPACE, PTX_RACE_NAMESPACE) else "simt"
 
 
 def register(namespace: str) -> None:

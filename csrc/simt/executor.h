@@ -14,6 +14,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace simt {
 
@@ -71,10 +72,20 @@ Stats& stats();
 // Runs the grid; body is the kernel with its arguments bound, called once per thread.
 void run(const LaunchConfig& config, const std::function<void()>& body);
 
+// The other form of a kernel, translated from its PTX, with its arguments bound: simt/ptx/registry.h. Empty where the
+// library has no such forms; a kernel without one, where others have it, is a fault.
+struct KernelArgument {
+  const void* value;
+  size_t bytes;
+};
+std::function<void()> translated(const LaunchConfig&, const void* kernel, const std::vector<KernelArgument>&);
+
 template <class... P, class... A>
 void launch(const LaunchConfig& config, void (*kernel)(P...), A&&... arguments) {
   const std::tuple<std::decay_t<P>...> values(std::forward<A>(arguments)...);
-  run(config, [&] { std::apply(kernel, values); });
+  const auto list = [](const auto&... value) { return std::vector<KernelArgument>{{&value, sizeof value}...}; };
+  const auto other = translated(config, reinterpret_cast<const void*>(kernel), std::apply(list, values));
+  run(config, other ? other : [&] { std::apply(kernel, values); });
 }
 
 // ---- memory ----

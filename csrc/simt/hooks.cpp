@@ -11,21 +11,13 @@
 namespace simt {
 namespace {
 
-int64_t accesses_until_switch = 1;
-
-void preempt() {
-  if (--accesses_until_switch > 0) return;
-  accesses_until_switch = 1 + machine.random.below(2 * static_cast<size_t>(options().preempt));
-  reschedule();
-}
-
 inline void on_access(void* pointer, size_t bytes, Access access, size_t alignment, const void* pc) {
   if (!machine.running || !in_arena(pointer)) return;
   if (reinterpret_cast<uintptr_t>(pointer) % alignment) fault_at(site_of(pc), "MISALIGNED access of %zu bytes", bytes);
   if (!machine.races) return;
   ++stats().accesses;
   record(pointer, bytes, access, actor_of(*machine.running), site_of(pc));
-  if (options().preempt > 0) preempt();
+  preempt();
 }
 
 // Where UBSan was compiled in: what its handlers are given first.

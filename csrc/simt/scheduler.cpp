@@ -94,6 +94,14 @@ void maybe_reschedule() {
   if (machine.shuffled && machine.random.coin()) reschedule();
 }
 
+void preempt() {
+  static int64_t accesses_until_switch = 1;
+  const int period = options().preempt;
+  if (period <= 0 || --accesses_until_switch > 0) return;
+  accesses_until_switch = 1 + machine.random.below(2 * static_cast<size_t>(period));
+  reschedule();
+}
+
 void poll(Source where) {
   if (++machine.polls > kPollLimit) {
     fault(where, "LIVELOCK: %llu polls without progress", static_cast<unsigned long long>(kPollLimit));

@@ -17,6 +17,7 @@ void block(const char* what, Source, const void* object = nullptr, uint32_t deta
 void wake(Thread*);
 void reschedule();        // after every other thread that can run
 void maybe_reschedule();  // in half of the cases, where the seed shuffles
+void preempt();           // after an access: in a race build, about every options().preempt of them
 void poll(Source);        // reschedules; a fault after too many polls without progress by any thread
 [[noreturn]] void leave_for_main();
 

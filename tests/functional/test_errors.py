@@ -15,6 +15,8 @@ from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 from xlstm_cuda.functional import backend as use_backend
 from xlstm_cuda.functional import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 
+BACKENDS = "'cpu', 'cuda', 'simt', 'simt_race', 'ptx', 'ptx_race', 'reference'"
+
 B, H, S, DQK, DV, D = 2, 4, 6, 8, 5, 3
 
 
@@ -201,7 +203,7 @@ MLSTM_CASES: list[Case] = [
     ),
     (mlstm, {"cu_seqlens": ints(0, 6)}, ValueError, "mlstm: q must have B=1 with cu_seqlens, got (2, 4, 6, 8)"),
     (mlstm, {"backend": "triton"}, ValueError,
-     "mlstm: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 'triton'"),
+     f"mlstm: backend must be None or one of {BACKENDS}, got 'triton'"),
     (mlstm, {"backend": "cuda"}, ValueError, "mlstm: backend='cuda' needs tensors on a cuda device, got cpu"),
 ]  # fmt: skip
 
@@ -267,7 +269,7 @@ STEP_CASES: list[Case] = [
     (mlstm_step, {"eps": -1.0}, ValueError, "mlstm_step: eps must be a finite number >= 0, got -1.0"),
     (mlstm_step, {"input_gate": ""}, ValueError, "mlstm_step: input_gate must be 'exp' or 'sigmoid', got ''"),
     (mlstm_step, {"backend": "gpu"}, ValueError,
-     "mlstm_step: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 'gpu'"),
+     f"mlstm_step: backend must be None or one of {BACKENDS}, got 'gpu'"),
     (mlstm_step, {"q": None}, TypeError, "mlstm_step: q must be a Tensor, got NoneType"),
     (
         mlstm_step,
@@ -375,7 +377,7 @@ def recurrent_cases(function: Callable[..., Any], cls: Any) -> list[Case]:
             f"{op}: {name}.h must have shape (B=2, H=4, D=3), got (1, 4, 3)",
         ),
         ({"backend": 3}, ValueError,
-         f"{op}: backend must be None or one of 'cpu', 'cuda', 'simt', 'simt_race', 'reference', got 3"),
+         f"{op}: backend must be None or one of {BACKENDS}, got 3"),
     ]  # fmt: skip
     if cls is SLSTMState:
         cases += [
@@ -546,7 +548,7 @@ def test_backend_context() -> None:
 def test_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_registered", set())
     monkeypatch.setattr(ops, "_import_error", ImportError("xlstm_cuda: what to do"))
-    monkeypatch.setattr(ops, "_simt_file", lambda _: Path("nowhere/_simt.so"))
+    monkeypatch.setattr(ops, "_executor_file", lambda _: Path("nowhere/_simt.so"))
     with pytest.raises(ImportError, match="^xlstm_cuda: what to do$"):
         mlstm(**good(mlstm))
     with pytest.raises(ImportError, match=r"backend='simt' is not built: run `make simt`"):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.executor import PLAIN, RACE, needs_race_build
 from tests.support.mlstm_plain import Plain, Problem, normaliser_factors, packed, plain, problem
-from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
+from tests.support.mutants import caught, planted, simt_options
 from xlstm_cuda import _ops
 
 SOURCES = [f"csrc/cuda/mlstm_chunkwise/{name}.h" for name in ("outputs_block", "outputs_kernel", "tile")]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.executor import PLAIN, RACE, needs_race_build
 from tests.support.mlstm_plain import (
     VARIANTS,
     Plain,
@@ -19,7 +20,7 @@ from tests.support.mlstm_plain import (
     problem,
     with_boundaries,
 )
-from tests.support.mutants import PLAIN, RACE, caught, needs_race_build, planted, simt_options
+from tests.support.mutants import caught, planted, simt_options
 from xlstm_cuda import _ops
 
 SOURCE = "csrc/cuda/mlstm_chunkwise/states.cu"

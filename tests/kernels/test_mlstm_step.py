@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import pad
 
 from tests.support.against_reference import check
-from tests.support.mutants import missed, needs_race_build, planted, simt_options
+from tests.support.executor import EXECUTOR, PLAIN, RACE_EXECUTOR, needs_race_build
+from tests.support.mutants import missed, planted, simt_options
 from xlstm_cuda import _ops, mlstm_step
 from xlstm_cuda.functional import MLSTMState
 from xlstm_cuda.testing import mlstm_inputs
@@ -44,7 +45,7 @@ def draw(B: int, tokens: int, Dqk: int, Dv: int, dtype: torch.dtype, rows: int |
 
 
 def compare(
-    B: int, tokens: int, Dqk: int, Dv: int, dtype: torch.dtype, slots: list[int] | None, backend: str = "simt_race"
+    B: int, tokens: int, Dqk: int, Dv: int, dtype: torch.dtype, slots: list[int] | None, backend: str = RACE_EXECUTOR
 ) -> None:
     inputs = draw(B, tokens, Dqk, Dv, dtype, rows=4 if slots else None)
     C = pad(inputs["state"].C, (0, -Dv % 8))[..., :Dv]  # aligned rows, also where Dv is not a multiple of a vector
@@ -93,9 +94,9 @@ def test_no_false_alarm() -> None:
 
 @pytest.fixture
 def simt() -> str:
-    if not _ops.available(_ops.SIMT_NAMESPACE):
+    if not _ops.available(PLAIN):
         pytest.skip("make simt builds it")
-    return _ops.SIMT_NAMESPACE
+    return PLAIN
 
 
 @pytest.mark.parametrize(
@@ -121,15 +122,15 @@ def test_unsuitable_device(simt: str, options: dict[str, int], sentence: str) ->
     inputs = draw(1, 1, 8, 8, torch.float32)
     before = [s.clone() for s in inputs["state"]]
     with simt_options(simt, **options), pytest.raises(RuntimeError, match=sentence):
-        mlstm_step(**inputs, inplace=True, backend="simt")
+        mlstm_step(**inputs, inplace=True, backend=EXECUTOR)
     assert all(torch.equal(a, b) for a, b in zip(inputs["state"], before, strict=True))
-    check(mlstm_step, inputs, "simt")
+    check(mlstm_step, inputs, EXECUTOR)
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
 def test_suitable_devices(simt: str, capability: int) -> None:
     with simt_options(simt, compute_capability=capability, max_shared_bytes=99 << 10):
-        check(mlstm_step, draw(1, 16, 300, 70, torch.float64), "simt")
+        check(mlstm_step, draw(1, 16, 300, 70, torch.float64), EXECUTOR)
 
 
 def test_slots_out_of_range(simt: str) -> None:
@@ -140,4 +141,4 @@ def test_slots_out_of_range(simt: str) -> None:
         state = inputs["state"]
         tokens = [inputs[name][:, :, 0] for name in "qkvif"]
         with pytest.raises(RuntimeError, match=sentence):
-            torch.ops.xlstm_cuda_simt.mlstm_step_(*tokens, *state, rows, False, True, 1.0, 1e-6)
+            getattr(torch.ops, PLAIN).mlstm_step_(*tokens, *state, rows, False, True, 1.0, 1e-6)

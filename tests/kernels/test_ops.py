@@ -14,7 +14,7 @@ from xlstm_cuda.functional._recurrent import RecurrentOptions
 
 NAMESPACES = [
     _ops.NAMESPACE,
-    *(name for name in (_ops.SIMT_NAMESPACE, _ops.RACE_NAMESPACE) if _ops.available(name)),
+    *(name for name in (_ops.SIMT_NAMESPACE, _ops.SIMT_RACE_NAMESPACE) if _ops.available(name)),
 ]
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted, simt_options
+from tests.support.executor import PLAIN, RACE, needs_race_build
+from tests.support.mutants import missed, planted, simt_options
 from xlstm_cuda import _ops
 from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from tests.support.against_reference import check
-from tests.support.mutants import missed, needs_race_build, planted, simt_options
+from tests.support.executor import EXECUTOR, PLAIN, RACE, RACE_EXECUTOR, needs_executor, needs_race_build
+from tests.support.mutants import missed, planted, simt_options
 from xlstm_cuda import _ops
 from xlstm_cuda.functional import lstm, slstm
 from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs, tolerance_of
 
 pytestmark = [
     pytest.mark.simt,
-    pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it"),
+    needs_executor,
 ]
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -44,7 +45,7 @@ class Case(NamedTuple):
 
 
 @contextmanager
-def forced(variant: str, namespace: str = _ops.SIMT_NAMESPACE, **options: Any) -> Iterator[None]:
+def forced(variant: str, namespace: str = PLAIN, **options: Any) -> Iterator[None]:
     """Only this variant runs, on a device with these options."""
     before = _ops.library(namespace).recurrent_variant(variant)
     try:
@@ -82,7 +83,7 @@ def test_shapes(case: Case) -> None:
     function, draw, options = CELLS[case.cell]
     inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
     with forced(case.variant, multiprocessors=case.multiprocessors):
-        check(function, inputs, "simt", **options)
+        check(function, inputs, EXECUTOR, **options)
 
 
 # One case of every variant, and of both ways to add up sums.
@@ -111,7 +112,7 @@ def test_lengths_resets_and_padding_that_is_nan(case: Case) -> None:
     behind = torch.arange(case.S) >= rows["lengths"][:, None]
     inputs["x"][behind] = float("nan")
     with forced(case.variant, multiprocessors=case.multiprocessors):
-        actual, _ = check(function, inputs, "simt", **options, **rows)
+        actual, _ = check(function, inputs, EXECUTOR, **options, **rows)
     assert not actual["h"][behind].any()
     for name, start in inputs["initial_state"]._asdict().items():
         assert torch.equal(actual[f"state.{name}"][0], start[0])
@@ -125,10 +126,10 @@ def test_strides_and_what_may_be_missing(case: Case) -> None:
     inputs["x"] = torch.cat([x, x, x], -1).transpose(0, 1).contiguous().transpose(0, 1)[..., case.D : 2 * case.D]
     inputs["R"] = torch.cat([R, R], 2).mT.contiguous().mT[:, :, case.D :]  # `out` has stride 1
     with forced(case.variant, multiprocessors=case.multiprocessors):
-        check(function, inputs, "simt", **options)
+        check(function, inputs, EXECUTOR, **options)
         inputs.pop("b")
-        check(function, {**inputs, "x": inputs["x"][:, :1]}, "simt", **options)
-        empty, state = function(**{**inputs, "x": x[:, :0]}, return_state=True, backend="simt", **options)
+        check(function, {**inputs, "x": inputs["x"][:, :1]}, EXECUTOR, **options)
+        empty, state = function(**{**inputs, "x": x[:, :0]}, return_state=True, backend=EXECUTOR, **options)
     assert empty.shape[1] == 0 and not state.c.any()
 
 
@@ -144,9 +145,9 @@ def saved_by(namespace: str, case: Case, allow_tf32: bool = False) -> tuple[Tens
 
 @variants
 def test_saved_values_are_those_of_the_cpu(case: Case) -> None:
-    tolerance = tolerance_of(case.cell.removesuffix("_exp"), case.dtype, "simt").h
+    tolerance = tolerance_of(case.cell.removesuffix("_exp"), case.dtype, EXECUTOR).h
     with forced(case.variant, multiprocessors=case.multiprocessors):
-        actual = saved_by(_ops.SIMT_NAMESPACE, case)
+        actual = saved_by(PLAIN, case)
     for a, b in zip(actual, saved_by(_ops.NAMESPACE, case), strict=True):
         assert_close_relative(a, b, tolerance)
 
@@ -155,7 +156,7 @@ def test_saved_values_are_those_of_the_cpu(case: Case) -> None:
 def test_one_pass_rounds_the_operands(case: Case) -> None:
     expected = saved_by(_ops.NAMESPACE, case)[0]
     with forced(case.variant, multiprocessors=case.multiprocessors):
-        one, three = (saved_by(_ops.SIMT_NAMESPACE, case, tf32)[0] for tf32 in (True, False))
+        one, three = (saved_by(PLAIN, case, tf32)[0] for tf32 in (True, False))
     assert_close_relative(one, expected, 2e-3)
     assert (one - expected).abs().max() > 10 * (three - expected).abs().max()
 
@@ -167,7 +168,7 @@ def test_results_that_are_nan_are_no_flags(dtype: torch.dtype) -> None:
     bits = torch.tensor(-0xE000F if dtype == F32 else -0xF, dtype=torch.int32 if dtype == F32 else torch.int16)
     inputs["x"][0, 1] = bits.view(dtype)  # 0xFFF1FFF1 and 0xFFF1
     with forced("grid"):
-        h = slstm(**inputs, backend="simt")
+        h = slstm(**inputs, backend=EXECUTOR)
     assert h[0, 1:].isnan().all() and h[1].isfinite().all() and h[0, 0].isfinite().all()
 
 
@@ -182,7 +183,7 @@ def test_any_order_of_blocks_and_messages(case: Case, order: str, landing: str) 
     expected = slstm(**inputs, backend="cpu")
     for seed in range(2):
         with forced(case.variant, order=order, landing=landing, seed=seed, multiprocessors=case.multiprocessors):
-            assert_close_relative(slstm(**inputs, backend="simt"), expected, 1e-5)
+            assert_close_relative(slstm(**inputs, backend=EXECUTOR), expected, 1e-5)
 
 
 # Fault: a call that shows it.
@@ -222,8 +223,8 @@ def compare_race(case: Case) -> None:
     inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
     reset = torch.arange(case.B * case.S).view(case.B, case.S) % 3 == 2
     order = {"order": "random"} if case.variant == "grid" else {}
-    with forced(case.variant, _ops.RACE_NAMESPACE, multiprocessors=case.multiprocessors, **order):
-        check(function, inputs, "simt_race", reset=reset, **options)
+    with forced(case.variant, RACE, multiprocessors=case.multiprocessors, **order):
+        check(function, inputs, RACE_EXECUTOR, reset=reset, **options)
 
 
 def test_every_fault_has_a_case() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import pad
 
 from tests.support.against_reference import check
-from tests.support.mutants import missed, needs_race_build, planted
+from tests.support.executor import RACE_EXECUTOR, needs_race_build
+from tests.support.mutants import missed, planted
 from xlstm_cuda import slstm_step
 from xlstm_cuda.testing import slstm_inputs
 
@@ -37,7 +38,7 @@ def compare(B: int, H: int, D: int, dtype: torch.dtype, rows: bool) -> None:
     R = inputs["R"] if rows else inputs["R"].mT
     R = pad(R, (0, -D % 8))[..., :D]  # aligned rows, also where D is not a multiple of a vector
     state = inputs.pop("initial_state")
-    check(slstm_step, {**inputs, "x": inputs["x"][:, 0], "R": R if rows else R.mT, "state": state}, "simt_race")
+    check(slstm_step, {**inputs, "x": inputs["x"][:, 0], "R": R if rows else R.mT, "state": state}, RACE_EXECUTOR)
 
 
 @needs_race_build

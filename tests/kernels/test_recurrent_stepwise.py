@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tests.support.against_reference import check
-from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted
+from tests.support.executor import EXECUTOR, PLAIN, RACE, RACE_EXECUTOR, needs_race_build
+from tests.support.mutants import missed, planted
 from xlstm_cuda import _ops, lstm, slstm
 from xlstm_cuda.testing import Tolerance, lstm_inputs, slstm_inputs
 
@@ -38,7 +39,7 @@ def compare(
     dtype: torch.dtype,
     layout: str = "rows",
     *,
-    backend: str = "simt_race",
+    backend: str = RACE_EXECUTOR,
     function: Any = slstm,
     padded: bool = True,
     reversed_heads: int = 0,
@@ -89,7 +90,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_and_layouts(size: tuple[Any, ...]) -> None:
-    compare(*size, backend="simt", function=lstm)
+    compare(*size, backend=EXECUTOR, function=lstm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -104,7 +105,7 @@ def test_strided_inputs() -> None:
     x = torch.zeros(3, 4, 2, 2, 19)  # time, gate, batch, head
     x[..., 5:14] = inputs["x"].permute(1, 2, 0, 3, 4)
     inputs["x"] = x[..., 5:14].permute(2, 0, 1, 3, 4)
-    check(lstm, inputs, "simt_race")
+    check(lstm, inputs, RACE_EXECUTOR)
 
 
 def test_one_pass_of_tf32() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.mutants import PLAIN, RACE, missed, needs_race_build, planted
+from tests.support.executor import PLAIN, RACE, needs_race_build
+from tests.support.mutants import missed, planted
 from xlstm_cuda import _ops
 
 SOURCE = "csrc/cuda/recurrent/weight_grad.cu"

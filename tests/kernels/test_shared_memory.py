@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.kernels.test_recurrent_variants import only
+from tests.support.executor import EXECUTOR, PLAIN, needs_executor
 from tests.support.paths import ROOT
 from xlstm_cuda import _ops, lstm_step, mlstm_step, slstm
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
@@ -28,18 +29,18 @@ def step(dtype: torch.dtype, tokens: int, C_dtype: torch.dtype | None = None) ->
     inputs = mlstm_inputs(1, 1, tokens, 8, 8, dtype=dtype, state=True)
     state = inputs.pop("initial_state")
     state = state._replace(C=state.C.to(C_dtype or state.C.dtype))
-    mlstm_step(**inputs, state=state, inplace=True, backend="simt")
+    mlstm_step(**inputs, state=state, inplace=True, backend=EXECUTOR)
 
 
 def cell(dtype: torch.dtype, batch: int, columns: bool) -> None:
     inputs = lstm_inputs(batch, 1, 1, 16, dtype=dtype, state=True)
     R = inputs["R"].mT.contiguous().mT if columns else inputs["R"]
-    lstm_step(inputs["x"][:, 0], R, inputs["b"], inputs["initial_state"], backend="simt")
+    lstm_step(inputs["x"][:, 0], R, inputs["b"], inputs["initial_state"], backend=EXECUTOR)
 
 
 def weight_grad(dtype: torch.dtype, D: int, allow_tf32: bool) -> None:
     dx, h = torch.zeros(1, 3, 4, 1, D, dtype=dtype), torch.zeros(1, 3, 1, D, dtype=dtype)
-    torch.ops.xlstm_cuda_simt.recurrent_weight_grad(dx, h, None, None, None, 0, allow_tf32, 0)
+    getattr(torch.ops, PLAIN).recurrent_weight_grad(dx, h, None, None, None, 0, allow_tf32, 0)
 
 
 # Variant: head dimension by element bytes, for every number of units that a block may have.
@@ -53,24 +54,24 @@ SCANS = {
 
 def scan(variant: str, dtype: torch.dtype, D: int) -> None:
     inputs = slstm_inputs(1, 1, 1, D, dtype=dtype, requires_grad=True)
-    with only("simt", variant):
-        slstm(**inputs, backend="simt").sum().backward()
+    with only(EXECUTOR, variant):
+        slstm(**inputs, backend=EXECUTOR).sum().backward()
 
 
 def gates(double: bool) -> None:
     i = torch.zeros(1, 1, 9)
-    torch.ops.xlstm_cuda_simt.mlstm_gates(i, i, None, None, None, False, 64, double)
+    getattr(torch.ops, PLAIN).mlstm_gates(i, i, None, None, None, False, 64, double)
 
 
 def states(product: str, Dv: int) -> None:
     dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
     k, v, i = torch.zeros(1, 1, 9, 8, dtype=dtype), torch.zeros(1, 1, 9, Dv, dtype=dtype), torch.zeros(1, 1, 9)
-    torch.ops.xlstm_cuda_simt.mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, _ops.PRODUCTS[product])
+    getattr(torch.ops, PLAIN).mlstm_states(k, v, i, i, *[None] * 13, False, 1.0, 64, _ops.PRODUCTS[product])
 
 
 def gate_grads(dtype: torch.dtype) -> None:
     i, row, dot = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 9, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
-    torch.ops.xlstm_cuda_simt.mlstm_gate_grads(
+    getattr(torch.ops, PLAIN).mlstm_gate_grads(
         i, i, None, None, None, row, row, row[0], dot, None, None, i.clone(), i.clone(), False, 64
     )
 
@@ -79,7 +80,7 @@ def outputs(product: str, output: str) -> None:
     dtype = {"bf16": torch.bfloat16, "f64": torch.float64}.get(product, torch.float32)
     x, i = torch.zeros(1, 1, 9, 64, dtype=dtype), torch.zeros(1, 1, 9)
     per_token, n = torch.zeros(1, 1, 9), torch.zeros(1, 1, 1, 64)
-    ops = torch.ops.xlstm_cuda_simt
+    ops = getattr(torch.ops, PLAIN)
     options = (None, False, True, 1.0, 0.0, 64, True)
     state = torch.zeros(1, 1, 1, 64, 64, dtype=dtype)
     kind = _ops.OUTPUTS[output], _ops.PRODUCTS[product]
@@ -127,13 +128,13 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 def measure(call: Callable[[], Any]) -> dict[str, int]:
     """Bytes of each kernel that the call launches."""
-    ops = _ops.library(_ops.SIMT_NAMESPACE)
+    ops = _ops.library(PLAIN)
     ops.simt_set("forget", "launches")
     call()
     return {name: int(size) for name, size in (line.split("\t") for line in ops.simt_shared_memory().splitlines())}
 
 
-@pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it")
+@needs_executor
 @pytest.mark.parametrize("name", CALLS)
 def test_shared_memory(name: str) -> None:
     table = json.loads(TABLE.read_text())

@@ -7,8 +7,8 @@ contiguous is copied. S = 0 and B = 0 are allowed. All gradients are exact, thro
 final state, and have their input's dtype; second derivatives and forward-mode differentiation raise RuntimeError.
 Under autocast q, k, v, x and R are cast; gates, biases and states never.
 
-`backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" (test library), or None: the one of the context manager
-`backend(...)`, else by device.
+`backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" or "ptx" (test libraries), or None: the one of the context
+manager `backend(...)`, else by device.
 
 Errors: TypeError for what is not a tensor or has a wrong dtype, ValueError for a wrong shape, device, option or value,
 both before anything is computed. Values of cu_seqlens, lengths, slots and of an sLSTM state's n are checked on the CPU

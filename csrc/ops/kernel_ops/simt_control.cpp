@@ -1,6 +1,7 @@
 // Options of the host executor for Python tests: torch.ops.<namespace>.simt_set(name, value), simt_count(name).
 #include "ops/library.h"
 #include "simt/executor.h"
+#include "simt/ptx/registry.h"
 
 namespace xlstm::ops {
 namespace {
@@ -66,18 +67,31 @@ std::string simt_shared_memory() {
   return lines;
 }
 
+// Of a library of PTX: its kernels by architecture and mangled name, one a line.
+std::string ptx_kernels() {
+  return ptx::kernel_names();
+}
+
+bool has_planted_faults() {
+  return ptx::has_planted_faults();
+}
+
 }  // namespace
 
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("simt_set(str name, str value) -> ()");
   m.def("simt_count(str name) -> int");
   m.def("simt_shared_memory() -> str");
+  m.def("ptx_kernels() -> str");
+  m.def("has_planted_faults() -> bool");
 }
 
 XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("simt_set", TORCH_BOX(&simt_set));
   m.impl("simt_count", TORCH_BOX(&simt_count));
   m.impl("simt_shared_memory", TORCH_BOX(&simt_shared_memory));
+  m.impl("ptx_kernels", TORCH_BOX(&ptx_kernels));
+  m.impl("has_planted_faults", TORCH_BOX(&has_planted_faults));
 }
 
 }  // namespace xlstm::ops

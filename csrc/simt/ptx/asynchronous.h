@@ -1,0 +1,33 @@
+#pragma once
+// Asynchronous copies and mbarriers (PTX ISA 9.7.9.25, 9.7.13.15), by the executor's.
+#include "simt/ptx/memory.h"
+
+namespace ptx {
+
+inline void copy_async(u32 to, u64 from, int bytes, int read, At where) {
+  if (read) global_at(from, bytes, where);
+  simt::cp_async(to, pointer(from), bytes, read, where);
+}
+
+// .shared::cta takes the block's own memory only.
+inline u32 own_mbarrier(const Shared& S, u32 address, At where) {
+  if (address - S.own >= S.bytes) {
+    simt::fault(where, "shared::cta: 0x%x is not in this block's shared memory", address);
+  }
+  return address;
+}
+
+inline bool mbarrier_test_wait(u32 address, u32 parity, At where) {
+  return simt::mbarrier_test(address, parity, where);
+}
+// Suspends the thread until the phase is complete, or until a time limit of the hardware's: it is false now and then.
+inline bool mbarrier_try_wait(u32 address, u32 parity, At where) {
+  if (simt::machine.random.below(4) == 0) {
+    simt::check_live(where);
+    return false;
+  }
+  simt::mbarrier_wait(address, parity, where);
+  return true;
+}
+
+}  // namespace ptx

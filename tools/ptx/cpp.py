@@ -1,0 +1,105 @@
+"""The C++ file of translated kernels."""
+
+from __future__ import annotations
+
+import re
+
+from .instructions import translate
+from .parse import Function, Module
+from .types import Unsupported
+from .writer import Writer
+
+PLANTED_FAULT = "xlstm_planted_fault"  # the variable of cuda/device/mutant.h
+NO_KERNELS = "// No kernel of {source} falls to this file.\n"
+
+HEAD = """// Written by tools/ptx from {source}.
+#include "simt/ptx/ptx.h"
+
+namespace ptx {{
+namespace {{
+
+const simt::Source L[] = {{
+{sites}
+}};
+{variables}
+"""
+
+KERNEL = """
+// {nvcc_name}
+namespace kernel_{number} {{
+void body([[maybe_unused]] const u8* P) {{
+  [[maybe_unused]] const Shared S;
+  [[maybe_unused]] Strong strong;
+{lines}
+}}
+const Parameter parameters[] = {{{parameters}}};
+const Kernel kernel("{name}", "{target}", body, parameters, {parameter_count});
+}}  // namespace kernel_{number}
+"""
+
+TAIL = """
+}  // namespace
+}  // namespace ptx
+"""
+
+
+def host_name(name: str) -> str:
+    """A mangled name as g++ writes it. In nvcc's, anonymous namespaces carry the file's name and a hash."""
+    while found := re.search(r"(\d+)_GLOBAL__N__", name):
+        digits = found[1]
+        for length in range(1, len(digits) + 1):  # the digits may begin with the end of another name
+            count = int(digits[-length:])
+            if count > len("_GLOBAL__N__"):
+                start = found.end(1)
+                name = name[: start - length] + "12_GLOBAL__N_1" + name[start + count :]
+                break
+        else:
+            raise Unsupported(f"name {name}")
+    return name
+
+
+def variables(module: Module) -> str:
+    lines = []
+    for name, variable in module.variables.items():
+        if PLANTED_FAULT in name:
+            lines += [f"#define {name.replace('$', '_')} (*planted_fault())", "const PlantedFaults planted_faults;"]
+            continue
+        cpp, value = name.replace("$", "_"), variable.value.strip("{}")
+        lines.append(f"alignas(16) {variable.kind} {cpp}[{variable.count}] = {{{value}}};")
+    return "\n".join(lines)
+
+
+def kernel_code(module: Module, function: Function, number: int) -> str:
+    w = Writer(module, function)
+    body = []
+    for item in function.body:
+        body.append(f"{item}:" if isinstance(item, str) else f"  {translate(w, item)}")
+    kinds: dict[str, list[str]] = {}
+    for name, kind in w.used.items():
+        kinds.setdefault(kind, []).append(name)
+    lines = [f"  {kind} {', '.join(names)};" for kind, names in kinds.items()]
+    lines += [f"  alignas(16) u8 {name.lstrip('$')}[{bytes_}];" for name, bytes_ in function.local_bytes.items()]
+    return KERNEL.format(
+        number=number,
+        nvcc_name=function.name,
+        name=host_name(function.name),
+        target=module.target,
+        lines="\n".join(lines + body),
+        parameters=", ".join(f"{{{offset}, {bytes_}}}" for offset, bytes_ in function.layout),
+        parameter_count=len(function.layout),
+    )
+
+
+def files(module: Module, source: str, parts: int) -> list[str]:
+    """The text of as many C++ files. Kernels are dealt out by length, so that the files take alike to compile."""
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    lengths = [len(function.body) for function in module.functions]
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        min(shares, key=lambda share: sum(lengths[n] for n in share)).append(number)
+    texts = []
+    for share in shares:
+        kernels = [kernel_code(module, module.functions[number], number) for number in sorted(share)]
+        sites = "\n".join(f'    {{"{file}", {line}}},' for file, line in module.sites.numbers)
+        head = HEAD.format(source=source, sites=sites, variables=variables(module))
+        texts.append(head + "".join(kernels) + TAIL if kernels else NO_KERNELS.format(source=source))
+    return texts

@@ -1,0 +1,91 @@
+"""Asynchronous copies and mbarriers: csrc/simt/ptx/asynchronous.h."""
+
+from __future__ import annotations
+
+import re
+
+from ..parse import Statement
+from ..types import Unsupported, cpp_type
+from ..writer import Modifiers, Writer, at, flag
+from .table import handles
+
+
+@handles("cp")
+def copy(w: Writer, s: Statement, m: Modifiers) -> str:
+    form = ".".join(name for name in m.names if not name.startswith("L2::"))
+    if form in ("async.ca.shared.global", "async.cg.shared.global"):
+        return cp_async(w, s, form)
+    if form == "async.commit_group":
+        return "simt::cp_async_commit();"
+    if form == "async.wait_all":
+        return f"simt::cp_async_wait(-1, {at(s)});"
+    if form == "async.wait_group":
+        return f"simt::cp_async_wait({int(s.operands[0])}, {at(s)});"
+    if form in ("async.mbarrier.arrive.shared::cta.b64", "async.mbarrier.arrive.noinc.shared::cta.b64"):
+        mbarrier = f"own_mbarrier(S, u32({w.address(s.operands[0])}), {at(s)})"
+        return f"simt::cp_async_mbarrier_arrive({mbarrier}, {flag('noinc' in form)}, {at(s)});"
+    return bulk_copy(w, s, form)
+
+
+def cp_async(w: Writer, s: Statement, form: str) -> str:
+    """[to], [from], size and how much of it is read; the rest becomes zero."""
+    size = int(s.operands[2])
+    if size not in (4, 8, 16) or (".cg." in form and size != 16):
+        raise Unsupported(f"{size} bytes")
+    read = w.value(s.operands[3], "s32") if len(s.operands) > 3 else str(size)
+    to, source = (w.address(operand) for operand in s.operands[:2])
+    return f"copy_async(u32({to}), {source}, {size}, {read}, {at(s)});"
+
+
+def bulk_copy(w: Writer, s: Statement, form: str) -> str:
+    if form == "async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes":
+        to, source, size, mbarrier = s.operands
+        arguments = f"u32({w.address(to)}), pointer({w.address(source)}), {w.value(size, 'u32')}"
+        return f"simt::bulk_load({arguments}, u32({w.address(mbarrier)}), {at(s)});"
+    if form == "async.bulk.global.shared::cta.bulk_group":
+        to, source, size = s.operands
+        arguments = f"pointer({w.address(to)}), u32({w.address(source)}), {w.value(size, 'u32')}"
+        return f"simt::bulk_store({arguments}, {at(s)});"
+    if form == "async.bulk.commit_group":
+        return "simt::bulk_commit();"
+    if form in ("async.bulk.wait_group", "async.bulk.wait_group.read"):
+        return f"simt::bulk_wait({int(s.operands[0])}, {flag(form.endswith('read'))}, {at(s)});"
+    raise Unsupported("form of a copy")
+
+
+def st_async(w: Writer, s: Statement, m: Modifiers) -> str:
+    kind = cpp_type(m.last())
+    count = int(m.take("v2", "v4", default="v1")[1:])
+    if [name for name in m.names if name != "weak"] != ["async", "shared::cluster", "mbarrier::complete_tx::bytes"]:
+        raise Unsupported("form of st.async")
+    values = ", ".join(w.value(operand, kind) for operand in w.parts(s.operands[1]))
+    to, mbarrier = (f"u32({w.address(s.operands[i])})" for i in (0, 2))
+    code = f"const Vec<{kind}, {count}> v{{{values}}};"
+    return f"{{ {code} simt::st_async({to}, &v, sizeof v, {mbarrier}, {at(s)}); }}"
+
+
+@handles("mbarrier")
+def mbarrier(w: Writer, s: Statement, m: Modifiers) -> str:
+    if m.last() != "b64":
+        raise Unsupported("form of mbarrier")
+    form = ".".join(m.names)
+    operands = [operand for operand in s.operands if operand != "_"]
+    address = f"u32({w.address(next(o for o in operands if o.startswith('[')))})"
+    own = f"own_mbarrier(S, {address}, {at(s)})"
+    last = operands[-1]
+    if form == "init.shared::cta":
+        return f"simt::mbarrier_init({own}, {w.value(last, 'u32')}, {at(s)});"
+    if form == "inval.shared::cta":
+        return f"simt::mbarrier_invalidate({own}, {at(s)});"
+    if form == "arrive.release.cta.shared::cta":
+        return f"simt::mbarrier_arrive({own}, 1, 0, {at(s)});"
+    if form == "arrive.release.cluster.shared::cluster":
+        return f"simt::mbarrier_arrive({address}, 1, 0, {at(s)});"
+    if form == "arrive.expect_tx.release.cta.shared::cta":
+        return f"simt::mbarrier_arrive({own}, 1, {w.value(last, 'u32')}, {at(s)});"
+    if form == "expect_tx.relaxed.cta.shared::cta":
+        return f"simt::mbarrier_expect_tx({own}, {w.value(last, 'u32')}, {at(s)});"
+    found = re.fullmatch(r"(test_wait|try_wait)\.parity\.acquire\.(cta|cluster)\.shared::cta", form)
+    if not found:
+        raise Unsupported("form of mbarrier")
+    return w.set(operands[0], f"mbarrier_{found[1]}({own}, {w.value(last, 'u32')}, {at(s)})")

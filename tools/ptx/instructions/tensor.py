@@ -1,0 +1,59 @@
+"""Tensor cores and the matrices that they read from shared memory."""
+
+from __future__ import annotations
+
+from ..parse import Statement
+from ..types import Unsupported
+from ..writer import Modifiers, Writer, at, flag
+from .table import handles
+
+# Shape and type of the operands: the executor's name of them.
+ELEMENTS = {("m16n8k16", "bf16"): "bf16", ("m16n8k16", "f16"): "f16", ("m16n8k8", "tf32"): "tf32"}
+
+
+def values(w: Writer, operands: list[str], kind: str) -> str:
+    return ", ".join(w.value(operand, kind) for operand in operands)
+
+
+@handles("mma")
+def mma(w: Writer, s: Statement, m: Modifiers) -> str:
+    sync, aligned, shape, *layouts = m.names[:5]
+    types = m.names[5:]
+    if [sync, aligned, *layouts] != ["sync", "aligned", "row", "col"]:
+        raise Unsupported("form of mma")
+    d, a, b, c = (w.parts(operand) for operand in s.operands)
+    if shape == "m8n8k4" and types == ["f64"] * 4:
+        code = f"f64 d[2] = {{{values(w, c, 'f64')}}};"
+        code += f" simt::mma_f64(d[0], d[1], {values(w, a, 'f64')}, {values(w, b, 'f64')}, {at(s)});"
+    else:
+        element = ELEMENTS[shape, types[1]]
+        if types != ["f32", element, element, "f32"]:
+            raise Unsupported("types of mma")
+        code = f"f32 d[4] = {{{values(w, c, 'f32')}}};"
+        code += f" const u32 a[4] = {{{values(w, a, 'u32')}}}, b[2] = {{{values(w, b, 'u32')}}};"
+        code += f" simt::mma(simt::Element::{element}, d, a, b, {at(s)});"
+    return f"{{ {code} {w.set_all(d, 'd[#]')} }}"
+
+
+@handles("ldmatrix", "stmatrix")
+def matrices(w: Writer, s: Statement, m: Modifiers) -> str:
+    if m.names[:3] != ["sync", "aligned", "m8n8"] or m.names[-1] != "b16" or not m.names[-2].startswith("shared"):
+        raise Unsupported("form of a matrix access")
+    load = s.opcode.startswith("ld")
+    vector, pointer = s.operands if load else reversed(s.operands)
+    registers, address = w.parts(vector), f"u32({w.address(pointer)})"
+    n, transposed = len(registers), flag("trans" in m.names)
+    if m.names[3] != f"x{n}":
+        raise Unsupported("count of matrices")
+    if load:
+        code = f"u32 v[{n}]; simt::ldmatrix({n}, {transposed}, v, {address}, {at(s)});"
+        return f"{{ {code} {w.set_all(registers, 'v[#]')} }}"
+    code = f"const u32 v[] = {{{values(w, registers, 'u32')}}};"
+    return f"{{ {code} simt::stmatrix({n}, {transposed}, v, {address}, {at(s)}); }}"
+
+
+@handles("movmatrix")
+def transpose(w: Writer, s: Statement, m: Modifiers) -> str:
+    if m.names != ["sync", "aligned", "m8n8", "trans", "b16"]:
+        raise Unsupported("form of movmatrix")
+    return w.set(s.operands[0], f"simt::movmatrix_transposed({w.value(s.operands[1], 'u32')}, {at(s)})")

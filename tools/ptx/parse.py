@@ -1,0 +1,237 @@
+"""A PTX file as modules, functions and statements, each with its source line and the calls that it was inlined by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from .types import BYTES, Unsupported, cpp_type
+
+# What has been read and tested: the versions of the PTX ISA, and targets whose code the executor can imitate.
+VERSIONS = [f"8.{minor}" for minor in range(10)] + ["9.0"]
+TARGETS = ("sm_80", "sm_90a")
+MOST_FRAMES = 4  # of inlined calls in a source line
+
+
+def split_list(text: str) -> list[str]:
+    """Split at the commas that are in no bracket."""
+    parts, depth, current = [], 0, ""
+    for c in text:
+        depth += (c in "{[(") - (c in "}])")
+        if c == "," and depth == 0:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += c
+    return [*parts, current.strip()] if current.strip() else parts
+
+
+@dataclass
+class Statement:
+    """An instruction. `guard` is "", "%p1" or "!%p1"; `site` the number of its source line, `line` that of the PTX."""
+
+    text: str
+    guard: str
+    opcode: str
+    operands: list[str]
+    site: int
+    line: int
+
+
+@dataclass
+class Function:
+    """A kernel. Its body holds statements, and labels as strings."""
+
+    name: str
+    parameters: dict[str, int] = field(default_factory=dict)  # offsets
+    layout: list[tuple[int, int]] = field(default_factory=list)  # offset and bytes of each
+    body: list[Statement | str] = field(default_factory=list)
+    registers: dict[str, str] = field(default_factory=dict)  # name, or prefix of numbered ones: C++ type
+    local_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Variable:
+    """A variable of the module, in global or constant memory."""
+
+    kind: str
+    count: int
+    value: str
+
+
+class Sites:
+    """Source lines by number: (the frames but the last line, "mma.h:40 < tile.h", and that line, 96)."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[str, int], int] = {("", 0): 0}
+
+    def add(self, frames: list[tuple[str, int]]) -> int:
+        names = [f"{name}:{line}" for name, line in frames]
+        key = (" < ".join([*names[:-1], frames[-1][0]]), frames[-1][1])
+        return self.numbers.setdefault(key, len(self.numbers))
+
+
+class Module:
+    """All of a PTX file. Raises Unsupported for a file that is no PTX, is cut short or has what is not known."""
+
+    def __init__(self, text: str) -> None:
+        text = re.sub(r"/\*.*?\*/", lambda comment: "\n" * comment[0].count("\n"), text, flags=re.DOTALL)
+        self.target = check_header(text)
+        self.files = {int(n): PurePath(p).name for n, p in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M)}
+        text = re.split(r"^\s*\.section\b", text, maxsplit=1, flags=re.M)[0]
+        text = re.sub(r"//[^\n]*", "", text)
+        self.sites = Sites()
+        self.shared = re.findall(r"\.extern \.shared [^;]*?([\w$]+)\[\]\s*;", text)
+        self.variables: dict[str, Variable] = {}
+        for line in re.findall(r"^(?:\.visible |\.weak |\.extern )?\.(?:global|const) [^;]*;", text, re.M):
+            self._add_variable(line)
+        self.functions = [_Body(self, *parts).function for parts in split_functions(text)]
+
+    def _add_variable(self, line: str) -> None:
+        found = re.search(r"\.([usbf]\d+)\s+([\w$]+)(?:\[(\d+)\])?\s*(=.*)?;$", line, re.DOTALL)
+        if not found:
+            raise Unsupported(line)
+        kind, name, count, value = found.groups()
+        self.variables[name] = Variable(cpp_type(kind), int(count or 1), (value or "").lstrip("= "))
+
+
+def check_header(text: str) -> str:
+    """The target of a PTX file."""
+    version = re.search(r"^\s*\.version\s+(\S+)", text, re.M)
+    target = re.search(r"^\s*\.target\s+([^\n]+)", text, re.M)
+    size = re.search(r"^\s*\.address_size\s+(\d+)", text, re.M)
+    if not (version and target and size):
+        raise Unsupported("this is no PTX: .version, .target and .address_size are expected")
+    if version[1] not in VERSIONS:
+        raise Unsupported(f"PTX version {version[1]}, known are {VERSIONS[0]} to {VERSIONS[-1]}")
+    name = target[1].split(",")[0].strip()
+    if name not in TARGETS:
+        raise Unsupported(f"target {name}, known are {', '.join(TARGETS)}")
+    if size[1] != "64":
+        raise Unsupported(f"addresses of {size[1]} bits")
+    return name
+
+
+def split_functions(text: str) -> Iterator[tuple[str, str, str, int]]:
+    """Name, parameters, body and its first line, of each .entry. There is no .func: nvcc inlines what kernels call."""
+    if found := re.search(r"^(?:\.visible |\.weak |\.extern )*\.func\b[^;{]*", text, re.M):
+        raise Unsupported(found[0])
+    at = 0
+    for match in re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{;]*\{", text):
+        if match.start() < at:
+            raise Unsupported(f"an .entry in another one: {match[1]}")
+        at = match.end()
+        depth = 1
+        while depth:
+            brace = re.compile("[{}]").search(text, at)
+            if not brace:
+                raise Unsupported(f"the file is cut short: {match[1]} has no end")
+            depth += 1 if brace[0] == "{" else -1
+            at = brace.end()
+        yield match[1], match[2], text[match.end() : at - 1], text.count("\n", 0, match.end()) + 1
+    if re.search(r"\.entry\b", text[at:]):
+        raise Unsupported("the file is cut short in the head of a kernel")
+
+
+class _Body:
+    """Reads a kernel's body. Registers that a block declares get names of their own."""
+
+    TOKEN = re.compile(r"\s*(?:(\.loc[^\n]*)|([\w$]+):(?!:)|([{}])|((?:[^;{}]|\{[^{};]*\})*;))", re.DOTALL)
+
+    def __init__(self, module: Module, name: str, parameters: str, body: str, line: int) -> None:
+        self.module = module
+        self.line = line
+        self.function = Function(name)
+        self.scopes: list[dict[str, str]] = [{}]
+        self.scope_count = 0
+        self.site = 0
+        self.inlined: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for declaration in split_list(parameters):
+            self.add_parameter(declaration)
+        self.read(body)
+
+    def add_parameter(self, declaration: str) -> None:
+        found = re.match(r"\.param (?:\.align (\d+) )?\.(\w+) (?:\.ptr.* )?([\w$]+)(?:\[(\d+)\])?$", declaration)
+        if not found:
+            raise Unsupported(declaration)
+        f = self.function
+        size = BYTES[cpp_type(found[2])]
+        align = int(found[1] or size)
+        end = sum(f.layout[-1]) if f.layout else 0
+        offset = -(-end // align) * align
+        f.parameters[found[3]] = offset
+        f.layout.append((offset, size * int(found[4] or 1)))
+
+    def read(self, body: str) -> None:
+        at, end = 0, len(body.rstrip())
+        while at < end:
+            match = self.TOKEN.match(body, at)
+            if not match:
+                raise Unsupported(f"line {self.line}: cannot parse {body[at : at + 80].strip()!r}")
+            start = match.start(match.lastindex or 0)
+            self.line += body.count("\n", at, start)
+            location, label, brace, statement = match.groups()
+            if location:
+                self.move_to(location)
+            elif label:
+                self.function.body.append(label.lstrip("$"))
+            elif brace == "{":
+                self.scope_count += 1
+                self.scopes.append({})
+            elif brace:
+                self.scopes.pop()
+            else:
+                self.add(" ".join(statement.split())[:-1].strip())
+            self.line += body.count("\n", start, match.end())
+            at = match.end()
+
+    def move_to(self, text: str) -> None:
+        """.loc file line column, with inlined_at the place of the call."""
+        numbers = re.match(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:.*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?", text)
+        if not numbers:
+            raise Unsupported(text)
+        location = tuple(map(int, numbers.groups()[:3]))
+        if numbers[4]:
+            self.inlined[location] = tuple(map(int, numbers.groups()[3:]))
+        else:
+            self.inlined.pop(location, None)
+        if not location[1]:  # line 0: code that the compiler made
+            return
+        frames: list[tuple[str, int]] = []
+        at: tuple[int, ...] | None = location
+        while at and len(frames) < MOST_FRAMES:
+            frames.append((self.module.files.get(at[0], "?"), at[1]))
+            at = self.inlined.get(at)
+        self.site = self.module.sites.add(frames)
+
+    def add(self, text: str) -> None:
+        if not text or text.startswith(".pragma"):
+            return
+        if text.startswith(".reg"):
+            return self.declare(text)
+        if local := re.match(r"\.local \.align (\d+) \.b8 ([\w$]+)\[(\d+)\]$", text):
+            self.function.local_bytes[local[2]] = int(local[3])
+            return
+        found = re.match(r"(?:@(!?%?[\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)$", text, re.DOTALL)
+        if not found:
+            raise Unsupported(f"line {self.line}: {text}")
+        guard, *operands = [self.renamed(o) for o in (found[1] or "", *split_list(found[3]))]
+        self.function.body.append(Statement(text, guard, found[2], operands, self.site, self.line))
+
+    def declare(self, text: str) -> None:
+        """.reg .b32 %r<100>, or named ones."""
+        _, kind, names = text.split(None, 2)
+        for declared in split_list(names):
+            name = declared.split("<")[0]
+            if "<" not in declared and len(self.scopes) > 1:
+                name = f"%{name.lstrip('%')}_in{self.scope_count}"
+                self.scopes[-1][declared] = name
+            self.function.registers[name] = cpp_type(kind[1:])
+
+    def renamed(self, operand: str) -> str:
+        for names in self.scopes[1:]:
+            for name, new in names.items():
+                operand = re.sub(rf"(?<![\w%$]){re.escape(name)}(?![\w$])", new, operand)
+        return operand
