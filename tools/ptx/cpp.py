@@ -69,16 +69,28 @@ def variables(module: Module) -> str:
     return "\n".join(lines)
 
 
+def declarations(w: Writer) -> list[str]:
+    """Registers and local memory of a kernel."""
+    lines = []
+    for number, names in enumerate(w.accumulators):
+        lines.append(f"  f32 accumulator_{number}[{len(names)}];")
+        lines.append("  f32 " + ", ".join(f"&{name} = accumulator_{number}[{i}]" for i, name in enumerate(names)) + ";")
+    elements = {name for names in w.accumulators for name in names}
+    kinds: dict[str, list[str]] = {}
+    for name, kind in w.used.items():
+        if name not in elements:
+            kinds.setdefault(kind, []).append(name)
+    lines += [f"  {kind} {', '.join(names)};" for kind, names in kinds.items()]
+    local = w.function.local_bytes
+    return lines + [f"  alignas(16) u8 {name.lstrip('$')}[{bytes_}];" for name, bytes_ in local.items()]
+
+
 def kernel_code(module: Module, function: Function, number: int) -> str:
     w = Writer(module, function)
     body = []
     for item in function.body:
         body.append(f"{item}:" if isinstance(item, str) else f"  {translate(w, item)}")
-    kinds: dict[str, list[str]] = {}
-    for name, kind in w.used.items():
-        kinds.setdefault(kind, []).append(name)
-    lines = [f"  {kind} {', '.join(names)};" for kind, names in kinds.items()]
-    lines += [f"  alignas(16) u8 {name.lstrip('$')}[{bytes_}];" for name, bytes_ in function.local_bytes.items()]
+    lines = declarations(w)
     return KERNEL.format(
         number=number,
         nvcc_name=function.name,

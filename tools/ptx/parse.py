@@ -138,7 +138,7 @@ def split_functions(text: str) -> Iterator[tuple[str, str, str, int]]:
 class _Body:
     """Reads a kernel's body. Registers that a block declares get names of their own."""
 
-    TOKEN = re.compile(r"\s*(?:(\.loc[^\n]*)|([\w$]+):(?!:)|([{}])|((?:[^;{}]|\{[^{};]*\})*;))", re.DOTALL)
+    TOKEN = re.compile(r"\s*(?:(\.loc\s[^\n]*)|([\w$]+):(?!:)|([{}])|((?:[^;{}]|\{[^{};]*\})*;))", re.DOTALL)
 
     def __init__(self, module: Module, name: str, parameters: str, body: str, line: int) -> None:
         self.module = module

@@ -30,6 +30,7 @@ class Writer:
     def __init__(self, module: Module, function: Function) -> None:
         self.module, self.function = module, function
         self.used: dict[str, str] = {}  # C++ name of each register: its type
+        self.accumulators: list[list[str]] = []  # registers that wgmma writes later: they are elements of arrays
 
     def register(self, name: str) -> tuple[str, str]:
         """C++ name and type."""
@@ -92,6 +93,15 @@ class Writer:
     def parts(self, text: str) -> list[str]:
         """The registers of {%r1, %r2}, or the one that is not in braces."""
         return split_list(text[1:-1]) if text.startswith("{") else [text]
+
+    def accumulator(self, registers: list[str]) -> str:
+        """The array that these f32 registers are elements of. It stays where it is, so that wgmma can write it later."""
+        names = [self.register(name)[0] for name in registers]
+        if names not in self.accumulators:
+            if {name for other in self.accumulators for name in other} & {*names} or len({*names}) < len(names):
+                raise Unsupported("accumulators that overlap")
+            self.accumulators.append(names)
+        return f"accumulator_{self.accumulators.index(names)}"
 
     def set(self, target: str, expression: str) -> str:
         """The result into its register; _ takes it nowhere."""

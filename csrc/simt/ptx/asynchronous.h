@@ -9,6 +9,10 @@ inline void copy_async(u32 to, u64 from, int bytes, int read, At where) {
   simt::cp_async(to, pointer(from), bytes, read, where);
 }
 
+inline const CUtensorMap* tensor_map(u64 address) {
+  return reinterpret_cast<const CUtensorMap*>(address);
+}
+
 // .shared::cta takes the block's own memory only.
 inline u32 own_mbarrier(const Shared& S, u32 address, At where) {
   if (address - S.own >= S.bytes) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..parse import Statement
+from ..parse import Statement, split_list
 from ..types import Unsupported, cpp_type
 from ..writer import Modifiers, Writer, at, flag
 from .table import handles
@@ -37,7 +37,35 @@ def cp_async(w: Writer, s: Statement, form: str) -> str:
     return f"copy_async(u32({to}), {source}, {size}, {read}, {at(s)});"
 
 
+def tensor_copy(w: Writer, s: Statement, form: str) -> str:
+    """TMA: a box of a tensor that a map describes, either way."""
+    found = re.fullmatch(
+        r"async\.bulk\.tensor\.([1-5])d\.(?:"
+        r"(shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes)(\.multicast::cluster)?"
+        r"|global\.shared::cta\.tile\.bulk_group)",
+        form,
+    )
+    if not found:
+        raise Unsupported("form of a tensor copy")
+    load = bool(found[2])
+    described, shared = (s.operands[1], s.operands[0]) if load else s.operands
+    tensor_map, coordinates = split_list(described.strip("[]"))
+    at_box = ", ".join(w.value(c, "s32") for c in w.parts(coordinates))
+    if len(w.parts(coordinates)) != int(found[1]):
+        raise Unsupported("coordinates of a tensor copy")
+    place = f"tensor_map({w.address(tensor_map)})"
+    memory = f"u32({w.address(shared)})"
+    code = f"const int box[] = {{{at_box}}};"
+    if not load:
+        return f"{{ {code} simt::tma_store({found[1]}, {place}, {memory}, box, {at(s)}); }}"
+    multicast = w.value(s.operands[3], "u16") if found[3] else "0"
+    mbarrier_at = f"u32({w.address(s.operands[2])})"
+    return f"{{ {code} simt::tma_load({found[1]}, {place}, {memory}, {mbarrier_at}, box, {multicast}, {at(s)}); }}"
+
+
 def bulk_copy(w: Writer, s: Statement, form: str) -> str:
+    if form.startswith("async.bulk.tensor."):
+        return tensor_copy(w, s, form)
     if form == "async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes":
         to, source, size, mbarrier = s.operands
         arguments = f"u32({w.address(to)}), pointer({w.address(source)}), {w.value(size, 'u32')}"

@@ -110,7 +110,7 @@ def trap(w: Writer, s: Statement, m: Modifiers) -> str:
 
 @handles("prefetch")
 def hint(w: Writer, s: Statement, m: Modifiers) -> str:
-    if s.opcode not in ("prefetch.global.L2", "prefetch.global.L1"):
+    if s.opcode not in ("prefetch.global.L2", "prefetch.global.L1", "prefetch.tensormap"):
         raise Unsupported("prefetch form")
     return ";"
 

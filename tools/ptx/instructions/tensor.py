@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..parse import Statement
 from ..types import Unsupported
 from ..writer import Modifiers, Writer, at, flag
@@ -33,6 +35,38 @@ def mma(w: Writer, s: Statement, m: Modifiers) -> str:
         code += f" const u32 a[4] = {{{values(w, a, 'u32')}}}, b[2] = {{{values(w, b, 'u32')}}};"
         code += f" simt::mma(simt::Element::{element}, d, a, b, {at(s)});"
     return f"{{ {code} {w.set_all(d, 'd[#]')} }}"
+
+
+@handles("wgmma")
+def wgmma(w: Writer, s: Statement, m: Modifiers) -> str:
+    form = ".".join(m.names)
+    if form == "fence.sync.aligned":
+        return f"simt::wgmma_fence({at(s)});"
+    if form == "commit_group.sync.aligned":
+        return f"simt::wgmma_commit({at(s)});"
+    if form == "wait_group.sync.aligned":
+        return f"simt::wgmma_wait({int(s.operands[0])}, {at(s)});"
+    return wgmma_product(w, s, form)
+
+
+def wgmma_product(w: Writer, s: Statement, form: str) -> str:
+    """d, a, b, accumulate, scale of a, scale of b, and for operands by descriptor whether they are transposed."""
+    found = re.fullmatch(r"mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(bf16|f16)\.\2", form)
+    if not found:
+        raise Unsupported("form of wgmma")
+    d, a, b, accumulate, *scales = s.operands
+    in_registers = a.startswith("{")
+    negate, transposed = scales[:2], scales[2:]
+    registers = w.parts(d)
+    if negate != ["1", "1"] or len(transposed) != (1 if in_registers else 2) or {*transposed} - {"0", "1"}:
+        raise Unsupported("scales of wgmma")
+    if len(registers) != int(found[1]) // 2:
+        raise Unsupported("registers of an accumulator")
+    code = f"const u32 a[4] = {{{values(w, w.parts(a), 'u32')}}}; " if in_registers else ""
+    source = "a, 0" if in_registers else f"nullptr, {w.value(a, 'u64')}"
+    flags = ", ".join(flag(t == "1") for t in (["0", *transposed] if in_registers else transposed))
+    operands = f"{w.accumulator(registers)}, {source}, {w.value(b, 'u64')}, {flags}, {w.value(accumulate, 'bool')}"
+    return f"{{ {code}simt::wgmma(simt::Element::{found[2]}, {found[1]}, {operands}, {at(s)}); }}"
 
 
 @handles("ldmatrix", "stmatrix")
