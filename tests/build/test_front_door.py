@@ -41,6 +41,14 @@ def test_workflows_call_targets_that_exist(workflow: Path) -> None:
     assert called and called <= targets()
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=name)
+def test_workflows_repeat_no_list(workflow: Path) -> None:
+    """Of architectures, which `make gate-archs` prints, and of packages, which tools/packages.py prints."""
+    (archs,) = re.findall(r"^GATE_ARCHS := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = workflow.read_text()
+    assert ";".join(archs.split()) not in text and "hypothesis" not in text
+
+
 @pytest.mark.parametrize("file", [*WORKFLOWS, ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"], ids=name)
 def test_yaml_is_valid(file: Path) -> None:
     yaml = pytest.importorskip("yaml")
