@@ -131,7 +131,7 @@ def recurrent(
         _range(op, "lengths", lengths, "S", x.shape[1])
     if reset is not None:
         _reset(op, reset, x, "x", batch, x.shape[1])
-    if not (isinstance(reversed_heads, int) and 0 <= reversed_heads <= heads):
+    if not (whole(reversed_heads) and 0 <= reversed_heads <= heads):
         wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
 
 
@@ -334,6 +334,10 @@ def _shape(op: str, name: str, x: Tensor, names: str, sizes: tuple[int, ...]) ->
 
 def _shape_of(x: Tensor) -> str:
     return str(tuple(x.shape))
+
+
+def whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
 
 
 def finite(x: Any) -> bool:
