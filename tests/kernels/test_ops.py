@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.paths import ROOT
-from xlstm_cuda import _ops
+from xlstm_cuda import _checks, _ops
 from xlstm_cuda.functional._mlstm import MlstmOptions
 from xlstm_cuda.functional._recurrent import RecurrentOptions
 
@@ -46,6 +46,19 @@ def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[st
     (body,) = re.findall(rf"enum class {enum} {{([^}}]*)}}", source)
     given = [re.match(r"\s*(\w+)(?: = (\d+))?", item).groups() for item in body.split(",")]  # type: ignore[union-attr]
     assert {name: n if value is None else int(value) for n, (name, value) in enumerate(given)} == numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "limit"),
+    [
+        ("kMaxStepTokens", "core/mlstm_step.h", _checks.MAX_STEP),
+        ("kMaxElements", "ops/checks.h", _checks.MAX_ELEMENTS),
+    ],
+)
+def test_limits_are_those_of_the_ops(name: str, file: str, limit: int) -> None:
+    source = (ROOT / "csrc" / file).read_text()
+    ((value, power),) = re.findall(rf"constexpr int64_t {name} = (?:int64_t{{)?(\d+)}}?(?: << (\d+))?;", source)
+    assert int(value) << int(power or 0) == limit
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
