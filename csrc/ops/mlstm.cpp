@@ -189,7 +189,6 @@ XLSTM_OP(mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS, "(Tensor h, Te
 XLSTM_OP(mlstm_bwd,
          "Tensor dh, Tensor? dC, Tensor? dn, Tensor? dm, " XLSTM_MLSTM_TENSORS
          ", Tensor h, Tensor r, " XLSTM_MLSTM_OPTIONS,
-         "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor d_initial_C, Tensor d_initial_n, "
-         "Tensor d_initial_m)")
+         "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)")
 
 }  // namespace xlstm::ops
