@@ -21,8 +21,8 @@ from torch.fx import Proxy
 from xlstm_cuda._ops import accumulate_dtype
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 
-MAX_STEP = 16  # tokens per call of a step: kMaxStepTokens of csrc/core
-_MAX_ELEMENTS = 2**48  # of a tensor, as in csrc/ops/common.h: more than any address space holds
+MAX_STEP = 16  # tokens per call of a step, as in csrc/core/mlstm_step.h
+MAX_ELEMENTS = 2**48  # of a tensor, as in csrc/ops/checks.h: more than any address space holds
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -44,7 +44,7 @@ def tensors(op: str, **named: Any) -> None:
             wrong_value(op, name, f"be on {device} like {first_name}", x.device)
     if not torch.compiler.is_compiling():
         for name, x in named.items():
-            if not (isinstance(x, FakeTensor) or 0 < x.numel() < _MAX_ELEMENTS):
+            if not (isinstance(x, FakeTensor) or 0 < x.numel() < MAX_ELEMENTS):
                 _elements(op, name, x.shape)
 
 
@@ -131,7 +131,7 @@ def recurrent(
         _range(op, "lengths", lengths, "S", x.shape[1])
     if reset is not None:
         _reset(op, reset, x, "x", batch, x.shape[1])
-    if not (isinstance(reversed_heads, int) and 0 <= reversed_heads <= heads):
+    if not (whole(reversed_heads) and 0 <= reversed_heads <= heads):
         wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
 
 
@@ -177,7 +177,7 @@ def _mlstm_inputs(
     _shape(op, "i", i, names, lead)
     _shape(op, "f", f, names, lead)
     dim_qk, dim_v = q.shape[-1], v.shape[-1]
-    if not _traced(q) and max(1, lead[0]) * lead[1] * dim_qk * dim_v >= _MAX_ELEMENTS:
+    if not _traced(q) and max(1, lead[0]) * lead[1] * dim_qk * dim_v >= MAX_ELEMENTS:
         _elements(op, "the state C", (*lead[:2], dim_qk, dim_v))
     return lead[0], lead[1], 1 if one_token else lead[2], dim_qk, dim_v
 
@@ -255,7 +255,7 @@ def _range_of(x: Tensor) -> tuple[int, int]:
 
 def _elements(op: str, name: str, shape: Sequence[int]) -> None:
     """Products of sizes do not overflow further down, whatever sizes come with an empty dimension."""
-    if math.prod(max(1, size) for size in shape) >= _MAX_ELEMENTS:
+    if math.prod(max(1, size) for size in shape) >= MAX_ELEMENTS:
         expected = "have fewer than 2**48 elements, an empty dimension counted as 1"
         wrong_value(op, name, expected, f"shape {tuple(shape)}")
 
@@ -334,6 +334,10 @@ def _shape(op: str, name: str, x: Tensor, names: str, sizes: tuple[int, ...]) ->
 
 def _shape_of(x: Tensor) -> str:
     return str(tuple(x.shape))
+
+
+def whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
 
 
 def finite(x: Any) -> bool:

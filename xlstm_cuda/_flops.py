@@ -61,17 +61,17 @@ class _WhenImported(MetaPathFinder):
 
 
 def _mlstm_fwd(
-    q: Shape, k: Shape, v: Shape, i: Any, f: Any, initial_C: Any, initial_n: Any, initial_m: Any,
-    cu_seqlens: Any, reset: Any, sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any, cu_seqlens: Any, reset: Any,
+    sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Per token and head k v^T, C^T q, and n^T q where the output is normalised."""
     return _mlstm(q, v, normalize)
 
 
 def _mlstm_bwd(
-    dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, initial_C: Any, initial_n: Any,
-    initial_m: Any, cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float,
-    eps: float, chunk_size: int = 0, allow_tf32: bool = False, norm_grad: bool = True, **_: Any,
+    dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any,
+    cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float, eps: float,
+    chunk_size: int = 0, allow_tf32: bool = False, norm_grad: bool = True, **_: Any,
 ) -> int:  # fmt: skip
     """Two products for each one of the forward."""
     return 2 * _mlstm(q, v, normalize and norm_grad)

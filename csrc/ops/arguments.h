@@ -32,22 +32,27 @@ class Arguments {
   StableIValue *next_, *end_;
 };
 
+inline void check_results(uint64_t returned, uint64_t count) {
+  STD_TORCH_CHECK(returned == count, "xlstm_cuda: an op returns another number of results than its schema has");
+}
 template <class... T>
-void give_back(StableIValue* stack, const std::tuple<T...>& results) {
+void give_back(StableIValue* stack, uint64_t count, const std::tuple<T...>& results) {
+  check_results(sizeof...(T), count);
   std::apply([&](const auto&... result) { ((*stack++ = torch::stable::detail::from(result)), ...); }, results);
 }
-inline void give_back(StableIValue* stack, const Tensor& result) {
+inline void give_back(StableIValue* stack, uint64_t count, const Tensor& result) {
+  check_results(1, count);
   *stack = torch::stable::detail::from(result);
 }
 
-// An op as torch calls it. body(arguments) returns a tensor or a tuple of them.
+// An op as torch calls it, with the numbers of its schema. body(arguments) returns a tensor or a tuple of them.
 template <auto body>
-void boxed(StableIValue* stack, uint64_t count, uint64_t) {
+void boxed(StableIValue* stack, uint64_t argument_count, uint64_t result_count) {
   const NoGrad guard;
-  Arguments arguments(stack, count);
+  Arguments arguments(stack, argument_count);
   const auto results = body(arguments);
   STD_TORCH_CHECK(arguments.empty(), "xlstm_cuda: an op reads fewer arguments than its schema has");
-  give_back(stack, results);
+  give_back(stack, result_count, results);
 }
 
 }  // namespace xlstm::ops

@@ -51,20 +51,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(Arguments& argument
   const MlstmCall call(in, Session::kMaxDim);
   const Tensor &q = in.q, &v = in.v;
   Session session("mlstm", q);
-  const Output h(torch::stable::empty_like(v), session.dtype_for(v));
-  const NewState final_state(call);
-  const Tensor r = empty(q, call.gate_shape(), call.type);
-  session.with_types([&](auto data, auto zero) {
+  return session.with_types([&](auto data, auto zero) {
     using T = typename decltype(data)::Type;
     using A = decltype(zero);
     auto p = forward_params<T, A>(session, call, options);
+    // After the inputs: the C library gives the end of the heap back to the system once it is free, and conversions of
+    // large inputs at that end would need fresh pages in every call.
+    const Output h(torch::stable::empty_like(v), session.dtype_for(v));
+    const NewState final_state(call);
+    const Tensor r = empty(q, call.gate_shape(), call.type);
     p.h = view_out<T>(session, h.computed());
     p.r = out_as<A>(session, r);
     p.final_state = final_state.params<A>(session);
     session.run(p);
+    session.finish();
+    return std::tuple(h.result(), final_state.C, final_state.n, final_state.m, r);
   });
-  session.finish();
-  return {h.result(), final_state.C, final_state.n, final_state.m, r};
 }
 
 // The gradients that come in, and what the forward pass has saved.
@@ -94,11 +96,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
   const MlstmCall call(in, Session::kMaxDim);
   grads.check(call, h, r);
   Session session("mlstm", in.q);
-  const auto output = [&](const Tensor& x) { return Output(torch::stable::empty_like(x), session.dtype_for(x)); };
-  const Output dq = output(in.q), dk = output(in.k), dv = output(in.v), di = output(in.i), df = output(in.f);
-  const NewState initial_state_grad(call);
   const ScalarType dtype = in.v.scalar_type();
-  session.with_types([&](auto data, auto zero) {
+  return session.with_types([&](auto data, auto zero) {
     using T = typename decltype(data)::Type;
     using A = decltype(zero);
     MlstmBackwardParams<T, A> p{};
@@ -107,15 +106,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     p.r = contiguous_in<A>(session, r, call.type);
     p.dh = rows_in<T>(session, session.keep(as(grads.dh, dtype)));
     p.final_state_grad = state_in<A>(session, call, grads.dC, grads.dn, grads.dm);
+    const auto output = [&](const Tensor& x) { return Output(torch::stable::empty_like(x), session.dtype_for(x)); };
+    const Output dq = output(in.q), dk = output(in.k), dv = output(in.v), di = output(in.i), df = output(in.f);
+    const NewState initial_state_grad(call);
     p.dq = view_out<T>(session, dq.computed()), p.dk = view_out<T>(session, dk.computed());
     p.dv = view_out<T>(session, dv.computed());
     p.di = view_out<T>(session, di.computed()), p.df = view_out<T>(session, df.computed());
     p.initial_state_grad = initial_state_grad.params<A>(session);
     session.run(p);
+    session.finish();
+    return std::tuple(dq.result(), dk.result(), dv.result(), di.result(), df.result(), initial_state_grad.C,
+                      initial_state_grad.n, initial_state_grad.m);
   });
-  session.finish();
-  return {dq.result(), dk.result(),          dv.result(),          di.result(),
-          df.result(), initial_state_grad.C, initial_state_grad.n, initial_state_grad.m};
 }
 
 }  // namespace
@@ -187,7 +189,6 @@ XLSTM_OP(mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS, "(Tensor h, Te
 XLSTM_OP(mlstm_bwd,
          "Tensor dh, Tensor? dC, Tensor? dn, Tensor? dm, " XLSTM_MLSTM_TENSORS
          ", Tensor h, Tensor r, " XLSTM_MLSTM_OPTIONS,
-         "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor d_initial_C, Tensor d_initial_n, "
-         "Tensor d_initial_m)")
+         "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)")
 
 }  // namespace xlstm::ops

@@ -6,7 +6,8 @@
 
 namespace xlstm::ops {
 
-// The options as a schema lists them, and as they come: in the order of MlstmOptions (xlstm_cuda/_ops.py too).
+// The options as a schema lists them, and as they come: in the order of MlstmOptions (in Python too, where
+// xlstm_cuda/functional/_mlstm.py has them).
 #define XLSTM_MLSTM_OPTIONS                                                                                   \
   "bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size=0, bool allow_tf32=False, bool " \
   "norm_grad=True"
@@ -18,10 +19,11 @@ inline MlstmOptions mlstm_options(Arguments& arguments) {
 
 void check_sizes(const char* op, const MlstmShape& shape);
 
-// The tensors that mlstm_fwd takes, and mlstm_bwd too.
-#define XLSTM_MLSTM_TENSORS                                                                  \
-  "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? initial_C, Tensor? initial_n, " \
-  "Tensor? initial_m, Tensor? cu_seqlens, Tensor? reset"
+// The tensors that mlstm_fwd takes, and mlstm_bwd too: C0, n0 and m0 are the initial state. torch.export saves a
+// program with the names of the arguments, so that these stay.
+#define XLSTM_MLSTM_TENSORS                                                                \
+  "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, Tensor? C0, Tensor? n0, Tensor? m0, " \
+  "Tensor? cu_seqlens, Tensor? reset"
 
 struct MlstmTensors {
   Tensor q, k, v, i, f;

@@ -6,7 +6,7 @@
 namespace xlstm::ops {
 namespace {
 
-// The options as a schema lists them, and as they come: RecurrentOptions in xlstm_cuda/_ops.py.
+// The options as a schema lists them, and as they come: RecurrentOptions in xlstm_cuda/functional/_recurrent.py.
 #define XLSTM_RECURRENT_OPTIONS "int cell, int reversed_heads, bool allow_tf32"
 
 struct Options {
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bwd
 
 }  // namespace
 
-#define XLSTM_INITIAL_STATE "Tensor? initial_h, Tensor? initial_c, Tensor? initial_n, Tensor? initial_m, "
+#define XLSTM_INITIAL_STATE "Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, "
 
 XLSTM_OP(recurrent_fwd,
          "Tensor x, Tensor R, Tensor? b, " XLSTM_INITIAL_STATE
@@ -148,7 +148,6 @@ XLSTM_OP(recurrent_fwd,
 XLSTM_OP(recurrent_bwd,
          "Tensor dh, Tensor? dhT, Tensor? dcT, Tensor? dnT, Tensor? dmT, Tensor R, Tensor h, " XLSTM_INITIAL_STATE
          "Tensor cT, Tensor nT, Tensor saved, Tensor? lengths, Tensor? reset, " XLSTM_RECURRENT_OPTIONS,
-         "(Tensor dx, Tensor dR, Tensor db, Tensor d_initial_h, Tensor d_initial_c, Tensor d_initial_n, "
-         "Tensor d_initial_m)")
+         "(Tensor dx, Tensor dR, Tensor db, Tensor dh0, Tensor dc0, Tensor dn0, Tensor dm0)")
 
 }  // namespace xlstm::ops

@@ -27,6 +27,7 @@ MODULES = (
     "xlstm_cuda.functional",
     "xlstm_cuda.nn",
     "xlstm_cuda.models",
+    "xlstm_cuda.models.weights",
     "xlstm_cuda.interop.checkpoints",
     "xlstm_cuda.interop.nxai",
     "xlstm_cuda.interop.transformers",

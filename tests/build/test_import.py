@@ -54,6 +54,7 @@ def test_import_brings_few_modules() -> None:
     [
         ("models.lm", ["xLSTMLMModel", "xLSTMLMModelConfig"]),
         ("models.large", ["xLSTMLarge", "xLSTMLargeConfig", "LargeState"]),
+        ("models.large.norms", ["MultiHeadLayerNorm"]),
         ("models.weights", ["fuse_weights", "split_weights"]),
         ("models.generation", ["generate", "stream"]),
         ("models.decoding", ["reorder_state"]),
@@ -64,7 +65,9 @@ def test_import_brings_few_modules() -> None:
     ],
 )
 def test_former_places(module: str, names: list[str]) -> None:
-    result = python("-c", f"import xlstm_cuda.{module}; print(*vars(xlstm_cuda.{module}))")
+    """As attributes, without an import of their own, and as modules to import."""
+    result = python("-c", f"import xlstm_cuda; print(*vars(xlstm_cuda.{module})); import xlstm_cuda.{module}")
+    assert result.returncode == 0, result.stderr
     assert {*names} <= {*result.stdout.split()}, result.stderr
 
 

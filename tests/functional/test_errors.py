@@ -408,6 +408,11 @@ def recurrent_cases(function: Callable[..., Any], cls: Any) -> list[Case]:
                 ValueError,
                 f"{op}: reset must have shape (B=2, S=6), got (2,)",
             ),
+            (
+                {"reversed_heads": True},
+                ValueError,
+                f"{op}: reversed_heads must be an integer from 0 to H = 4, got True",
+            ),
             ({"reversed_heads": 5}, ValueError, f"{op}: reversed_heads must be an integer from 0 to H = 4, got 5"),
             (
                 {"reversed_heads": None},

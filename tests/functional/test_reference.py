@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from xlstm_cuda import reference
+from xlstm_cuda import functional, reference
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 from xlstm_cuda.reference._dtypes import rounded
 from xlstm_cuda.testing import (
@@ -28,6 +29,20 @@ from xlstm_cuda.testing import (
 
 F64 = torch.float64
 TOL = 1e-10
+
+
+@pytest.mark.parametrize("name", ["mlstm", "mlstm_step", "slstm", "slstm_step", "lstm", "lstm_step"])
+def test_arguments_are_those_of_the_public_function(name):
+    """In their order, with their defaults; beside them only what either function needs for itself."""
+    public, plain = (
+        {p.name: (p.kind, p.default) for p in signature(getattr(module, name)).parameters.values()}
+        for module in (functional, reference)
+    )
+    del public["backend"]
+    plain.pop("form", None)
+    assert list(public.items()) == list(plain.items())
+
+
 INF = math.inf
 FORMS = {
     "recurrent": reference.mlstm_recurrent,

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from xlstm_cuda import __main__
 from xlstm_cuda.interop.checkpoints import convert, load_large
-from xlstm_cuda.interop.checkpoints.fields import SIZES
-from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS, Layout
-from xlstm_cuda.interop.checkpoints.parts import EMBEDDING, HEAD, OUT_NORM_BIAS
+from xlstm_cuda.interop.checkpoints.fields import MODEL, SIZES
+from xlstm_cuda.interop.checkpoints.layouts import LAYOUTS, OURS, Layout
+from xlstm_cuda.interop.checkpoints.parts import EMBEDDING, HEAD, OUT_NORM_BIAS, part_shapes
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
+from xlstm_cuda.nn.loading import likely_layout
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -146,3 +147,12 @@ def test_it_is_known_wherever_layouts_are(
     with pytest.raises(SystemExit):
         __main__.main()
     assert "toy (the toy's model)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weights", ["single", "fused"])
+def test_models_name_it_where_a_checkpoint_does_not_fit(layout: str, weights: str) -> None:
+    """By a table in nn/loading.py, which must not import this registry: tensors of other names need a row there."""
+    own, names = (way.tensors(part_shapes({**MODEL, **SIZE}), weights) for way in (OURS, LAYOUTS[layout]))
+    hint = f"xLSTMLarge with weight_mode={weights!r}" if names.keys() == own.keys() else "python -m xlstm_cuda convert"
+    assert hint in str(likely_layout(names))

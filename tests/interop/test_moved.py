@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+
+from xlstm_cuda import _moved
 
 MOVED = {
     "integrations": "interop",
@@ -72,3 +78,30 @@ def test_no_cost_before_the_first_use() -> None:
     assert not [name for name in new if name.startswith(("xlstm_cuda.integrations", "xlstm_cuda.convert"))]
     assert "xlstm_cuda._moved" not in new
     assert not {"transformers", "safetensors", "tqdm", "xlstm", "xlstm_cuda.interop.checkpoints"} & {*new}
+
+
+SLOW = "import threading\nmay_end = threading.Event()\nmay_end.wait()"
+
+
+def test_finding_waits_for_no_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python holds its import lock while it looks for a module: who waited there for an import would wait forever."""
+    package = tmp_path / "slow_package"
+    package.mkdir()
+    (package / "__init__.py").write_text(SLOW)
+    (package / "part.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(_moved._PRESENT, "former_package", "slow_package")
+    found: list[Any] = []
+    look = partial(_moved._Finder().find_spec, "former_package.part", ["as", "it", "was"])
+    importing = Thread(target=import_module, args=("slow_package",), daemon=True)
+    finding = Thread(target=lambda: found.append(look()), daemon=True)
+    importing.start()
+    while not hasattr(module := sys.modules.get("slow_package"), "may_end"):
+        assert importing.is_alive()
+    finding.start()
+    finding.join(30)
+    waits = finding.is_alive()
+    module.may_end.set()
+    importing.join()
+    monkeypatch.delitem(sys.modules, "slow_package")
+    assert not waits and [spec.name for spec in found] == ["former_package.part"]

@@ -1,4 +1,4 @@
-"""The schemas of the ops: no strings, the numbers of what has a name, and refusals of raw calls."""
+"""The schemas of the ops: no strings, numbers and names that are written elsewhere too, and refusals of raw calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.paths import ROOT
-from xlstm_cuda import _ops
+from xlstm_cuda import _checks, _ops
 from xlstm_cuda.functional._mlstm import MlstmOptions
 from xlstm_cuda.functional._recurrent import RecurrentOptions
 
@@ -48,6 +48,19 @@ def test_numbers_are_those_of_the_kernels(enum: str, file: str, numbers: dict[st
     assert {name: n if value is None else int(value) for n, (name, value) in enumerate(given)} == numbers
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "limit"),
+    [
+        ("kMaxStepTokens", "core/mlstm_step.h", _checks.MAX_STEP),
+        ("kMaxElements", "ops/checks.h", _checks.MAX_ELEMENTS),
+    ],
+)
+def test_limits_are_those_of_the_ops(name: str, file: str, limit: int) -> None:
+    source = (ROOT / "csrc" / file).read_text()
+    ((value, power),) = re.findall(rf"constexpr int64_t {name} = (?:int64_t{{)?(\d+)}}?(?: << (\d+))?;", source)
+    assert int(value) << int(power or 0) == limit
+
+
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("op", ["mlstm_fwd", "mlstm_bwd", "mlstm_step", "mlstm_step_"])
 def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
@@ -67,6 +80,30 @@ def test_options_of_the_recurrent_ops_have_one_order(op: str) -> None:
     schema = getattr(torch.ops.xlstm_cuda, op).default._schema
     names = [argument.name for argument in schema.arguments if argument.name != "save"]
     assert names[-len(RecurrentOptions._fields) :] == list(RecurrentOptions._fields)
+
+
+INITIAL, RECURRENT_INITIAL = "C0 n0 m0", "h0 c0 n0 m0"
+GATES, ROWS, CELL = "sigmoid_gate normalize scale eps", "lengths reset", "cell reversed_heads allow_tf32"
+SAVED_NAMES = {
+    "mlstm_fwd": f"q k v i f {INITIAL} cu_seqlens reset {GATES}",
+    "mlstm_bwd": f"dh dC dn dm q k v i f {INITIAL} cu_seqlens reset h r {GATES}",
+    "mlstm_step": f"q k v i f C n m {GATES}",
+    "mlstm_step_": f"q k v i f C n m slots {GATES}",
+    "recurrent_fwd": f"x R b {RECURRENT_INITIAL} {ROWS} {CELL} save",
+    "recurrent_bwd": f"dh dhT dcT dnT dmT R h {RECURRENT_INITIAL} cT nT saved {ROWS} {CELL}",
+    "recurrent_step": "x R b h c n m cell",
+}
+
+
+def test_every_op_has_saved_names() -> None:
+    assert SAVED_NAMES.keys() == _ops._FAKES.keys()
+
+
+@pytest.mark.parametrize("op", SAVED_NAMES)
+def test_programs_that_were_saved_find_their_arguments(op: str) -> None:
+    """torch.export.save writes an op's arguments under their names, and load wants all that have no default."""
+    arguments = getattr(torch.ops.xlstm_cuda, op).default._schema.arguments
+    assert " ".join(argument.name for argument in arguments if not argument.has_default_value()) == SAVED_NAMES[op]
 
 
 @pytest.mark.parametrize("cell", [-1, 3, 2**40])

@@ -214,8 +214,7 @@ def _options(
         _checks.wrong_value(op, "scale", "be None or a finite number", _checks.shown(scale))
     if not _checks.finite(eps) or eps < 0:
         _checks.wrong_value(op, "eps", "be a finite number >= 0", _checks.shown(eps))
-    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (whole and 1 <= chunk_size < 2**31):
+    if chunk_size is not None and not (_checks.whole(chunk_size) and 1 <= chunk_size < 2**31):
         _checks.wrong_value(op, "chunk_size", "be None or an int from 1 to 2**31 - 1", _checks.shown(chunk_size))
     return MlstmOptions(
         sigmoid_gate=input_gate == "sigmoid",

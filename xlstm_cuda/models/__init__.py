@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 
+from . import weights
 from .generation import GraphedStep, SlotDecoder, generate, reorder_state, stream
 from .large import LargeState, xLSTMLarge, xLSTMLargeConfig
 from .lm import xLSTMLMModel, xLSTMLMModelConfig
@@ -14,6 +15,7 @@ __all__ = [
     "generate",
     "reorder_state",
     "stream",
+    "weights",
     "xLSTMLMModel",
     "xLSTMLMModelConfig",
     "xLSTMLarge",

@@ -1,4 +1,4 @@
-"""The former place of xlstm_cuda.models.large.weights."""
+"""State dicts of xLSTMLarge from one weight_mode to the other."""
 
 from .large.weights import FUSED, fuse_weights, split_weights
 

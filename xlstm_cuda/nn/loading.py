@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Names in a state dict, and where they come from. The error names the first that fits.
+# Names in a state dict, and where they come from. The error names the first that fits. Those of the layouts in
+# interop/checkpoints/layouts are here too, which nothing in nn may import: tests/interop/test_layouts.py compares them.
 _LAYOUTS = (
     (r"module\.", "a model inside DataParallel or DistributedDataParallel (take model.module.state_dict())"),
     (r"_orig_mod\.", "a model compiled by torch.compile (take model._orig_mod.state_dict())"),

@@ -52,7 +52,7 @@ struct Pass {
   A* new_normalisers() const { return memory.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }
 
-  cudaError_t compute_gates(A* m_final) {
+  cudaError_t compute_gates(A* final_m) {
     gates.y = memory.template get<Pair<A>>(tokens);
     gates.z = memory.template get<Pair<A>>(tokens);
     gates.m = new_tokens();
@@ -66,13 +66,13 @@ struct Pass {
     a.i = in.i;
     a.f = in.f;
     a.reset = in.reset;
-    a.m0 = in.initial_state.m;
+    a.initial_m = in.initial_state.m;
     a.out = gates;
-    a.m_final = m_final;
+    a.final_m = final_m;
     return mlstm_gates(a, stream);
   }
 
-  MlstmStatesParams<A> states_arguments(bool backward) const {
+  MlstmStatesParams<A> states_params(bool backward) const {
     MlstmStatesParams<A> a{};
     a.shape = in.shape;
     a.scale = in.options.scale;
@@ -86,7 +86,7 @@ struct Pass {
   cudaError_t compute_states(A* C_final, A* n_final) {
     states = new_states();
     normalisers = new_normalisers();
-    MlstmStatesParams<A> a = states_arguments(false);
+    MlstmStatesParams<A> a = states_params(false);
     a.rows = in.k;
     a.columns = in.v;
     a.start = in.initial_state;
@@ -97,7 +97,7 @@ struct Pass {
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsParams<A> outputs_arguments(OutputKind output) const {
+  MlstmOutputsParams<A> outputs_params(OutputKind output) const {
     MlstmOutputsParams<A> a{};
     a.shape = in.shape;
     a.options = in.options;
@@ -125,7 +125,7 @@ cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, 
   Pass<A> pass(in, memory, stream);
   XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
   XLSTM_RETURN_ERROR(pass.compute_states(in.final_state.C, in.final_state.n));
-  MlstmOutputsParams<A> h = pass.outputs_arguments(OutputKind::h);
+  MlstmOutputsParams<A> h = pass.outputs_params(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -150,7 +150,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
   const int64_t dot_tiles = mlstm_states_tiles(pass.product, in.shape);
-  MlstmStatesParams<A> dC = pass.states_arguments(true);
+  MlstmStatesParams<A> dC = pass.states_params(true);
   dC.rows = in.q;
   dC.columns = p.dh;
   dC.iota = iota, dC.rho = rho;
@@ -159,14 +159,14 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dC.states = pass.new_states();
   dC.normalisers = pass.new_normalisers();
   dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
-  dC.initial = in.initial_state;
-  dC.final = {final.C, final.n, final.m};
+  dC.initial_state = in.initial_state;
+  dC.final_state = {final.C, final.n, final.m};
   dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
   dC.start_dots = memory.get<A>(sequences * dot_tiles);
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
   const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
-  MlstmOutputsParams<A> dq = pass.outputs_arguments(OutputKind::dq);
+  MlstmOutputsParams<A> dq = pass.outputs_params(OutputKind::dq);
   dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
   dq.out = p.dq;
   dq.iota = iota, dq.rho = rho;
@@ -174,7 +174,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsParams<A> dk = pass.outputs_arguments(OutputKind::dk);
+  MlstmOutputsParams<A> dk = pass.outputs_params(OutputKind::dk);
   dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
   dk.out = p.dk;
   dk.iota = iota, dk.rho = rho;
@@ -184,7 +184,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsParams<A> dv_ = pass.outputs_arguments(OutputKind::dv);
+  MlstmOutputsParams<A> dv_ = pass.outputs_params(OutputKind::dv);
   dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
   dv_.out = p.dv;
   dv_.iota = iota, dv_.rho = rho;
@@ -206,7 +206,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   gates.dot_tiles = dot_tiles;
   gates.dm = p.final_state_grad.m;
   gates.di = p.di, gates.df = p.df;
-  gates.dm0 = p.initial_state_grad.m;
+  gates.d_initial_m = p.initial_state_grad.m;
   return mlstm_gate_grads(gates, stream);
 }
 

@@ -236,7 +236,7 @@ template <class A>
 XLSTM_DEVICE void store_start(const MlstmGateGradsParams<A>& p, const Item& item, double dm) {
   const bool empty = item.tokens.begin == item.tokens.end;
   if (p.start_dots && !p.sigmoid_gate && !empty) dm += sum_parts(p.start_dots + item.state * p.dot_tiles, p.dot_tiles);
-  p.dm0[item.state] = static_cast<A>(dm);
+  p.d_initial_m[item.state] = static_cast<A>(dm);
 }
 
 template <class A>

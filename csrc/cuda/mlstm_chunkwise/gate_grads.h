@@ -22,10 +22,10 @@ struct MlstmGateGradsParams {
   int64_t dot_tiles = 1;          // parts of each
   const A* dm = nullptr;          // (N, H): gradient of the final m; null: 0
   AnyView di, df;                 // (B, H, S), written
-  A* dm0 = nullptr;               // (N, H), written
+  A* d_initial_m = nullptr;       // (N, H), written
 };
 
 template <class A>
-cudaError_t mlstm_gate_grads(const MlstmGateGradsParams<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_gate_grads(const MlstmGateGradsParams<A>& params, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

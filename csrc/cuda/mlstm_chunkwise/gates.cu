@@ -225,7 +225,7 @@ XLSTM_DEVICE void store_chunk(const MlstmGatesParams<A>& p, const Item& item, in
 // m before the first token. Clamped only for use: of a sequence without tokens it is returned as it is.
 template <class A>
 XLSTM_DEVICE double initial_m(const MlstmGatesParams<A>& p, const Item& item) {
-  const double m = p.m0 ? p.m0[item.state] : 0;
+  const double m = p.initial_m ? p.initial_m[item.state] : 0;
   if (p.sigmoid_gate || item.tokens.begin == item.tokens.end) return m;
   return XLSTM_MUTANT("mlstm_gates: m0 as it is") ? m : max_nan(kEmptyLog, m);
 }
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesParams<A>
     }
     buffer ^= XLSTM_MUTANT("mlstm_gates: maps overwritten while they are read") ? 0 : 1;
   }
-  if (thread == 0) p.m_final[item.state] = static_cast<A>(M);
+  if (thread == 0) p.final_m[item.state] = static_cast<A>(M);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #pragma once
-// Gate vectors of the chunkwise mLSTM: everything that its other kernels need to know of i, f, resets and m0. Computed
-// once, in double; stored so that a weight costs two subtractions, an addition and one 2^x (weights.h).
+// Gate vectors of the chunkwise mLSTM: everything that its other kernels need to know of i, f, resets and initial_m.
+// Computed once, in double; stored so that a weight costs two subtractions, an addition and one 2^x (weights.h).
 #include "cuda/mlstm_chunkwise/chunks.h"
 #include "cuda/types.h"
 
@@ -31,15 +31,15 @@ template <class A>
 struct MlstmGatesParams {
   MlstmShape shape;  // head dimensions are not looked at
   bool sigmoid_gate = false;
-  int chunk_size = 64;    // 64, 128 or 256
-  AnyView i, f;           // (B, H, S) pre-activations of any types
-  Flags reset;            // (B, S)
-  const A* m0 = nullptr;  // (N, H); null: 0
-  GateVectors<A> out;     // written
-  A* m_final = nullptr;   // (N, H), written; of a sequence without tokens its m0
+  int chunk_size = 64;           // 64, 128 or 256
+  AnyView i, f;                  // (B, H, S) pre-activations of any types
+  Flags reset;                   // (B, S)
+  const A* initial_m = nullptr;  // (N, H); null: 0
+  GateVectors<A> out;            // written
+  A* final_m = nullptr;          // (N, H), written; of a sequence without tokens its initial_m
 };
 
 template <class A>
-cudaError_t mlstm_gates(const MlstmGatesParams<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_gates(const MlstmGatesParams<A>& params, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -18,6 +18,6 @@ struct MlstmNormaliserParams {
 };
 
 template <class A>
-cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& params, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -40,6 +40,6 @@ struct MlstmOutputsParams {
 int64_t mlstm_outputs_column_tiles(Product product, int64_t columns);
 
 template <class A>
-cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& params, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -310,7 +310,7 @@ XLSTM_DEVICE void store_chunk_dot(State<P, kColumns>& state, StatesShared<P, kCo
   const int64_t slot = block.slot + chunk;
   A* to = p.chunk_dots + slot * block.tiles + block.tile;
   if (chunk == block.chunks - 1) {
-    store_dot(state, s, p.shape, block, p.final.C + block.state * size, p.final.n + block.state * dqk, to);
+    store_dot(state, s, p.shape, block, p.final_state.C + block.state * size, p.final_state.n + block.state * dqk, to);
   } else {
     const int64_t next = XLSTM_MUTANT("mlstm_states: dots with the state before a chunk") ? slot : slot + 1;
     const Element<P>* C = static_cast<const Element<P>*>(p.forward_states) + next * size;
@@ -323,9 +323,10 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
                                   const MlstmStatesParams<A>& p, const Block& block) {
   const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
   A* to = p.start_dots + block.state * block.tiles + block.tile;
-  if (p.initial.C) {
+  if (p.initial_state.C) {
     __syncthreads();  // the dots of the last chunk have been read
-    store_dot(state, s, p.shape, block, p.initial.C + block.state * size, p.initial.n + block.state * dqk, to);
+    store_dot(state, s, p.shape, block, p.initial_state.C + block.state * size, p.initial_state.n + block.state * dqk,
+              to);
   } else if (threadIdx.x == 0) {
     *to = 0;
   }

@@ -24,7 +24,7 @@ struct MlstmStatesParams {
   // Backward only: what the forward pass made of them, and its initial state (null: zero) and final state.
   const void* forward_states = nullptr;
   const A* forward_normalisers = nullptr;
-  MlstmState<const A> initial, final;
+  MlstmState<const A> initial_state, final_state;
   // Backward only, written: parts of <dC, C> + <dn, n>, `mlstm_states_tiles` of each.
   A* chunk_dots = nullptr;  // (B, H, slots, tiles): at every chunk's end
   A* start_dots = nullptr;  // (N, H, tiles): of the initial state
@@ -34,6 +34,6 @@ struct MlstmStatesParams {
 int64_t mlstm_states_tiles(Product product, const MlstmShape& shape);
 
 template <class A>
-cudaError_t mlstm_states(const MlstmStatesParams<A>& arguments, cudaStream_t stream);
+cudaError_t mlstm_states(const MlstmStatesParams<A>& params, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -192,15 +192,15 @@ struct GridExchange {
   const bool stores_h;
   int turn = 0;  // of the two buffers
 
-  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& arguments, const Team& of,
+  XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& params, const Team& of,
                             const Rows<S>& of_rows, void* padded_h_, int64_t width_)
       : s(shared),
-        p(arguments),
+        p(params),
         team(of),
         rows(of_rows),
         padded_h(static_cast<T*>(padded_h_)),
         width(static_cast<int>(width_)),
-        stores_h(padded_h_ == arguments.h) {}
+        stores_h(padded_h_ == params.h) {}
 
   XLSTM_DEVICE void start() {
     const int first = team.rank * S::kUnits, units = width - first < S::kUnits ? width - first : S::kUnits;

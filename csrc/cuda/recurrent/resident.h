@@ -6,12 +6,12 @@
 
 namespace xlstm::cuda {
 
-size_t resident_fwd_workspace(const RecurrentForwardParams<void>& arguments, const RecurrentPlan& plan);  // bytes
-cudaError_t resident_fwd(const RecurrentForwardParams<void>& arguments, const RecurrentPlan& plan, void* workspace,
+size_t resident_fwd_workspace(const RecurrentForwardParams<void>& params, const RecurrentPlan& plan);  // bytes
+cudaError_t resident_fwd(const RecurrentForwardParams<void>& params, const RecurrentPlan& plan, void* workspace,
                          cudaStream_t stream);
 
-size_t resident_bwd_workspace(const RecurrentBackwardParams<void>& arguments, const RecurrentPlan& plan);
-cudaError_t resident_bwd(const RecurrentBackwardParams<void>& arguments, const RecurrentPlan& plan, void* workspace,
+size_t resident_bwd_workspace(const RecurrentBackwardParams<void>& params, const RecurrentPlan& plan);
+cudaError_t resident_bwd(const RecurrentBackwardParams<void>& params, const RecurrentPlan& plan, void* workspace,
                          cudaStream_t stream);
 
 }  // namespace xlstm::cuda

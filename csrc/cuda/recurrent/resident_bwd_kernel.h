@@ -106,10 +106,10 @@ class BwdBlock {
 
  public:
   // The weights come through memory that is used for the scan later.
-  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBackwardParams<void>& arguments, const RecurrentPlan& plan,
+  XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBackwardParams<void>& params, const RecurrentPlan& plan,
                         void* workspace)
       : s(memory.scan),
-        p(arguments),
+        p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
         cells(cells_of<C>(p.shape, team)),
         inbox(s.inbox, p, team, plan, workspace) {

@@ -89,13 +89,13 @@ class ForwardScan {
  public:
   using Weights = typename F::Weights[2][S::kSteps];
 
-  XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& arguments, const Team& of, ForwardShared<S>& shared,
+  XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& params, const Team& of, ForwardShared<S>& shared,
                            void* padded_h, int64_t width)
-      : p(arguments),
+      : p(params),
         team(of),
         s(shared),
-        rows{shared.tokens, arguments.shape.is_reversed(of.head)},
-        exchange(shared.exchange, arguments, of, rows, padded_h, width) {}
+        rows{shared.tokens, params.shape.is_reversed(of.head)},
+        exchange(shared.exchange, params, of, rows, padded_h, width) {}
 
   XLSTM_DEVICE void run(const Weights& weights) {
     load_rows();

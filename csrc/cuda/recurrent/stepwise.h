@@ -4,10 +4,10 @@
 
 namespace xlstm::cuda {
 
-size_t stepwise_fwd_workspace(const RecurrentForwardParams<void>& arguments);  // bytes
-cudaError_t stepwise_fwd(const RecurrentForwardParams<void>& arguments, void* workspace, cudaStream_t stream);
+size_t stepwise_fwd_workspace(const RecurrentForwardParams<void>& params);  // bytes
+cudaError_t stepwise_fwd(const RecurrentForwardParams<void>& params, void* workspace, cudaStream_t stream);
 
-size_t stepwise_bwd_workspace(const RecurrentBackwardParams<void>& arguments);
-cudaError_t stepwise_bwd(const RecurrentBackwardParams<void>& arguments, void* workspace, cudaStream_t stream);
+size_t stepwise_bwd_workspace(const RecurrentBackwardParams<void>& params);
+cudaError_t stepwise_bwd(const RecurrentBackwardParams<void>& params, void* workspace, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -118,7 +118,8 @@ class Tokens {
   int64_t token, batch;  // of the stage's first row
   int time;
   Matrix dx;
-  // Of the rows of this thread, known a stage ahead: bit i, nothing came before the token; bit kRows + i, h0 did.
+  // Of the rows of this thread, known a stage ahead: bit i, nothing came before the token; bit kRows + i, it was
+  // initial_h.
   unsigned starts = 0;
 
   XLSTM_DEVICE int first_row() const { return threadIdx.x / kAcross; }
@@ -142,7 +143,7 @@ class Tokens {
                     length = p.lengths ? min(p.lengths[b], p.shape.seqlen) : p.shape.seqlen;
       const bool is_first = t == (p.shape.is_reversed(block.head) ? length - 1 : 0);
       const bool reset = p.reset.at(b, t) && !XLSTM_MUTANT("recurrent_weight_grad: resets ignored");
-      starts |= static_cast<unsigned>(reset || t >= length || (is_first && !p.h0)) << i;
+      starts |= static_cast<unsigned>(reset || t >= length || (is_first && !p.initial_h)) << i;
       starts |= static_cast<unsigned>(is_first) << (kRows + i);
     }
   }
@@ -163,7 +164,7 @@ class Tokens {
       const unsigned at = time + row, seqlen = static_cast<unsigned>(p.shape.seqlen);
       constexpr Type kState = P == Product::f64 ? Type::f64 : Type::f32;
       const int64_t index = (batch + at / seqlen) * hidden + feature;
-      copy_piece<P>(to, static_cast<const char*>(p.h0) + index * bytes_of(kState), kState, columns);
+      copy_piece<P>(to, static_cast<const char*>(p.initial_h) + index * bytes_of(kState), kState, columns);
     } else {
       const int step = XLSTM_MUTANT("recurrent_weight_grad: h of the token itself") ? 0
                        : p.shape.is_reversed(block.head)                            ? 1

@@ -21,7 +21,7 @@ class CpuSession {
 
   // Calls f(T{}, A{}): the types of data and of arithmetic, as the parameters of kernels have them.
   template <class F>
-  void with_types(F f) {
+  auto with_types(F f) {
     return arithmetic_ == ScalarType::Double ? f(Of<double>{}, double{}) : f(Of<float>{}, float{});
   }
 

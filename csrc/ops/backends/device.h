@@ -23,7 +23,7 @@ class DeviceSession {
 
   // As those of CpuSession.
   template <class F>
-  void with_types(F f) {
+  auto with_types(F f) {
     return arithmetic_ == ScalarType::Double ? f(Of<void>{}, double{}) : f(Of<void>{}, float{});
   }
   ScalarType dtype_for(const Tensor& x) const { return x.scalar_type(); }

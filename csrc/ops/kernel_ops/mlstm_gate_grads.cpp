@@ -34,8 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> mlstm_normaliser(const Tensor& h, const Tenso
 }
 
 // Row sums (B, H, parts, S), chunk_dots (B, H, slots, parts), start_dots (N, H, parts), all of the compute type. Writes
-// di and df, of any type and strides; returns dm0.
-Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, OptionalTensor cu_seqlens,
+// di and df, of any type and strides; returns d_initial_m.
+Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor initial_m, OptionalTensor cu_seqlens,
                         OptionalTensor reset, const Tensor& q_dq, const Tensor& k_dk, const Tensor& kappa,
                         const Tensor& chunk_dots, OptionalTensor start_dots, OptionalTensor dm, Tensor di, Tensor df,
                         bool sigmoid_gate, int64_t chunk_size) {
@@ -43,7 +43,7 @@ Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, Opt
   const ScalarType type = compute_type(q_dq);
   const GateInputs in = {i,
                          f,
-                         as_contiguous(m0, type),
+                         as_contiguous(initial_m, type),
                          as_contiguous(cu_seqlens, ScalarType::Int),
                          as_contiguous(reset, ScalarType::Bool),
                          sigmoid_gate,
@@ -55,14 +55,14 @@ Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, Opt
   check_shape("mlstm_gate_grads", "kappa", kappa, {shape.batch, shape.num_heads, shape.seqlen});
   check_shape("mlstm_gate_grads", "chunk_dots", chunk_dots, {shape.batch, shape.num_heads, slots, chunk_dots.size(3)});
   check_shape("mlstm_gate_grads", "start_dots", start_dots, {shape.num_sequences, shape.num_heads, chunk_dots.size(3)});
-  const Tensor dm0 = empty(q_dq, {shape.num_sequences, shape.num_heads}, type);
+  const Tensor d_initial_m = empty(q_dq, {shape.num_sequences, shape.num_heads}, type);
   const Tensor rows[] = {as_contiguous(q_dq, type), as_contiguous(k_dk, type), as_contiguous(kappa, type),
                          as_contiguous(chunk_dots, type)};
   const OptionalTensor starts = as_contiguous(start_dots, type), final = as_contiguous(dm, type);
   with_compute_type(type, [&](auto zero) {
     using A = decltype(zero);
     DeviceSession session("mlstm_gate_grads", i);
-    const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in, shape);
+    const cuda::MlstmGatesParams<A> gates = gate_params<A>(session, in, shape);
     session.check(cuda::mlstm_gates(gates, session.stream()));
     cuda::MlstmGateGradsParams<A> p;
     p.shape = gates.shape, p.sigmoid_gate = sigmoid_gate, p.chunk_size = gates.chunk_size;
@@ -74,11 +74,11 @@ Tensor mlstm_gate_grads(const Tensor& i, const Tensor& f, OptionalTensor m0, Opt
     p.dm = in_as<A>(session, final);
     p.di = view_of<void>(session.inout(di), di);
     p.df = view_of<void>(session.inout(df), df);
-    p.dm0 = out_as<A>(session, dm0);
+    p.d_initial_m = out_as<A>(session, d_initial_m);
     session.check(cuda::mlstm_gate_grads(p, session.stream()));
     session.finish();
   });
-  return dm0;
+  return d_initial_m;
 }
 
 }  // namespace
@@ -88,9 +88,9 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "mlstm_normaliser(Tensor h, Tensor dh, Tensor r, Tensor m, bool sigmoid_gate, bool normalize, bool norm_grad, "
       "float eps) -> (Tensor iota, Tensor rho, Tensor kappa)");
   m.def(
-      "mlstm_gate_grads(Tensor i, Tensor f, Tensor? m0, Tensor? cu_seqlens, Tensor? reset, Tensor q_dq, Tensor k_dk, "
-      "Tensor kappa, Tensor chunk_dots, Tensor? start_dots, Tensor? dm, Tensor(a!) di, Tensor(b!) df, "
-      "bool sigmoid_gate, int chunk_size) -> Tensor dm0");
+      "mlstm_gate_grads(Tensor i, Tensor f, Tensor? initial_m, Tensor? cu_seqlens, Tensor? reset, Tensor q_dq, "
+      "Tensor k_dk, Tensor kappa, Tensor chunk_dots, Tensor? start_dots, Tensor? dm, Tensor(a!) di, Tensor(b!) df, "
+      "bool sigmoid_gate, int chunk_size) -> Tensor d_initial_m");
 }
 
 XLSTM_LIBRARY_IMPL(CPU, m) {

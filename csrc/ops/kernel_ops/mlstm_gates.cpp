@@ -8,7 +8,7 @@ namespace xlstm::ops {
 namespace {
 
 struct Outputs {
-  Tensor y, z, m, start, M, g, m_final;  // pairs have a last dimension of 2
+  Tensor y, z, m, start, M, g, final_m;  // pairs have a last dimension of 2
 
   Outputs(const Tensor& like, const MlstmShape& shape, int64_t slots, ScalarType type) {
     const int64_t B = shape.batch, H = shape.num_heads, S = shape.seqlen;
@@ -16,7 +16,7 @@ struct Outputs {
     m = empty(like, {B, H, S}, type);
     start = empty(like, {B, H, S}, ScalarType::Int);
     M = empty(like, {B, H, slots, 2}, type), g = empty(like, {B, H, slots}, type);
-    m_final = empty(like, {shape.num_sequences, H}, type);
+    final_m = empty(like, {shape.num_sequences, H}, type);
   }
 };
 
@@ -25,14 +25,14 @@ AnyView gate_view(DeviceSession& session, const Tensor& x) {
 }
 
 template <class A>
-void run(const Tensor& i, const Tensor& f, const OptionalTensor& m0, const OptionalTensor& cu_seqlens,
+void run(const Tensor& i, const Tensor& f, const OptionalTensor& initial_m, const OptionalTensor& cu_seqlens,
          const OptionalTensor& reset, cuda::MlstmGatesParams<A> p, const Outputs& out) {
   DeviceSession session("mlstm_gates", i);
   p.shape.cu_seqlens = in_as<int32_t>(session, cu_seqlens);
   p.i = gate_view(session, i);
   p.f = gate_view(session, f);
   if (reset) p.reset = {in_as<bool>(session, reset), reset->stride(0), reset->stride(1)};
-  p.m0 = in_as<A>(session, m0);
+  p.initial_m = in_as<A>(session, initial_m);
   const auto pairs = [&](const Tensor& x) { return out_as<cuda::Pair<A>>(session, x); };
   p.out = {pairs(out.y),
            pairs(out.z),
@@ -40,15 +40,15 @@ void run(const Tensor& i, const Tensor& f, const OptionalTensor& m0, const Optio
            out_as<int32_t>(session, out.start),
            pairs(out.M),
            out_as<A>(session, out.g)};
-  p.m_final = out_as<A>(session, out.m_final);
+  p.final_m = out_as<A>(session, out.final_m);
   session.check(cuda::mlstm_gates(p, session.stream()));
   session.finish();
 }
 
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Result mlstm_gates(const Tensor& i, const Tensor& f, OptionalTensor m0, OptionalTensor cu_seqlens, OptionalTensor reset,
-                   bool sigmoid_gate, int64_t chunk_size, bool in_double) {
+Result mlstm_gates(const Tensor& i, const Tensor& f, OptionalTensor initial_m, OptionalTensor cu_seqlens,
+                   OptionalTensor reset, bool sigmoid_gate, int64_t chunk_size, bool in_double) {
   NoGrad guard;
   STD_TORCH_CHECK(i.dim() == 3, "mlstm_gates: i must have 3 dimensions");
   STD_TORCH_CHECK(chunk_size == 64 || chunk_size == 128 || chunk_size == 256,
@@ -58,14 +58,14 @@ Result mlstm_gates(const Tensor& i, const Tensor& f, OptionalTensor m0, Optional
                   "mlstm_gates: cu_seqlens must have shape (N + 1,), with batch 1");
   shape.num_sequences = cu_seqlens ? cu_seqlens->size(0) - 1 : shape.batch;
   check_shape("mlstm_gates", "f", f, {shape.batch, shape.num_heads, shape.seqlen});
-  check_shape("mlstm_gates", "m0", m0, {shape.num_sequences, shape.num_heads});
+  check_shape("mlstm_gates", "initial_m", initial_m, {shape.num_sequences, shape.num_heads});
   check_shape("mlstm_gates", "reset", reset, {shape.batch, shape.seqlen});
   check_float("mlstm_gates", "i", i);
   check_float("mlstm_gates", "f", f);
 
   const ScalarType type = in_double ? ScalarType::Double : ScalarType::Float;
   const int L = static_cast<int>(chunk_size);
-  const OptionalTensor cu = as_contiguous(cu_seqlens, ScalarType::Int), m = as_contiguous(m0, type);
+  const OptionalTensor cu = as_contiguous(cu_seqlens, ScalarType::Int), m = as_contiguous(initial_m, type);
   MlstmShape counted = shape;
   counted.cu_seqlens = pointer<int32_t>(cu);  // only looked at whether there is one
   const Outputs out(i, shape, cuda::chunk_slots(counted, L), type);
@@ -74,7 +74,7 @@ Result mlstm_gates(const Tensor& i, const Tensor& f, OptionalTensor m0, Optional
     p.shape = shape, p.sigmoid_gate = sigmoid_gate, p.chunk_size = L;
     run(i, f, m, cu, as_contiguous(reset, ScalarType::Bool), p, out);
   });
-  return {out.y, out.z, out.m, out.start, out.M, out.g, out.m_final};
+  return {out.y, out.z, out.m, out.start, out.M, out.g, out.final_m};
 }
 
 // (B, slots, 5): sequence, begin, end, first, last of every slot. `rows` (B, S) has any contents, on the CPU.
@@ -99,9 +99,9 @@ Tensor mlstm_chunks(const Tensor& rows, OptionalTensor cu_seqlens, int64_t chunk
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("mlstm_chunks(Tensor rows, Tensor? cu_seqlens, int chunk_size) -> Tensor");
   m.def(
-      "mlstm_gates(Tensor i, Tensor f, Tensor? m0, Tensor? cu_seqlens, Tensor? reset, bool sigmoid_gate, "
+      "mlstm_gates(Tensor i, Tensor f, Tensor? initial_m, Tensor? cu_seqlens, Tensor? reset, bool sigmoid_gate, "
       "int chunk_size, bool double) "
-      "-> (Tensor y, Tensor z, Tensor m, Tensor start, Tensor M, Tensor g, Tensor m_final)");
+      "-> (Tensor y, Tensor z, Tensor m, Tensor start, Tensor M, Tensor g, Tensor final_m)");
 }
 
 XLSTM_LIBRARY_IMPL(CPU, m) {

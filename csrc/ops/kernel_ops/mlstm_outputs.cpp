@@ -26,7 +26,7 @@ struct Inputs {
 template <class A>
 void run(const Inputs& in, cuda::MlstmOutputsParams<A> p, const Tensor& out, const Tensor& per_token) {
   DeviceSession session(kOp, in.X);
-  const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in.gates, p.shape);
+  const cuda::MlstmGatesParams<A> gates = gate_params<A>(session, in.gates, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape.cu_seqlens = gates.shape.cu_seqlens;
   p.gates = gates.out;
@@ -47,7 +47,7 @@ void run(const Inputs& in, cuda::MlstmOutputsParams<A> p, const Tensor& out, con
 }
 
 std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const Tensor& X, const Tensor& Y,
-                                         const Tensor& Z, const Tensor& i, const Tensor& f, OptionalTensor m0,
+                                         const Tensor& Z, const Tensor& i, const Tensor& f, OptionalTensor initial_m,
                                          OptionalTensor cu_seqlens, OptionalTensor reset, const Tensor& states,
                                          const Tensor& normalisers, OptionalTensor iota, OptionalTensor rho,
                                          OptionalTensor factor, bool sigmoid_gate, bool normalize, double scale,
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
   const int L = static_cast<int>(chunk_size);
   const GateInputs gates = {i,
                             f,
-                            as_contiguous(m0, type),
+                            as_contiguous(initial_m, type),
                             as_contiguous(cu_seqlens, ScalarType::Int),
                             as_contiguous(reset, ScalarType::Bool),
                             sigmoid_gate,
@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
 
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def(
-      "mlstm_outputs(int output, int product, Tensor X, Tensor Y, Tensor Z, Tensor i, Tensor f, Tensor? m0, "
+      "mlstm_outputs(int output, int product, Tensor X, Tensor Y, Tensor Z, Tensor i, Tensor f, Tensor? initial_m, "
       "Tensor? cu_seqlens, Tensor? reset, Tensor states, Tensor normalisers, Tensor? iota, Tensor? rho, "
       "Tensor? factor, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size, "
       "bool outer_state_is_zero) -> (Tensor out, Tensor per_token)");

@@ -23,7 +23,7 @@ struct Outputs {
 
 // The forward pass's results, in the order in which mlstm_states returns them, and its initial state.
 struct Forward {
-  OptionalTensor states, normalisers, C, n, C0, n0;
+  OptionalTensor states, normalisers, C, n, initial_C, initial_n;
 
   explicit operator bool() const { return states.has_value(); }
 };
@@ -33,7 +33,7 @@ void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const 
          const OptionalTensor& rho, const OptionalTensor& C, const OptionalTensor& n, const Forward& forward,
          cuda::MlstmStatesParams<A> p, const Outputs& out) {
   DeviceSession session("mlstm_states", rows);
-  const cuda::MlstmGatesParams<A> gates = gate_arguments<A>(session, in, p.shape);
+  const cuda::MlstmGatesParams<A> gates = gate_params<A>(session, in, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
   p.shape = gates.shape, p.chunk_size = gates.chunk_size, p.gates = gates.out;
   p.rows = view_of<void>(session.in(rows), rows);
@@ -46,8 +46,8 @@ void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const 
     p.backward = true;
     p.forward_states = in_as<void>(session, forward.states);
     p.forward_normalisers = in_as<A>(session, forward.normalisers);
-    p.initial = {in_as<A>(session, forward.C0), in_as<A>(session, forward.n0), nullptr};
-    p.final = {in_as<A>(session, forward.C), in_as<A>(session, forward.n), nullptr};
+    p.initial_state = {in_as<A>(session, forward.initial_C), in_as<A>(session, forward.initial_n), nullptr};
+    p.final_state = {in_as<A>(session, forward.C), in_as<A>(session, forward.n), nullptr};
     p.chunk_dots = out_as<A>(session, out.chunk_dots), p.start_dots = out_as<A>(session, out.start_dots);
   }
   session.check(cuda::mlstm_states(p, session.stream()));
@@ -58,18 +58,18 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Forward: rows, columns k, v and the initial state C, n. Backward, where the forward pass's results are given: q, dh
 // and the gradients of the final state. All but i, f, rows and columns are contiguous and of the compute type.
-Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, const Tensor& f, OptionalTensor m0,
-                    OptionalTensor cu_seqlens, OptionalTensor reset, OptionalTensor C, OptionalTensor n,
-                    OptionalTensor iota, OptionalTensor rho, OptionalTensor forward_states,
+Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, const Tensor& f,
+                    OptionalTensor initial_m, OptionalTensor cu_seqlens, OptionalTensor reset, OptionalTensor C,
+                    OptionalTensor n, OptionalTensor iota, OptionalTensor rho, OptionalTensor forward_states,
                     OptionalTensor forward_normalisers, OptionalTensor final_C, OptionalTensor final_n,
-                    OptionalTensor C0, OptionalTensor n0, bool sigmoid_gate, double scale, int64_t chunk_size,
-                    int64_t product) {
+                    OptionalTensor initial_C, OptionalTensor initial_n, bool sigmoid_gate, double scale,
+                    int64_t chunk_size, int64_t product) {
   NoGrad guard;
   const cuda::Product P = product_numbered("mlstm_states", product);
   const ScalarType type = P == cuda::Product::f64 ? ScalarType::Double : ScalarType::Float;
   const GateInputs in = {i,
                          f,
-                         as_contiguous(m0, type),
+                         as_contiguous(initial_m, type),
                          as_contiguous(cu_seqlens, ScalarType::Int),
                          as_contiguous(reset, ScalarType::Bool),
                          sigmoid_gate,
@@ -79,7 +79,7 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
   const int64_t slots = cuda::chunk_slots(shape, in.chunk_size);
   check_shape("mlstm_states", "rows", rows, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_qk});
   check_shape("mlstm_states", "columns", columns, {shape.batch, shape.num_heads, shape.seqlen, shape.head_dim_v});
-  const Forward forward = {forward_states, forward_normalisers, final_C, final_n, C0, n0};
+  const Forward forward = {forward_states, forward_normalisers, final_C, final_n, initial_C, initial_n};
   const Outputs out(rows, P, shape, slots, bool(forward));
   with_compute_type(type, [&](auto zero) {
     cuda::MlstmStatesParams<decltype(zero)> p;
@@ -93,10 +93,11 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
 
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def(
-      "mlstm_states(Tensor rows, Tensor columns, Tensor i, Tensor f, Tensor? m0, Tensor? cu_seqlens, Tensor? reset, "
-      "Tensor? C, Tensor? n, Tensor? iota, Tensor? rho, Tensor? forward_states, Tensor? forward_normalisers, "
-      "Tensor? final_C, Tensor? final_n, Tensor? C0, Tensor? n0, bool sigmoid_gate, float scale, int chunk_size, "
-      "int product) -> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
+      "mlstm_states(Tensor rows, Tensor columns, Tensor i, Tensor f, Tensor? initial_m, Tensor? cu_seqlens, "
+      "Tensor? reset, Tensor? C, Tensor? n, Tensor? iota, Tensor? rho, Tensor? forward_states, "
+      "Tensor? forward_normalisers, Tensor? final_C, Tensor? final_n, Tensor? initial_C, Tensor? initial_n, "
+      "bool sigmoid_gate, float scale, int chunk_size, int product) "
+      "-> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
 }
 
 XLSTM_LIBRARY_IMPL(CPU, m) {

@@ -29,7 +29,7 @@ cuda::GateVectors<A> allocate_gate_vectors(DeviceSession& session, const MlstmSh
 // What the gates of a sequence are computed from.
 struct GateInputs {
   const Tensor &i, &f;
-  OptionalTensor m0, cu_seqlens, reset;  // contiguous: of the compute type, int32, bool
+  OptionalTensor initial_m, cu_seqlens, reset;  // contiguous: of the compute type, int32, bool
   bool sigmoid_gate;
   int chunk_size;
 
@@ -39,9 +39,9 @@ struct GateInputs {
   }
 };
 
-// The gate scan's arguments with all tensors in the session; the final m is not kept.
+// The parameters of the gate scan, with all tensors in the session; the final m is not kept.
 template <class A>
-cuda::MlstmGatesParams<A> gate_arguments(DeviceSession& session, const GateInputs& in, MlstmShape shape) {
+cuda::MlstmGatesParams<A> gate_params(DeviceSession& session, const GateInputs& in, MlstmShape shape) {
   cuda::MlstmGatesParams<A> p;
   shape.cu_seqlens = in_as<int32_t>(session, in.cu_seqlens);
   p.shape = shape;
@@ -50,9 +50,9 @@ cuda::MlstmGatesParams<A> gate_arguments(DeviceSession& session, const GateInput
   p.i = view_of<void>(session.in(in.i), in.i);
   p.f = view_of<void>(session.in(in.f), in.f);
   if (in.reset) p.reset = {in_as<bool>(session, in.reset), in.reset->stride(0), in.reset->stride(1)};
-  p.m0 = in_as<A>(session, in.m0);
+  p.initial_m = in_as<A>(session, in.initial_m);
   p.out = allocate_gate_vectors<A>(session, shape, in.chunk_size);
-  p.m_final = allocate<A>(session, shape.num_sequences * shape.num_heads);
+  p.final_m = allocate<A>(session, shape.num_sequences * shape.num_heads);
   return p;
 }
 

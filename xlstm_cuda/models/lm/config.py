@@ -20,5 +20,5 @@ class xLSTMLMModelConfig(xLSTMBlockStackConfig):
     add_embedding_dropout: bool = False
 
 
-# The name of the class in files that torch.save wrote when this module was xlstm_cuda/models/lm.py.
+# The name of the class in files that torch.save wrote when xlstm_cuda.models.lm was one module.
 torch.serialization.add_safe_globals([(xLSTMLMModelConfig, "xlstm_cuda.models.lm.xLSTMLMModelConfig")])
