@@ -97,7 +97,7 @@ PTX_ARCHS  ?= sm_90a
 PTX_FAULTS ?= off
 ptx: build/.simt
 	@command -v nvcc >/dev/null || { echo 'ptx: no nvcc on the PATH'; exit 1; }
-	PATH="$(abspath $(dir $(PY))):$$PATH"; { cmake -S csrc/simt -B build/simt '-DXLSTM_PTX_ARCHS=$(call joined,$(PTX_ARCHS))' -DXLSTM_PTX_FAULTS=$(PTX_FAULTS) && cmake --build build/simt --target _ptx _ptx_race && cmake --install build/simt --prefix . --component ptx; } >build/ptx.log || { cat build/ptx.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH"; { cmake -S csrc/simt -B build/simt '-DXLSTM_PTX_ARCHS=$(call joined,$(PTX_ARCHS))' -DXLSTM_PTX_FAULTS=$(PTX_FAULTS) && cmake --build build/simt --target _ptx _ptx_race $(if $(filter sm_90a,$(PTX_ARCHS)),simt_selftest_ptx) && cmake --install build/simt --prefix . --component ptx; } >build/ptx.log || { cat build/ptx.log; exit 1; }
 
 # The CUDA sources through nvcc for every architecture, warnings of ptxas (spills, local memory, serialised wgmma) as
 # errors, registers against the checked-in table. No GPU needed. BUILT=folder: where the kernels are compiled already, as

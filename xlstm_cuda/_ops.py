@@ -64,8 +64,8 @@ def _load(namespace: str) -> None:
     file = _executor_file(namespace)
     if not file.exists():
         raise ImportError(
-            f"xlstm_cuda: the test library of backend='{file.stem[1:]}' is not built: run "
-            f"`make {_target(namespace)}` in the source tree (it needs GCC, x86-64 Linux and the headers of CUDA, `make ptx` also nvcc; no GPU)."
+            f"xlstm_cuda: the test library of backend='{file.stem[1:]}' is not built: run `make {_target(namespace)}` "
+            "in the source tree (it needs GCC, x86-64 Linux and the headers of CUDA, for PTX also nvcc, no GPU)."
         )
     torch.ops.load_library(str(file))
     register(namespace)

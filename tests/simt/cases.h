@@ -3,6 +3,12 @@
 #include <string>
 #include <vector>
 
+#include "cuda/device/platform.h"
+
+// Where the kernels with faults are compiled: not for devices, which they could hang. In PTX that is built for the
+// executor they are.
+#define XLSTM_FAULTY_CASES (XLSTM_SIMT || XLSTM_PTX_FAULTS)
+
 namespace selftest {
 
 struct Outcome {
@@ -25,11 +31,12 @@ struct Case {
   Expect expect = Expect::correct;
   std::vector<std::string> report = {};  // texts that every report of a fault must contain
   Needs needs = Needs::sm_80;
+  bool source_only = false;  // what PTX cannot show
 };
 
 using Cases = std::vector<Case>;
 
-// One function per file cases_*.cu; device builds hold the correct cases only.
+// One function per file cases_*.cu; builds for devices hold the correct cases only.
 Cases reduce_cases();
 Cases gemm_cases();
 Cases recurrence_cases();

@@ -96,7 +96,7 @@ Cases barrier_cases() {
               {"barrier: last block sums", run_last_block},
               {"barrier: grid", run_grid<F::none>},
               {"barrier: block", run_block<F::none>}};
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   const auto fault = [&](const char* name, Outcome (*run)(), std::vector<std::string> report,
                          Expect expect = Expect::fault) {
     cases.push_back({std::string("barrier: ") + name, run, 0, expect, report});
@@ -108,6 +108,8 @@ Cases barrier_cases() {
   fault("flag without release", run_flag<F::relaxed_flag>, {"'flag'", "barriers.h:"}, Expect::fault_race);
   fault("no grid barrier", run_grid<F::no_grid_barrier>, {"'grid'"});
   fault("threads leave before __syncthreads", run_block<F::leaves_early>, {"'block_barrier'"});
+#endif
+#if XLSTM_SIMT
   fault("block of 1056 threads", run_large_block, {"1056"});
   fault("240000 bytes of shared memory", run_large_shared, {"refused"});
   fault("cluster of 32", run_large_cluster, {"cluster", "32"});

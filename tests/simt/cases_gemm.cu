@@ -69,7 +69,7 @@ Cases gemm_cases() {
   Cases cases{{"gemm: correct, bf16", run<__nv_bfloat16, F::none>, kTolerance},
               {"gemm: correct, fp16", run<__half, F::none>, kTolerance},
               {"linear attention: correct", run_attention, 2e-2}};
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   const auto fault = [&](const char* name, Outcome (*run)(), std::vector<std::string> report = {}) {
     report.push_back("'gemm'");
     cases.push_back({std::string("gemm: ") + name, run, kTolerance, Expect::fault, report});

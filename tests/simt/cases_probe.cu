@@ -47,7 +47,7 @@ Cases probe_cases() {
               {"probe: exchange in a cluster of 8", exchange<8, 32>}};
   for (Case& c : cases) c.needs = Needs::sm_90;
   cases.push_back({"probe: ping through L2", through_l2});
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   cases.push_back({"probe: one buffer for the exchange",
                    exchange<4, 32, ProbeFault::one_buffer>,
                    0,

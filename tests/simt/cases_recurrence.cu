@@ -61,7 +61,7 @@ Cases recurrence_cases() {
               {"multicast: correct", run_multicast<MulticastFault::none>}};
   for (Case& c : cases) c.needs = Needs::sm_90;
   cases.back().needs = Needs::sm_90a;
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   const auto fault = [&](const char* name, Outcome (*run)(), std::vector<std::string> report = {}) {
     report.push_back("'recurrence'");
     cases.push_back({std::string("recurrence: ") + name, run, kTolerance, Expect::fault, report});

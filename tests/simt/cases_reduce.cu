@@ -28,7 +28,7 @@ Cases reduce_cases() {
   using F = ReduceFault;
   constexpr double kTolerance = 1e-3;
   Cases cases{{"reduce: correct", run<F::none>, kTolerance}};
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   const auto fault = [&](const char* name, Outcome (*run)(), Expect expect = Expect::fault) {
     cases.push_back({std::string("reduce: ") + name, run, kTolerance, expect, {"'reduce'"}});
   };

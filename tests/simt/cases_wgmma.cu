@@ -53,7 +53,7 @@ Cases wgmma_cases() {
               {"wgmma: correct, fp16", run<__half, Operands::k_major, F::none>},
               {"wgmma: correct, fp16, A in registers", run<__half, Operands::a_in_registers, F::none>}};
   for (Case& c : cases) c.needs = Needs::sm_90a;
-#if XLSTM_SIMT
+#if XLSTM_FAULTY_CASES
   const auto fault = [&](const char* name, Outcome (*run)(), Expect expect = Expect::fault,
                          std::vector<std::string> report = {}) {
     report.push_back("'wgmma_pipeline'");

@@ -12,6 +12,9 @@
 #include "cuda/device/platform.h"
 #include "golden.h"
 #include "speed.h"
+#if XLSTM_SIMT
+#include "simt/ptx/registry.h"
+#endif
 
 namespace selftest {
 
@@ -34,6 +37,15 @@ bool runs_here(Needs needs) {
   return capability >= (needs == Needs::sm_90 ? 90 : 80);
 }
 
+// Whether the kernels are translated from PTX.
+bool in_ptx() {
+#if XLSTM_SIMT
+  return !ptx::kernel_names().empty();
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Cases all_cases() {
@@ -42,7 +54,7 @@ Cases all_cases() {
                            memory_cases, barrier_cases, wrapper_warp_cases, wrapper_copy_cases, wrapper_tma_cases,
                            wrapper_wgmma_cases, wrapper_math_cases}) {
     for (Case& c : group()) {
-      if (runs_here(c.needs)) all.push_back(std::move(c));
+      if (runs_here(c.needs) && !(c.source_only && in_ptx())) all.push_back(std::move(c));
     }
   }
   return all;

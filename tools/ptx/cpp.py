@@ -81,8 +81,10 @@ def declarations(w: Writer) -> list[str]:
         if name not in elements:
             kinds.setdefault(kind, []).append(name)
     lines += [f"  {kind} {', '.join(names)};" for kind, names in kinds.items()]
-    local = w.function.local_bytes
-    return lines + [f"  alignas(16) u8 {name.lstrip('$')}[{bytes_}];" for name, bytes_ in local.items()]
+    for name, bytes_ in w.function.local_bytes.items():
+        depot = name.lstrip("$")
+        lines += [f"  alignas(16) u8 {depot}[{bytes_}];", f"  const Local local{{{depot}, {bytes_}}};"]
+    return lines
 
 
 def kernel_code(module: Module, function: Function, number: int) -> str:

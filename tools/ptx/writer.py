@@ -95,7 +95,7 @@ class Writer:
         return split_list(text[1:-1]) if text.startswith("{") else [text]
 
     def accumulator(self, registers: list[str]) -> str:
-        """The array that these f32 registers are elements of. It stays where it is, so that wgmma can write it later."""
+        """The array whose elements these f32 registers are. It stays where it is, so that wgmma can write it later."""
         names = [self.register(name)[0] for name in registers]
         if names not in self.accumulators:
             if {name for other in self.accumulators for name in other} & {*names} or len({*names}) < len(names):

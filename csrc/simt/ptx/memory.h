@@ -114,16 +114,36 @@ template <class T, int N>
 inline void st_cluster(u64 address, const Vec<T, N>& v, At where) {
   simt::store_cluster(static_cast<u32>(address), &v, sizeof v, where);
 }
-// Parameters, constants and local memory: nobody else's.
+// Local memory of the thread: a depot for the whole kernel.
+struct Local {
+  u8* base;
+  u32 bytes;
+  u8* at(u64 address, u32 size, At where) const {
+    const u64 offset = address - reinterpret_cast<u64>(base);
+    aligned(address, size, where);
+    if (offset + size > bytes || offset > bytes) [[unlikely]] {
+      simt::fault(where, "OUT OF BOUNDS access of local memory: %u bytes at +%lld of %u", size,
+                  static_cast<long long>(offset), bytes);
+    }
+    return base + offset;
+  }
+};
+template <class T, int N>
+inline Vec<T, N> ld_local(const Local& local, u64 address, At where) {
+  Vec<T, N> v;
+  std::memcpy(&v, local.at(address, sizeof v, where), sizeof v);
+  return v;
+}
+template <class T, int N>
+inline void st_local(const Local& local, u64 address, const Vec<T, N>& v, At where) {
+  std::memcpy(local.at(address, sizeof v, where), &v, sizeof v);
+}
+// Parameters and constants.
 template <class T, int N>
 inline Vec<T, N> ld_private(u64 address, At) {
   Vec<T, N> v;
   std::memcpy(&v, pointer(address), sizeof v);
   return v;
-}
-template <class T, int N>
-inline void st_private(u64 address, const Vec<T, N>& v, At) {
-  std::memcpy(pointer(address), &v, sizeof v);
 }
 
 // ---- volatile, relaxed, acquire and release accesses; atomics ----

@@ -18,7 +18,7 @@ FUNCTIONS = {
     "shared": ("shared", "S, "),
     "shared::cta": ("shared", "S, "),
     "shared::cluster": ("cluster", ""),
-    "local": ("private", ""),
+    "local": ("local", "local, "),
     "param": ("private", ""),
     "const": ("private", ""),
 }
@@ -40,6 +40,8 @@ def access(w: Writer, s: Statement, m: Modifiers) -> str:
         if space not in ("global", "generic") or (not scope and order != "volatile") or scope == "cta":
             raise Unsupported(f"{order} {scope} access of {space} memory")
         name, first = "strong", f"strong, Order::{'volatile_access' if order == 'volatile' else order}, "
+    if s.opcode.startswith("st") and name == "private":
+        raise Unsupported(f"a store to {space} memory")
     if s.opcode.startswith("ld"):
         targets = w.parts(s.operands[0])
         code = f"const auto v = ld_{name}<{kind}, {count}>({first}{w.address(s.operands[1])}, {at(s)});"
