@@ -48,9 +48,8 @@ XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, int64_t batch_head,
 template <class A>
 XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A dh_h) {
   const MlstmOptions& o = p.options;
-  const A r = p.r[at], size = r < 0 ? -r : r, floor = o.sigmoid_gate ? A{1} : exp(-p.m[at]);
-  const A eps = static_cast<A>(o.eps);
-  const A iota = o.normalize ? 1 / ((size > floor ? size : floor) + eps) : A{1};
+  const A r = p.r[at], size = r < 0 ? -r : r, floor = denominator_floor(o, p.m[at]);
+  const A eps = static_cast<A>(o.eps), iota = 1 / denominator(o, r, floor);
   const bool live = size > floor || XLSTM_MUTANT("mlstm_normaliser: gradient below the floor");
   const A sign = r > 0 || XLSTM_MUTANT("mlstm_normaliser: sign of r ignored") ? A{-1} : A{1};
   const bool through_eps = !o.sigmoid_gate && eps != 0;
