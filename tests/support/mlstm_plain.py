@@ -147,7 +147,7 @@ def inverse_denominator(p: Problem, r: Tensor, m: Tensor) -> Tensor:
 
 
 def step(p: Problem, t: int, state: State) -> State:
-    """The state behind token t."""
+    """The state after token t."""
     if p.reset is not None:
         state = tuple(x.masked_fill(p.reset[:, t].view(-1, *[1] * (x.ndim - 1)), 0) for x in state)
     k, v, i, f = (x[:, :, t] for x in (p.k, p.v, p.i, p.f))

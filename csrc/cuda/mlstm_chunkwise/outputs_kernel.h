@@ -1,5 +1,5 @@
 #pragma once
-// The kernel behind outputs.h, for the sources that instantiate it, one per product.
+// The kernel of outputs.h, for the sources that instantiate it, one per product.
 //
 // A block computes 64 rows x (64 x blocks) columns. Its work is one list of steps, each of them the product of 16 rows
 // a warp with one tile of an operand: first those of the state, then for every tile of tokens those of the scores X Y^T

@@ -145,6 +145,6 @@ def starts_behind_padding(ids: Tensor, attention_mask: Tensor | None, state: Any
     require(
         state is None,
         "generate: attention_mask cannot pad a prompt that continues a state: padding must leave no trace, so that the "
-        "state is emptied behind it",
+        "state is emptied after it",
     )
     return (real & ~F.pad(real[:, :-1], (1, 0))).to(ids.device)
