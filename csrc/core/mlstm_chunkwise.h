@@ -1,11 +1,13 @@
 #pragma once
 // Parameters of the chunkwise mLSTM over whole sequences, on every backend. T: the type of the data; CPU kernels take
 // float or double, CUDA kernels void: data of any type. A: of arithmetic, states and r, float or double.
+#include <cmath>
+
 #include "core/view.h"
 
 namespace xlstm {
 
-// In the order of the ops' schemas. An op ignores what does not concern it.
+// An op ignores what does not concern it.
 struct MlstmOptions {
   bool sigmoid_gate = false;  // input gate: false exp, true sigmoid (no stabiliser)
   bool normalize = true;      // false only with the sigmoid gate: h is the bare numerator
@@ -14,7 +16,32 @@ struct MlstmOptions {
   int64_t chunk_size = 0;     // tokens; 0: the kernel's choice
   bool allow_tf32 = false;    // float32 products on tensor cores may round their operands
   bool norm_grad = true;      // backward: false drops the gradient through the denominator
+
+  // Calls f with each of them, in the order of the ops' schemas.
+  template <class F>
+  void each(F f) {
+    f(sigmoid_gate), f(normalize), f(scale), f(eps), f(chunk_size), f(allow_tf32), f(norm_grad);
+  }
 };
+
+// As a schema lists them (xlstm_cuda/functional/_mlstm.py too).
+#define XLSTM_MLSTM_OPTIONS                                                                                   \
+  "bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size=0, bool allow_tf32=False, bool " \
+  "norm_grad=True"
+
+// What |r| has to exceed to count in the denominator. m: the stabiliser.
+template <class A>
+XLSTM_HOST_DEVICE A denominator_floor(const MlstmOptions& options, A m) {
+  return options.sigmoid_gate ? A{1} : std::exp(-m);
+}
+
+// Of h, without the scale of q. r: q.n times that scale.
+template <class A>
+XLSTM_HOST_DEVICE A denominator(const MlstmOptions& options, A r, A floor) {
+  if (!options.normalize) return 1;
+  const A size = r < 0 ? -r : r;
+  return (size > floor ? size : floor) + static_cast<A>(options.eps);
+}
 
 struct MlstmShape {
   int64_t batch, num_heads, seqlen, head_dim_qk, head_dim_v;

@@ -9,7 +9,7 @@ namespace xlstm {
 
 // Gates i, f, g, o | i, f, z, o | the same with an exponential forget gate. The ops take these numbers.
 enum class Cell { lstm = 0, slstm = 1, slstm_exp = 2 };
-constexpr int kGates = 4, kSaved = 5, kMaxStates = 4;
+constexpr int kCells = 3, kGates = 4, kSaved = 5, kMaxStates = 4;
 
 struct RecurrentShape {
   int64_t batch, seqlen, num_heads, head_dim;

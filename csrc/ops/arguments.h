@@ -18,7 +18,10 @@ class Arguments {
   OptionalTensor optional() { return take<OptionalTensor>(); }
   bool flag() { return take<bool>(); }
   int64_t integer() { return take<int64_t>(); }
-  double number() { return take<double>(); }
+  template <class T>
+  void read(T& value) {
+    value = take<T>();
+  }
 
   bool empty() const { return next_ == end_; }
 

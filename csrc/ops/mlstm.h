@@ -6,15 +6,10 @@
 
 namespace xlstm::ops {
 
-// The options as a schema lists them, and as they come: in the order of MlstmOptions (in Python too, where
-// xlstm_cuda/functional/_mlstm.py has them).
-#define XLSTM_MLSTM_OPTIONS                                                                                   \
-  "bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size=0, bool allow_tf32=False, bool " \
-  "norm_grad=True"
-
 inline MlstmOptions mlstm_options(Arguments& arguments) {
-  return {arguments.flag(),    arguments.flag(), arguments.number(), arguments.number(),
-          arguments.integer(), arguments.flag(), arguments.flag()};
+  MlstmOptions options;
+  options.each([&](auto& option) { arguments.read(option); });
+  return options;
 }
 
 void check_sizes(const char* op, const MlstmShape& shape);

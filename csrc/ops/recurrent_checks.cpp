@@ -3,8 +3,7 @@
 namespace xlstm::ops {
 
 Cell cell_of(int64_t number) {
-  const bool known = number >= static_cast<int64_t>(Cell::lstm) && number <= static_cast<int64_t>(Cell::slstm_exp);
-  STD_TORCH_CHECK(known, "recurrent: cell must be 0 (lstm), 1 (slstm) or 2 (slstm_exp), got ", number);
+  STD_TORCH_CHECK(number >= 0 && number < kCells, "recurrent: cell must be from 0 to ", kCells - 1, ", got ", number);
   return static_cast<Cell>(number);
 }
 

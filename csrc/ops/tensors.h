@@ -34,7 +34,7 @@ class NoGrad {
 };
 
 // Raises the error of an allocator that had no room, in the words by which training tools tell that a smaller batch may
-// help; torch's own error stays behind its C interface.
+// help; torch's own error does not pass its C interface.
 [[noreturn]] void out_of_memory(bool cpu, double bytes, const std::string& what);
 
 Tensor empty(const Tensor& like, const Shape& shape, ScalarType dtype);

@@ -1,5 +1,5 @@
 #pragma once
-// The engine behind TMA, bulk copies and st.async: operations in flight, each landing at some time of its own.
+// The engine of TMA, bulk copies and st.async: operations in flight, each landing at some time of its own.
 #include <cstdint>
 #include <memory>
 #include <vector>

@@ -1,4 +1,4 @@
-"""setup.py finds the user's torch behind every kind of build isolation, or says what to do."""
+"""setup.py finds the user's torch under every kind of build isolation, or says what to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Inf and NaN reach no token of mlstm that does not depend on them: none before them, none of another document.
 
 Wherever one is put, h and the gradients of every other document, h of the tokens before it, and for one in dh the
-gradients of the tokens behind it, stay what they are without it.
+gradients of the tokens after it, stay what they are without it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_non_finite_tokens_of_the_reference(packing: str, name: str, fresh_seed:
 
 
 def test_the_state_behind_a_reset(backend: str, device: str) -> None:
-    """What a reset cuts off is not in the final state, nor in what the tokens behind it get from its gradient."""
+    """What a reset cuts off is not in the final state, nor in what the tokens after it get from its gradient."""
     inputs = mlstm_inputs(1, 1, S, DQK, DV, dtype=torch.float64, device=device, state=True, requires_grad=True)
     with torch.no_grad():
         inputs["v"][:, :, 70] = torch.inf

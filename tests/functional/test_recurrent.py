@@ -73,7 +73,10 @@ def test_float32(backend: str, device: str, B: int, S: int, D: int, cell: Cell) 
 @cells
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(backend: str, device: str, dtype: torch.dtype, cell: Cell) -> None:
-    cell.check(cell.draw(B=3, S=24, D=16, dtype=dtype, device=device), backend)
+    # m takes one of two branches, and where these nearly tie rounding decides where its gradient goes, and through m
+    # that of c and n. The output h does not depend on m.
+    outputs = None if cell.function is lstm else ["h", "state.h"]
+    cell.check(cell.draw(B=3, S=24, D=16, dtype=dtype, device=device), backend, outputs=outputs)
 
 
 @cells

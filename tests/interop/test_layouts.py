@@ -141,7 +141,7 @@ def test_it_is_known_wherever_layouts_are(
     (tmp_path / "toy" / "toy.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"toy has no toy\.json"):
         convert(tmp_path / "toy", tmp_path / "back", "hf")
-    with pytest.raises(ValueError, match="to must be one of hf, nxai, xlstm_cuda, toy, got 'other'"):
+    with pytest.raises(ValueError, match=f"to must be one of {', '.join(LAYOUTS)}, got 'other'"):
         convert(source, tmp_path / "out", "other")
     monkeypatch.setattr(sys, "argv", ["xlstm_cuda", "convert", "--help"])
     with pytest.raises(SystemExit):

@@ -31,18 +31,18 @@ from xlstm_cuda import _ops
 GATE_GRADS, NORMALISER = (f"csrc/cuda/mlstm_chunkwise/{name}.cu" for name in ("gate_grads", "normaliser"))
 GATE_GRADS_FAULTS = {
     "mlstm_gate_grads: i compared with its own m",
-    "mlstm_gate_grads: m goes on behind a boundary",
+    "mlstm_gate_grads: m goes on past a boundary",
     "mlstm_gate_grads: maps overwritten while they are read",
     "mlstm_gate_grads: no barrier before the maps are read",
     "mlstm_gate_grads: partial chunks end nowhere",
     "mlstm_gate_grads: sums run on from chunk to chunk",
 }
 NORMALISER_FAULTS = {
-    "mlstm_normaliser: columns behind the last vector ignored",
+    "mlstm_normaliser: columns past the last vector ignored",
     "mlstm_normaliser: gradient below the floor",
     "mlstm_normaliser: sign of r ignored",
     "mlstm_normaliser: sum without the other half of the lanes",
-    "mlstm_normaliser: tokens behind the last one are stored",
+    "mlstm_normaliser: tokens past the last one are stored",
     "mlstm_normaliser: whole vectors in rows that are not aligned",
 }
 

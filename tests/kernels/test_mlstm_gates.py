@@ -22,7 +22,7 @@ from xlstm_cuda import _ops
 
 SOURCE = "csrc/cuda/mlstm_chunkwise/gates.cu"
 FAULTS = {
-    "mlstm_gates: M goes on behind a boundary",
+    "mlstm_gates: M goes on past a boundary",
     "mlstm_gates: boundaries of earlier threads ignored",
     "mlstm_gates: m0 as it is",
     "mlstm_gates: maps overwritten while they are read",

@@ -171,10 +171,10 @@ def with_layout(run: Run, layout: str) -> Run:
         B, H, S, D = x.shape
         if layout == "tokens first":
             return x.transpose(1, 2).contiguous().transpose(1, 2)
-        shift, behind = {"misaligned": (1, 0), "NaN behind": (0, 8), "wide rows": (0, 0)}[layout]
+        shift, after = {"misaligned": (1, 0), "NaN after": (0, 8), "wide rows": (0, 0)}[layout]
         pad = {"wide rows": 5}.get(layout, 0)
-        storage = torch.full((shift + B * H * (S + behind) * (D + pad),), torch.nan, dtype=x.dtype)
-        view = storage[shift:].view(B, H, S + behind, D + pad)[:, :, :S, :D]
+        storage = torch.full((shift + B * H * (S + after) * (D + pad),), torch.nan, dtype=x.dtype)
+        view = storage[shift:].view(B, H, S + after, D + pad)[:, :, :S, :D]
         view.copy_(x)
         return view
 
@@ -183,7 +183,7 @@ def with_layout(run: Run, layout: str) -> Run:
 
 
 @products
-@pytest.mark.parametrize("layout", ["tokens first", "misaligned", "NaN behind", "wide rows"])
+@pytest.mark.parametrize("layout", ["tokens first", "misaligned", "NaN after", "wide rows"])
 def test_layouts(layout: str, product: str) -> None:
     run = Run.of(case(70, B=2, H=2, Dqk=16, Dv=40), product)
     for output in OUTPUTS:
@@ -284,7 +284,7 @@ FAULTS: dict[str, tuple[str, str, Problem]] = {
     "mlstm_outputs: one buffer of column vectors": ("bf16", "dv", two_tiles),
     "mlstm_outputs: a token does not see itself": ("f64", "dk", one_tile),
     "mlstm_outputs: rows of another warp": ("f64", "dv", one_tile),
-    "mlstm_outputs: tokens behind the chunk are read": ("f64", "h", one_tile),
+    "mlstm_outputs: tokens past the chunk are read": ("f64", "h", one_tile),
     "tile: transposed B in the order of A": ("tf32", "h", one_tile),
 }
 

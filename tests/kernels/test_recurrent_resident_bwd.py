@@ -201,7 +201,7 @@ FAULTS: dict[str, dict[str, tuple[int, int, int, int]]] = {
     "resident_bwd: sums sent to another block": {"cluster": (1, 2, 1, 72), "grid": (1, 2, 1, 72)},
     "resident_bwd: the last source left out": {"block": (1, 2, 1, 8), "cluster": (1, 2, 1, 72)},
     "resident_bwd: reset ignored": {"block": (1, 3, 1, 8)},
-    "resident_bwd: rows behind the batch": {"block": (3, 1, 1, 8)},
+    "resident_bwd: rows past the batch": {"block": (3, 1, 1, 8)},
 }
 CASES = [(name, variant, shape) for name, calls in FAULTS.items() for variant, shape in calls.items()]
 

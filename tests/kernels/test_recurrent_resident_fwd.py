@@ -109,11 +109,11 @@ def test_lengths_resets_and_padding_that_is_nan(case: Case) -> None:
     function, draw, options = CELLS[case.cell]
     inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
     rows = padded(case)
-    behind = torch.arange(case.S) >= rows["lengths"][:, None]
-    inputs["x"][behind] = float("nan")
+    past = torch.arange(case.S) >= rows["lengths"][:, None]
+    inputs["x"][past] = float("nan")
     with forced(case.variant, multiprocessors=case.multiprocessors):
         actual, _ = check(function, inputs, EXECUTOR, **options, **rows)
-    assert not actual["h"][behind].any()
+    assert not actual["h"][past].any()
     for name, start in inputs["initial_state"]._asdict().items():
         assert torch.equal(actual[f"state.{name}"][0], start[0])
 
@@ -193,7 +193,7 @@ GRID = Case("grid", BF16, 2, 4, 1, 72)
 FAULTS = {
     "resident_fwd: block reads h before all warps wrote it": BLOCK,
     "resident_fwd: block has one buffer of h": BLOCK,
-    "resident_fwd: rows behind the batch": BLOCK,
+    "resident_fwd: rows past the batch": BLOCK,
     "resident_fwd: h is not reset": BLOCK,
     "resident_fwd: the state is not reset": BLOCK,
     "resident_fwd: cluster waits for the wrong phase": CLUSTER,

@@ -26,7 +26,7 @@ FAULTS: dict[str, list[tuple[int, int, int, torch.dtype, bool]]] = {
         (3, 1, 16, torch.float64, False),
     ],
     "recurrent_step: whole vectors at the edge": [(2, 2, 10, torch.bfloat16, True), (1, 1, 6, torch.float32, False)],
-    "recurrent_step: rows behind the batch": [(3, 1, 8, torch.float16, True), (9, 1, 4, torch.float32, False)],
+    "recurrent_step: rows past the batch": [(3, 1, 8, torch.float16, True), (9, 1, 4, torch.float32, False)],
     "recurrent_step: R of the first head for all": [(1, 2, 16, torch.bfloat16, True), (2, 3, 5, torch.float64, False)],
     "recurrent_step: rows of R taken for columns": [(1, 1, 16, torch.float32, True), (2, 1, 16, torch.float16, False)],
 }

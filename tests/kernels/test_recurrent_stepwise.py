@@ -125,16 +125,16 @@ Call = tuple[int, int, int, int, torch.dtype, str]
 FAULTS: dict[str, Call] = {
     "recurrent_stepwise: sums read before all warps wrote them": (2, 2, 1, 16, torch.bfloat16, "rows"),
     "recurrent_stepwise: sums of the first warps only": (2, 2, 1, 72, torch.bfloat16, "rows"),
-    "recurrent_stepwise: rows behind the batch": (3, 2, 1, 8, torch.float16, "rows"),
+    "recurrent_stepwise: rows past the batch": (3, 2, 1, 8, torch.float16, "rows"),
     "recurrent_stepwise: units of the next head": (2, 2, 2, 20, torch.float32, "rows"),
     "recurrent_stepwise: R of the first head for all": (2, 3, 2, 8, torch.float32, "columns"),
     "recurrent_stepwise: rows of R taken for columns": (2, 3, 1, 16, torch.float32, "rows"),
     "recurrent_stepwise: whole vectors at the edge": (2, 2, 1, 10, torch.bfloat16, "rows"),
     "recurrent_stepwise_fwd: h of the token itself": (2, 3, 1, 8, torch.float32, "rows"),
-    "recurrent_stepwise_fwd: tokens behind the end of a row": (3, 3, 1, 8, torch.float32, "rows"),
+    "recurrent_stepwise_fwd: tokens past the end of a row": (3, 3, 1, 8, torch.float32, "rows"),
     "recurrent_stepwise_fwd: resets ignored": (3, 4, 1, 8, torch.float32, "rows"),
     "recurrent_stepwise_bwd: gates of the token itself": (2, 3, 1, 8, torch.float32, "rows"),
-    "recurrent_stepwise_bwd: tokens behind the end of a row": (3, 3, 1, 8, torch.float32, "rows"),
+    "recurrent_stepwise_bwd: tokens past the end of a row": (3, 3, 1, 8, torch.float32, "rows"),
     "recurrent_stepwise_bwd: resets ignored": (3, 4, 1, 8, torch.float32, "rows"),
 }
 

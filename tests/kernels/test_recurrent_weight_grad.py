@@ -156,7 +156,7 @@ def test_lengths_and_directions(reversed_heads: int) -> None:
     past = torch.arange(9) >= lengths[:, None]
     p.dx[past] = 0
     replace(p, lengths=lengths, reversed_heads=reversed_heads).check()
-    p.h[past] = float("nan")  # what a row holds behind its end does not count
+    p.h[past] = float("nan")  # what a row holds past its end does not count
     replace(p, h0=None, lengths=lengths, reversed_heads=reversed_heads).check()
 
 

@@ -85,7 +85,7 @@ def test_padding_end_of_sequence_and_sampling(model: Any) -> None:
 def test_several_ids_end_a_row(
     model: Any, options: dict[str, Any], look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row is what it is without an end, up to the first of these ids; behind it the first id of the list."""
+    """Each row is what it is without an end, up to the first of these ids; after it the first id of the list."""
     monkeypatch.setitem(decoding.LOOK_EVERY, "cpu", look_every)
     prompt = draw(4, 3)
     free = generate(model, prompt, 9, **options)[:, 3:]

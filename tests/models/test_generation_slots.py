@@ -68,7 +68,7 @@ def test_slots_are_used_at_once(model: Any) -> None:
     step = model.step
     model.step = lambda ids, state: rows.append(len(ids)) or step(ids, state)
     assert [sorted(decoder.step()) for _ in range(5)] == [[0, 1], [0, 2], [0, 2], [0, 3], []]
-    assert rows == [1, 2, 1], "of the active rows, those with a token behind the prompt"
+    assert rows == [1, 2, 1], "of the active rows, those with a token after the prompt"
 
 
 def test_run_and_results(model: Any) -> None:

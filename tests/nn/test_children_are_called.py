@@ -215,7 +215,7 @@ def test_called_convolution(kernel_size: int, length: int, with_reset: bool, fre
     reset = torch.rand(3, length) < 0.3 if with_reset else None
     for given in (state, None):
         assert_same(called(conv)(x, given, reset=reset), conv(x, given, reset=reset), 1e-14)
-    if with_reset and length > 1:  # behind a reset nothing of what lies before it is seen, NaN neither
+    if with_reset and length > 1:  # after a reset nothing of what lies before it is seen, NaN neither
         reset[:, 1] = True
         y, _ = called(conv)(x.index_fill(1, torch.tensor([0]), torch.nan), state, reset=reset)
         assert y[:, 1:].isfinite().all()

@@ -115,12 +115,10 @@ struct Gates {
     }
   }
 
-  // The denominator below which |r| does not count: exp(-m), or 1 for the sigmoid gate.
-  double floor_of(const MlstmOptions& options, int64_t t) const { return options.sigmoid_gate ? 1.0 : std::exp(-m[t]); }
-  double denominator(const MlstmOptions& options, int64_t t, double r) const {
-    if (!options.normalize) return 1.0;
-    const double floor = floor_of(options, t), size = std::fabs(r);
-    return (size > floor ? size : floor) + options.eps;
+  // Of a token.
+  double floor_of(const MlstmOptions& options, int64_t t) const { return denominator_floor(options, m[t]); }
+  double denominator_of(const MlstmOptions& options, int64_t t, double r) const {
+    return denominator(options, r, floor_of(options, t));
   }
 
  private:

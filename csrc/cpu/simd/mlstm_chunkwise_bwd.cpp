@@ -167,7 +167,7 @@ class BackwardSequence {
     const T* r = p.r + (seq.row * in.shape.num_heads + seq.head) * in.shape.seqlen + chunk.begin;
     const MlstmOptions& o = in.options;
     for (int64_t t = 0; t < chunk.len; ++t) {
-      const double iota = 1 / gates.denominator(o, t, r[t]);
+      const double iota = 1 / gates.denominator_of(o, t, r[t]);
       inverse_den[t] = static_cast<T>(iota);
       rho[t] = 0;
       kappa[t] = 0;

@@ -46,7 +46,7 @@ void scores(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& c
     const T inter = scale * static_cast<T>(w.gates.b_bar[t]);
     const T qn = has_state ? inter * dot(q + t * in.q.time, n, dqk) : 0;
     r_out[t] = qn + reduce_add<T>(sum);
-    const T inverse = static_cast<T>(1 / w.gates.denominator(in.options, t, r_out[t]));
+    const T inverse = static_cast<T>(1 / w.gates.denominator_of(in.options, t, r_out[t]));
     for (int64_t s = 0; s < w.padded; s += kLanes<T>) {
       store(row + s, s <= t ? inverse * load(row + s) : splat<T>(0));
     }

@@ -38,7 +38,7 @@ void advance_normaliser(const MlstmStepParams<T>& p, int64_t item, TokenFactors<
   for (int64_t t = 0; t < p.shape.seqlen; ++t) {
     const double i = *p.i.at(b, h, t), f = *p.f.at(b, h, t);
     const double log_f = xlstm::log_sigmoid(f);
-    double forget, input, floor = 1;
+    double forget, input;
     if (p.options.sigmoid_gate) {
       forget = xlstm::sigmoid(f);
       input = xlstm::sigmoid(i);
@@ -49,16 +49,14 @@ void advance_normaliser(const MlstmStepParams<T>& p, int64_t item, TokenFactors<
       forget = std::exp(log_f + m - next);
       input = std::exp(i - next);
       m = next;
-      floor = std::exp(-m);
     }
     const T* k = p.k.at(b, h, t);
     const T F = static_cast<T>(forget), I = static_cast<T>(input), scale = static_cast<T>(p.options.scale);
     for_vectors<T>(dqk, [&](int64_t a, int64_t lanes) {
       store_n(n_next + a, F * load_n((t == 0 ? n : n_next) + a, lanes) + I * load_n(k + a, lanes), lanes);
     });
-    const double r = std::fabs(static_cast<double>(scale * dot(p.q.at(b, h, t), n_next, dqk)));
-    const double den = p.options.normalize ? (r > floor ? r : floor) + p.options.eps : 1;
-    factors[t] = {F, I, static_cast<T>(scale / den)};
+    const double r = scale * dot(p.q.at(b, h, t), n_next, dqk);
+    factors[t] = {F, I, static_cast<T>(scale / denominator(p.options, r, denominator_floor(p.options, m)))};
   }
   p.next.m[slot * p.next.m_batch + h * p.next.m_head] = static_cast<T>(m);
 }

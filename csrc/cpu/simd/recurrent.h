@@ -1,5 +1,5 @@
 #pragma once
-// What the passes of the recurrent family share: choice of the cell, rows of states, and the cut into work items.
+// What the passes of the recurrent family share: rows of states, and the cut into work items.
 #include <new>
 
 #include "core/recurrent.h"
@@ -10,19 +10,6 @@
 #include "cpu/simd/team.h"
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
-
-// Calls f with the cell's functor.
-template <class T, class F>
-XLSTM_INLINE void with_cell(Cell cell, F f) {
-  switch (cell) {
-    case Cell::lstm:
-      return f(LstmCell<T>{});
-    case Cell::slstm:
-      return f(SlstmCell<T, false>{});
-    case Cell::slstm_exp:
-      return f(SlstmCell<T, true>{});
-  }
-}
 
 XLSTM_INLINE int64_t padded_row(int64_t D) {
   return ceil_div(D, 16) * 16;

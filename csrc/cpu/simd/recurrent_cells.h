@@ -145,4 +145,17 @@ struct SlstmCell {
   }
 };
 
+// Calls f with the cell's functor.
+template <class T, class F>
+XLSTM_INLINE void with_cell(Cell cell, F f) {
+  switch (cell) {
+    case Cell::lstm:
+      return f(LstmCell<T>{});
+    case Cell::slstm:
+      return f(SlstmCell<T, false>{});
+    case Cell::slstm_exp:
+      return f(SlstmCell<T, true>{});
+  }
+}
+
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

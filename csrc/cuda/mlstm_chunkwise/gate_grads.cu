@@ -52,13 +52,13 @@ XLSTM_DEVICE double suffix_sums(double (&values)[kTokens], unsigned cuts, const 
   const int reach = at.reach();
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
-    const double behind = __shfl_down_sync(~0u, sum, step);
-    if (reach >= step) sum += behind;
+    const double after = __shfl_down_sync(~0u, sum, step);
+    if (reach >= step) sum += after;
   }
-  const double behind = __shfl_down_sync(~0u, sum, 1);
+  const double after = __shfl_down_sync(~0u, sum, 1);
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
-    if (at.lane < at.last && cuts >> j < 2) values[j] += behind;
+    if (at.lane < at.last && cuts >> j < 2) values[j] += after;
   }
   return sum;
 }
@@ -142,9 +142,9 @@ template <class A>
 XLSTM_DEVICE void product_grads(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   load_row_sums(tokens.df, p, p.q_dq, item, tokens);
   load_row_sums(tokens.di, p, p.k_dk, item, tokens);
-  const int last = tokens.count - 1, behind = tokens.in_sequence + tokens.count;
-  const bool partial = behind == item.tokens.end - item.tokens.begin;
-  const bool ends_chunk = last >= 0 && (behind % p.chunk_size == 0 ||
+  const int last = tokens.count - 1, end = tokens.in_sequence + tokens.count;
+  const bool partial = end == item.tokens.end - item.tokens.begin;
+  const bool ends_chunk = last >= 0 && (end % p.chunk_size == 0 ||
                                         (partial && !XLSTM_MUTANT("mlstm_gate_grads: partial chunks end nowhere")));
   const double dot =
       ends_chunk ? sum_parts(p.chunk_dots + (item.slot + tokens.in_sequence / p.chunk_size) * p.dot_tiles, p.dot_tiles)
@@ -189,7 +189,7 @@ XLSTM_DEVICE void stabiliser_grads(const MlstmGateGradsParams<A>& p, const Item&
     }
   } else {
     take_tokens(p.kappa + tokens.at, 1, tokens.count, [&](int j, A x) { kappa[j] = x; });
-    cuts = tokens.wins | (XLSTM_MUTANT("mlstm_gate_grads: m goes on behind a boundary") ? 0 : tokens.boundary);
+    cuts = tokens.wins | (XLSTM_MUTANT("mlstm_gate_grads: m goes on past a boundary") ? 0 : tokens.boundary);
   }
   const Lanes warp(32, cuts != 0);
   const double sum = suffix_sums(kappa, cuts, warp);

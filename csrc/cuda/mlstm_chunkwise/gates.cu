@@ -180,7 +180,7 @@ XLSTM_DEVICE void scan_chunks(const MlstmGatesParams<A>& p, const Item& item, in
   if (p.sigmoid_gate) {  // m passes through, and only a reset clears it
     map = {0, resets ? 0 : -INFINITY, resets != 0};
   } else {
-    map = {b, max_nan(kEmptyLog, b + x), at.cuts != 0 && !XLSTM_MUTANT("mlstm_gates: M goes on behind a boundary")};
+    map = {b, max_nan(kEmptyLog, b + x), at.cuts != 0 && !XLSTM_MUTANT("mlstm_gates: M goes on past a boundary")};
   }
 }
 

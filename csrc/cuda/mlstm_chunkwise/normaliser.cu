@@ -21,7 +21,7 @@ XLSTM_DEVICE A partial_dot(const T* x, const T* y, int64_t columns, int64_t vect
 #pragma unroll
     for (int j = 0; j < kCount; ++j) sum += widen<A>(a.x[j]) * widen<A>(b.x[j]);
   }
-  if (XLSTM_MUTANT("mlstm_normaliser: columns behind the last vector ignored")) return sum;
+  if (XLSTM_MUTANT("mlstm_normaliser: columns past the last vector ignored")) return sum;
   for (int64_t c = vectors * kCount + lane; c < columns; c += lanes) {
     sum += widen<A>(x[c]) * widen<A>(y[c]);
   }
@@ -48,9 +48,8 @@ XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, int64_t batch_head,
 template <class A>
 XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A dh_h) {
   const MlstmOptions& o = p.options;
-  const A r = p.r[at], size = r < 0 ? -r : r, floor = o.sigmoid_gate ? A{1} : exp(-p.m[at]);
-  const A eps = static_cast<A>(o.eps);
-  const A iota = o.normalize ? 1 / ((size > floor ? size : floor) + eps) : A{1};
+  const A r = p.r[at], size = r < 0 ? -r : r, floor = denominator_floor(o, p.m[at]);
+  const A eps = static_cast<A>(o.eps), iota = 1 / denominator(o, r, floor);
   const bool live = size > floor || XLSTM_MUTANT("mlstm_normaliser: gradient below the floor");
   const A sign = r > 0 || XLSTM_MUTANT("mlstm_normaliser: sign of r ignored") ? A{-1} : A{1};
   const bool through_eps = !o.sigmoid_gate && eps != 0;
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserParams<A> 
   const bool has_grad = p.options.normalize && p.options.norm_grad;
   const A dh_h = has_grad ? output_dot(p, at / p.shape.seqlen, at % p.shape.seqlen, whole, lanes) : A{0};
   const bool first = threadIdx.x % lanes == 0;
-  const bool inside = item < items || XLSTM_MUTANT("mlstm_normaliser: tokens behind the last one are stored");
+  const bool inside = item < items || XLSTM_MUTANT("mlstm_normaliser: tokens past the last one are stored");
   if (first && inside) store_factors(p, item, dh_h);
 }
 

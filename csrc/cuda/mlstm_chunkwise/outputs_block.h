@@ -190,7 +190,7 @@ struct Loader {
   XLSTM_DEVICE void prepare(const OutputsTiling& tiling) const {
     const Item at = locate<O>(p, tiling);
     const int a = depth_of<O>(p.shape), b = columns_of<O>(p.shape);
-    const int rows = at.tokens + XLSTM_MUTANT("mlstm_outputs: tokens behind the chunk are read");
+    const int rows = at.tokens + XLSTM_MUTANT("mlstm_outputs: tokens past the chunk are read");
     const int64_t Dqk = p.shape.head_dim_qk, Dv = p.shape.head_dim_v;
     s.X = token_matrix<P>(p.X, at.batch, at.head, at.begin, rows, a);
     s.Y = token_matrix<P>(p.Y, at.batch, at.head, at.begin, rows, a);

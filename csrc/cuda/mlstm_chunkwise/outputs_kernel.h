@@ -1,5 +1,5 @@
 #pragma once
-// The kernel behind outputs.h, for the sources that instantiate it, one per product.
+// The kernel of outputs.h, for the sources that instantiate it, one per product.
 //
 // A block computes 64 rows x (64 x blocks) columns. Its work is one list of steps, each of them the product of 16 rows
 // a warp with one tile of an operand: first those of the state, then for every tile of tokens those of the scores X Y^T
@@ -115,13 +115,6 @@ XLSTM_DEVICE void add_values(Sums<P, kMaxBlocks>& sums, const TileStep& step, co
 
 // ---- results ----
 
-template <class A>
-XLSTM_DEVICE A denominator(const MlstmOptions& options, A r, A m) {
-  if (!options.normalize) return 1;
-  const A size = r < 0 ? -r : r, floor = options.sigmoid_gate ? A{1} : exp(-m);
-  return (size > floor ? size : floor) + static_cast<A>(options.eps);
-}
-
 // sum: for h, this lane's part of b_bar q n + the sum of P; writes r.
 template <OutputKind O, class A>
 XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsParams<A>& p, const Item& at, const RowVectors<A>& rows, int row,
@@ -134,7 +127,7 @@ XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsParams<A>& p, const Item& at
   if (index >= at.tokens) return {0, 0};
   const int64_t token = at.token(p.shape, index);
   if (at.column_tile == 0 && lane_pair() == 0) p.r[token] = r;
-  return {scale / denominator(p.options, r, p.gates.m[token]), 0};
+  return {scale / denominator(p.options, r, denominator_floor(p.options, p.gates.m[token])), 0};
 }
 
 // 64 columns of a warp's rows, of which `columns` and `rows` exist.

@@ -65,7 +65,6 @@ XLSTM_DEVICE void gates(const MlstmStepParams<void>& p, const Where& at, Normali
     s.log_forget[t] = log_sigmoid(f);
     s.forget[t] = static_cast<A>(sigmoid(f));
     s.input[t] = static_cast<A>(sigmoid(i));
-    s.floor[t] = 1;
   }
   sync_threads(XLSTM_MUTANT("mlstm_step: no barrier between the gates of tokens"));
   if (t >= tokens) return;
@@ -76,8 +75,8 @@ XLSTM_DEVICE void gates(const MlstmStepParams<void>& p, const Where& at, Normali
     next = stabilise(s, next, t + 1, forget, input);
     s.forget[t] = static_cast<A>(forget);
     s.input[t] = static_cast<A>(input);
-    s.floor[t] = static_cast<A>(exp(-next));
   }
+  s.floor[t] = static_cast<A>(denominator_floor(p.options, next));
   __syncwarp(XLSTM_MUTANT("mlstm_step: m overwritten while others read it") ? 1u << t : (1u << tokens) - 1);
   if (t + 1 == tokens) {
     static_cast<A*>(p.next.m)[at.state_row * p.next.m_batch + at.head * p.next.m_head] = static_cast<A>(next);
@@ -134,9 +133,7 @@ __global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepParams
   const A r = block_sums(sums, tokens, s) * scale;
   const int t = threadIdx.x;
   if (t >= tokens) return;
-  const A size = r < 0 ? -r : r, floor = s.floor[t];
-  const A den = p.options.normalize ? (size > floor ? size : floor) + static_cast<A>(p.options.eps) : A{1};
-  factors[t] = {s.forget[t], s.input[t], scale / den};
+  factors[t] = {s.forget[t], s.input[t], scale / denominator(p.options, r, s.floor[t])};
 }
 
 // ---- C and h: one block per batch row, head and tile of columns ----

@@ -302,7 +302,7 @@ class BwdBlock {
       const int row = cells.row + first + r;
       const bool counts = tokens[first + r].left > 0;
       if (counts) store_grads(d[r], tile, first + r);
-      const bool stored = exists(tile, row) || (cells.exist && XLSTM_MUTANT("resident_bwd: rows behind the batch"));
+      const bool stored = exists(tile, row) || (cells.exist && XLSTM_MUTANT("resident_bwd: rows past the batch"));
       T* dx = static_cast<T*>(p.dx) + token_offset(tile, row, t) * kGates + cells.of_head;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate, dx += hidden()) {

@@ -130,7 +130,7 @@ class ForwardScan {
   XLSTM_DEVICE bool unit_exists() const { return unit < p.shape.head_dim; }
   XLSTM_DEVICE int64_t batch_row(int tile, int cell) const { return team.first_row(tile) + cells.row(cell); }
   XLSTM_DEVICE bool in_batch(int64_t b) const {
-    return b < p.shape.batch || XLSTM_MUTANT("resident_fwd: rows behind the batch");
+    return b < p.shape.batch || XLSTM_MUTANT("resident_fwd: rows past the batch");
   }
   XLSTM_DEVICE int64_t of_hidden() const { return team.head * p.shape.head_dim + unit; }
 

@@ -228,7 +228,7 @@ XLSTM_DEVICE Unit<P> load_unit(const RecurrentStepParams<void>& p, const Block& 
   using A = typename P::A;
   const int row = threadIdx.x / P::kUnits, unit = block.unit + threadIdx.x % P::kUnits;
   const int64_t b = block.row + row, hidden = p.shape.hidden(), of_row = block.head * p.shape.head_dim + unit;
-  const bool in_batch = b < p.shape.batch || XLSTM_MUTANT("recurrent_step: rows behind the batch");
+  const bool in_batch = b < p.shape.batch || XLSTM_MUTANT("recurrent_step: rows past the batch");
   Unit<P> u;
   u.exists = row < P::kBatch && unit < p.shape.head_dim && in_batch;
   if (!u.exists) return u;

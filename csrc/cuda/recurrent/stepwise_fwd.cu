@@ -58,7 +58,7 @@ XLSTM_DEVICE Token<P> load_token(const RecurrentForwardParams<void>& p, int64_t 
   if (!item.exists) return token;
   const int64_t length = length_of(p.lengths, item.batch, p.shape.seqlen);
   token.index = token_of(p.shape, p.lengths, block.head, item.batch, t);
-  token.counts = t < length || XLSTM_MUTANT("recurrent_stepwise_fwd: tokens behind the end of a row");
+  token.counts = t < length || XLSTM_MUTANT("recurrent_stepwise_fwd: tokens past the end of a row");
   token.last = t == length - 1;
   if (!token.counts) return token;
   const int64_t at = token.index - item.batch * p.shape.seqlen;  // in its row

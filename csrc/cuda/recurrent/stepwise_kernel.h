@@ -75,7 +75,7 @@ struct Item {
         batch(block.row + row),
         of_row(block.head * shape.head_dim + block.unit + unit),
         hidden(shape.hidden()) {
-    const bool in_batch = batch < shape.batch || XLSTM_MUTANT("recurrent_stepwise: rows behind the batch");
+    const bool in_batch = batch < shape.batch || XLSTM_MUTANT("recurrent_stepwise: rows past the batch");
     const bool in_head =
         block.unit + unit < shape.head_dim || XLSTM_MUTANT("recurrent_stepwise: units of the next head");
     exists = in_batch && in_head;

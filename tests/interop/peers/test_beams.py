@@ -1,4 +1,4 @@
-"""Beam search against transformers': the same random model, once as it is, once behind prefill and step."""
+"""Beam search against transformers': the same random model, once as it is, once called by prefill and step."""
 
 from __future__ import annotations
 
