@@ -70,8 +70,8 @@ def slstm(
     _checks.flags("slstm", return_state=return_state)
     cell = _slstm_cell("slstm", forget_gate)
     plain = partial(reference.slstm, forget_gate=forget_gate)
-    rows = lengths, reset, reversed_heads
-    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *rows, backend)
+    order = lengths, reset, reversed_heads
+    h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
 
@@ -145,8 +145,8 @@ def lstm(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     _checks.flags("lstm", return_state=return_state)
-    rows = lengths, reset, reversed_heads
-    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *rows, backend)
+    order = lengths, reset, reversed_heads
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
 
@@ -208,8 +208,8 @@ def _recurrent(
     namespace = resolve(op, backend, x.device, "recurrent_fwd")
     if namespace is None:
         with _autocast.disabled(x.device.type):
-            rows = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
-            return plain(x, R, b, initial_state=initial_state, return_state=True, **rows)
+            order = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
+            return plain(x, R, b, initial_state=initial_state, return_state=True, **order)
     return _scan(namespace, cell, cls, x, R, b, initial_state, lengths, reset, reversed_heads)
 
 

@@ -370,9 +370,17 @@ cudaError_t choose_tokens(const MlstmStepParams<void>& p, const Allocator& memor
 
 cudaError_t run(const MlstmStepParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   if (p.shape.batch == 0 || p.shape.seqlen == 0) return cudaSuccess;
-  if (p.q.type == Type::f64) return choose_tokens<double, double>(p, memory, stream);
-  return p.state.C.type == Type::bf16 ? choose_tokens<float, __nv_bfloat16>(p, memory, stream)
-                                      : choose_tokens<float, float>(p, memory, stream);
+  switch (p.state.C.type) {
+    case Type::bf16:
+      return choose_tokens<float, __nv_bfloat16>(p, memory, stream);
+    case Type::f32:
+      return choose_tokens<float, float>(p, memory, stream);
+    case Type::f64:
+      return choose_tokens<double, double>(p, memory, stream);
+    case Type::f16:
+      break;  // refused by the op
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace xlstm::cuda
