@@ -91,6 +91,8 @@ def kernel_code(module: Module, function: Function, number: int) -> str:
     w = Writer(module, function)
     body = []
     for item in function.body:
+        if isinstance(item, str):
+            w.products.clear()  # whoever comes from elsewhere has other values
         body.append(f"{item}:" if isinstance(item, str) else f"  {translate(w, item)}")
     lines = declarations(w)
     return KERNEL.format(

@@ -31,6 +31,7 @@ class Writer:
         self.module, self.function = module, function
         self.used: dict[str, str] = {}  # C++ name of each register: its type
         self.accumulators: list[list[str]] = []  # registers that wgmma writes later: they are elements of arrays
+        self.products: dict[str, tuple[str, str]] = {}  # of mul that an add may be fused with: register, factors
 
     def register(self, name: str) -> tuple[str, str]:
         """C++ name and type."""
@@ -105,7 +106,11 @@ class Writer:
 
     def set(self, target: str, expression: str) -> str:
         """The result into its register; _ takes it nowhere."""
-        return "" if target == "_" else f"set({self.register(target)[0]}, {expression});"
+        if target == "_":
+            return ""
+        cpp = self.register(target)[0]
+        self.products = {name: factors for name, factors in self.products.items() if cpp not in (name, *factors)}
+        return f"set({cpp}, {expression});"
 
     def set_all(self, targets: list[str], expression: str) -> str:
         """Results into their registers; `expression` has # for the number."""

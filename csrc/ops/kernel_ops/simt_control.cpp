@@ -41,6 +41,8 @@ void simt_set(std::string name, std::string value) {
     options.max_cluster = static_cast<unsigned>(std::stoul(value));
   } else if (name == "multiprocessors") {
     options.multiprocessors = static_cast<unsigned>(std::stoul(value));
+  } else if (name == "adversary") {
+    options.adversary = std::stoi(value) != 0;
   } else if (name == "forget") {
     simt::shared_memory_of_kernels().clear();
   } else {

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "simt/memory.h"
+#include "simt/ptx/adversary.h"
 #include "simt/ptx/types.h"
 #include "simt/race.h"
 #include "simt/scheduler.h"
@@ -184,14 +185,22 @@ inline Vec<T, N> ld_strong(Strong& strong, Order order, u64 address, At where) {
     simt::check_live(where);
     recorded(p, sizeof v, simt::Access::atomic_load, where);
   }
-  std::memcpy(&v, p, sizeof v);
-  if (acquires(order)) simt::acquire(p);
+  bool latest = true;
+  for (int i = 0; i < N; ++i) {
+    const u8* element = p + i * sizeof(T);
+    const void* before = outdated(element, sizeof(T));
+    std::memcpy(&v.x[i], before ? before : element, sizeof(T));
+    if (before && acquires(order)) acquire_outdated(element);
+    latest = latest && !before;
+  }
+  if (acquires(order) && latest) simt::acquire(p);
   strong.saw(p);
   return v;
 }
 template <class T, int N>
 inline void st_strong(Strong& strong, Order order, u64 address, const Vec<T, N>& v, At where) {
   u8* p = generic_at(address, sizeof v, where);
+  for (int i = 0; i < N; ++i) remember(p + i * sizeof(T), sizeof(T));
   if (releases(order) || strong.fenced()) simt::release_to(p);
   simt::machine.polls = 0;
   recorded(p, sizeof v, simt::Access::atomic_store, where);
@@ -202,6 +211,7 @@ template <class T, class F>
 inline T read_modify_write(Strong& strong, Order order, u64 address, At where, F update) {
   T old;
   u8* p = generic_at(address, sizeof old, where);
+  remember(p, sizeof old);
   if (releases(order) || strong.fenced()) simt::release_to(p);
   simt::machine.polls = 0;
   recorded(p, sizeof old, simt::Access::atomic, where);

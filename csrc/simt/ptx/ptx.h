@@ -1,6 +1,7 @@
 #pragma once
 // All that C++ translated from PTX (tools/ptx) is made of.
 #include "simt/fault.h"
+#include "simt/ptx/adversary.h"
 #include "simt/ptx/asynchronous.h"
 #include "simt/ptx/collective.h"
 #include "simt/ptx/convert.h"

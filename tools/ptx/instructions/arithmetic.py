@@ -21,13 +21,32 @@ def binary(w: Writer, s: Statement, m: Modifiers, name: str = "") -> str:
     """name<rounding, ftz, sat>, or name_int."""
     name = name or s.opcode.split(".")[0]
     kind = cpp_type(m.last())
-    if is_float(kind):
-        options = f"{m.take(*ROUNDINGS, default='rn')}, {flag(m.take('ftz'))}, {flag(m.take('sat'))}"
-        code = f"{name}<{options}>({values(w, s.operands[1:], kind)})"
-    else:
-        code = f"{name}_int<{kind}>({values(w, s.operands[1:], kind)})"
+    if not is_float(kind):
+        m.end()
+        return w.set(s.operands[0], f"{name}_int<{kind}>({values(w, s.operands[1:], kind)})")
+    open_ = not m.names  # ptxas may fuse a mul and an add that have no rounding mode
+    options = f"{m.take(*ROUNDINGS, default='rn')}, {flag(m.take('ftz'))}, {flag(m.take('sat'))}"
     m.end()
-    return w.set(s.operands[0], code)
+    operands = [w.value(operand, kind) for operand in s.operands[1:]]
+    code = f"{name}<{options}>({', '.join(operands)})"
+    if open_ and name in ("add", "sub") and not s.guard:
+        code = fused(w, name, operands, s.line) + code
+    line = w.set(s.operands[0], code)
+    if open_ and name == "mul" and not s.guard:
+        w.products[w.register(s.operands[0])[0]] = (operands[0], operands[1])
+    return line
+
+
+def fused(w: Writer, name: str, operands: list[str], line: int) -> str:
+    """The other form of an add of a product, and the condition for it; nothing where no operand is one."""
+    a, b = operands
+    if a in w.products:
+        x, y = w.products[a]
+        return f"contracted({line}) ? fma<rn, false, false>({x}, {y}, {'-' if name == 'sub' else ''}{b}) : "
+    if b in w.products:
+        x, y = w.products[b]
+        return f"contracted({line}) ? fma<rn, false, false>({'-' if name == 'sub' else ''}{x}, {y}, {a}) : "
+    return ""
 
 
 @handles("mul", "mad")
@@ -77,7 +96,7 @@ def by_name(w: Writer, s: Statement, m: Modifiers) -> str:
     return plain(w, s, m, *PLAIN[s.opcode.split(".")[0]])
 
 
-@handles("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "sin", "cos")
+@handles("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh")
 def special(w: Writer, s: Statement, m: Modifiers, name: str = "") -> str:
     """name_rn or name_approx<type, ftz>."""
     name = name or s.opcode.split(".")[0]
