@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 BACKENDS = [
     "cpu",  # always: where the extension is missing the tests fail
-    *([EXECUTOR] if _ops.available(PLAIN) else []),
+    *([pytest.param(EXECUTOR, marks=pytest.mark.simt)] if _ops.available(PLAIN) else []),
     *(["cuda"] if has_cuda() else []),
 ]
 

@@ -67,7 +67,7 @@ def test_parameters_lie_where_the_ptx_has_them() -> None:
         ("ld.relaxed.gpu.shared.u32 %r1, [%r2];", "relaxed gpu access of shared memory"),
         ("st.param.u32 [p], %r1;", "a store to param memory"),
         ("cp.async.cg.shared.global [%r1], [%rd1], 8;", "8 bytes"),
-        ("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%f1,%f2,%f3,%f4}, {%r1,%r2}, {%r3}, {%f1,%f2,%f3,%f4};", ""),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%f1,%f2}, {%r1,%r2}, {%r3}, {%f1,%f2};", "shape m16n8k8"),
         ("mbarrier.try_wait.parity.relaxed.cta.shared::cta.b64 %p1, [%r1], %r2;", "form of mbarrier"),
         ("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1,%f2}, %rd1, %rd2, 1, 1, 1, 0, 0;", "registers"),
         ("rcp.rm.f32 %f1, %f2;", "rounding"),

@@ -36,9 +36,11 @@ void run(const char* name, unsigned elements, const Array* inputs, const Array& 
 }  // namespace
 
 // The number of elements is one of whole blocks. Returns 0, or 1 with a message.
-extern "C" __attribute__((visibility("default"))) int run_case(const char* name, unsigned elements, const Array* inputs,
-                                                               const Array* result, char* message, size_t bytes) {
+extern "C" __attribute__((visibility("default"))) int run_case(const char* name, unsigned elements, int adversary,
+                                                               const Array* inputs, const Array* result, char* message,
+                                                               size_t bytes) {
   int failed = 0;
+  simt::options().adversary = adversary;
   try {
     run(name, elements, inputs, *result);
   } catch (const std::exception& error) {

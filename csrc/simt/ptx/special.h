@@ -29,7 +29,7 @@ inline T sqrt_approx(T a) {
 template <class T, bool kFtz>
 inline T rsqrt_approx(T a) {
   const T exact = static_cast<T>(1. / std::sqrt(static_cast<f64>(flushed<kFtz>(a))));
-  return approximate(finished<kFtz, false>(exact), a, 0x1p-22);
+  return approximate(finished<kFtz, false>(exact), a, 0x1.1p-23);
 }
 template <class T, bool kFtz>
 inline T ex2_approx(T a) {
@@ -38,7 +38,7 @@ inline T ex2_approx(T a) {
 template <class T, bool kFtz>
 inline T lg2_approx(T a) {
   const bool near_one = a > T{0.5} && a < T{2};  // there the bound is absolute
-  const double bound = 0x1p-23;
+  const double bound = 0x1.4p-23;
   return approximate(finished<kFtz, false>(std::log2(flushed<kFtz>(a))), a, near_one ? 0 : bound, near_one ? bound : 0);
 }
 template <class T, bool kFtz>

@@ -28,9 +28,9 @@ def mma(w: Writer, s: Statement, m: Modifiers) -> str:
         code = f"f64 d[2] = {{{values(w, c, 'f64')}}};"
         code += f" simt::mma_f64(d[0], d[1], {values(w, a, 'f64')}, {values(w, b, 'f64')}, {at(s)});"
     else:
-        element = ELEMENTS[shape, types[1]]
-        if types != ["f32", element, element, "f32"]:
-            raise Unsupported("types of mma")
+        element = ELEMENTS.get((shape, types[1]))
+        if not element or types != ["f32", element, element, "f32"]:
+            raise Unsupported(f"mma of shape {shape} and types {' '.join(types)}")
         code = f"f32 d[4] = {{{values(w, c, 'f32')}}};"
         code += f" const u32 a[4] = {{{values(w, a, 'u32')}}}, b[2] = {{{values(w, b, 'u32')}}};"
         code += f" simt::mma(simt::Element::{element}, d, a, b, {at(s)});"
