@@ -152,10 +152,10 @@ def counters_command(args: argparse.Namespace) -> int:
     if not _ops.available(_ops.PTX_NAMESPACE):
         raise UsageError("the library of backend='ptx' is not built: run `make ptx`")
     cases = {name: run for name, run in counters.CASES.items() if args.case in name}
-    if not cases or (args.case and args.write):
-        raise UsageError(
-            f"--case {args.case}: no case has this in its name" if not cases else "--write takes all cases"
-        )
+    if not cases:
+        raise UsageError(f"--case {args.case}: no case has this in its name")
+    if args.case and args.write:
+        raise UsageError("--write takes all cases")
     old, new = counters.read(), {}
     mistakes: list[str] = []
     for name, run_case in cases.items():
