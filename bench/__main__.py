@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from . import files, goals
+from xlstm_cuda import _ops
+
+from . import counters, files, goals
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
 from .report import insert, markdown, plot
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report|goals")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|goals")
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -57,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path)
     p.add_argument("--readme", type=Path, help="put the table between the bench markers of this file")
     p.add_argument("--png", type=Path, metavar="DIR", help="draw FILE.png in this folder")
+
+    p = commands.add_parser("counters", help="what the CUDA kernels execute, counted without a device (make ptx)")
+    p.set_defaults(command=counters_command)
+    p.add_argument("--case", default="", help="only the cases with this in their name")
+    action = p.add_mutually_exclusive_group()
+    action.add_argument("--check", action="store_true", help="exit status 1 where a count is worse than the table's")
+    action.add_argument("--write", action="store_true", help="replace the table, bench/counters.json")
 
     p = commands.add_parser("goals", help="which of the library's goals result files show to be met")
     p.set_defaults(command=goals_command)
@@ -137,6 +146,28 @@ def report_command(args: argparse.Namespace) -> int:
         args.png.mkdir(parents=True, exist_ok=True)
         plot(results, args.png / f"{args.file.stem}.png")
     return 0
+
+
+def counters_command(args: argparse.Namespace) -> int:
+    if not _ops.available(_ops.PTX_NAMESPACE):
+        raise UsageError("the library of backend='ptx' is not built: run `make ptx`")
+    cases = {name: run for name, run in counters.CASES.items() if args.case in name}
+    if not cases:
+        raise UsageError(f"--case {args.case}: no case has this in its name")
+    if args.case and args.write:
+        raise UsageError("--write takes all cases")
+    old, new = counters.read(), {}
+    mistakes: list[str] = []
+    for name, run_case in cases.items():
+        new[name] = counters.summary(counters.counted(run_case))
+        mistakes += counters.worse(old.get(name, {}), new[name], name)
+        if not args.check:
+            print(counters.table(name, new[name]), flush=True)
+    if args.write:
+        counters.write(new)
+    for line in mistakes if args.check else ():
+        print(f"worse: {line}", file=sys.stderr)
+    return 1 if args.check and mistakes else 0
 
 
 def goals_command(args: argparse.Namespace) -> int:

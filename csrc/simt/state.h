@@ -47,6 +47,7 @@ struct Thread {
   CopyQueue copies;
   BulkGroups bulk;
   std::vector<uint32_t> wgmma_groups;  // operations issued before each commit not yet waited for
+  void* log = nullptr;                 // of what it executes, where that is counted (ptx/count.h)
 };
 
 // A collective that some lanes of a warp have reached. `kind` tells apart what must not be mixed.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
+from .classes import class_of
 from .instructions import translate
 from .parse import Function, Module
 from .types import Unsupported
@@ -27,7 +29,10 @@ const simt::Source L[] = {{
 KERNEL = """
 // {nvcc_name}
 namespace kernel_{number} {{
+const BlockClass classes[] = {{{classes}}};
+const Profile profile{{{blocks}, classes, std::size(classes)}};
 void body([[maybe_unused]] const u8* P) {{
+  Counting count(profile);
   [[maybe_unused]] const Shared S;
   [[maybe_unused]] Strong strong;
 {lines}
@@ -87,13 +92,29 @@ def declarations(w: Writer) -> list[str]:
     return lines
 
 
-def kernel_code(module: Module, function: Function, number: int) -> str:
-    w = Writer(module, function)
-    body = []
+def written(w: Writer, function: Function) -> tuple[list[str], list[Counter[str]]]:
+    """The lines of a kernel, and of each basic block how many instructions of a class it has."""
+    lines: list[str] = []
+    blocks: list[Counter[str]] = []
+    begins = True  # where nobody comes from the line above alone
     for item in function.body:
         if isinstance(item, str):
             w.products.clear()  # whoever comes from elsewhere has other values
-        body.append(f"{item}:" if isinstance(item, str) else f"  {translate(w, item)}")
+            lines.append(f"{item}:")
+            begins = True
+            continue
+        if begins:
+            lines.append(f"  count.block({len(blocks)});")
+            blocks.append(Counter())
+        blocks[-1][class_of(item.opcode)] += 1
+        lines.append(f"  {translate(w, item)}")
+        begins = item.opcode.startswith("bra")
+    return lines, blocks
+
+
+def kernel_code(module: Module, function: Function, number: int) -> str:
+    w = Writer(module, function)
+    body, blocks = written(w, function)
     lines = declarations(w)
     return KERNEL.format(
         number=number,
@@ -101,6 +122,8 @@ def kernel_code(module: Module, function: Function, number: int) -> str:
         name=host_name(function.name),
         target=module.target,
         lines="\n".join(lines + body),
+        classes=", ".join(f'{{{i}, "{c}", {n}}}' for i, block in enumerate(blocks) for c, n in block.items()),
+        blocks=len(blocks),
         parameters=", ".join(f"{{{offset}, {bytes_}}}" for offset, bytes_ in function.layout),
         parameter_count=len(function.layout),
     )

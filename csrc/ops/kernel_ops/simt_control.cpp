@@ -1,6 +1,7 @@
 // Options of the host executor for Python tests: torch.ops.<namespace>.simt_set(name, value), simt_count(name).
 #include "ops/library.h"
 #include "simt/executor.h"
+#include "simt/ptx/count.h"
 #include "simt/ptx/registry.h"
 
 namespace xlstm::ops {
@@ -43,6 +44,9 @@ void simt_set(std::string name, std::string value) {
     options.multiprocessors = static_cast<unsigned>(std::stoul(value));
   } else if (name == "adversary") {
     options.adversary = std::stoi(value) != 0;
+  } else if (name == "counting") {
+    options.counting = std::stoi(value) != 0;
+    ptx::clear_counters();
   } else if (name == "forget") {
     simt::shared_memory_of_kernels().clear();
   } else {
@@ -74,6 +78,12 @@ std::string ptx_kernels() {
   return ptx::kernel_names();
 }
 
+// Of a library of PTX: what its kernels executed since simt_set("counting", "1"), as JSON.
+std::string ptx_counters() {
+  const auto lock = simt::hold();
+  return ptx::counters();
+}
+
 bool has_planted_faults() {
   return ptx::has_planted_faults();
 }
@@ -85,6 +95,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("simt_count(str name) -> int");
   m.def("simt_shared_memory() -> str");
   m.def("ptx_kernels() -> str");
+  m.def("ptx_counters() -> str");
   m.def("has_planted_faults() -> bool");
 }
 
@@ -93,6 +104,7 @@ XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("simt_count", TORCH_BOX(&simt_count));
   m.impl("simt_shared_memory", TORCH_BOX(&simt_shared_memory));
   m.impl("ptx_kernels", TORCH_BOX(&ptx_kernels));
+  m.impl("ptx_counters", TORCH_BOX(&ptx_counters));
   m.impl("has_planted_faults", TORCH_BOX(&has_planted_faults));
 }
 

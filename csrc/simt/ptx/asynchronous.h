@@ -6,6 +6,8 @@ namespace ptx {
 
 inline void copy_async(u32 to, u64 from, int bytes, int read, At where) {
   if (read) global_at(from, bytes, where);
+  if (read && counting()) [[unlikely]]
+    count_access(Traffic::copy_async, pointer(from), read, where);
   simt::cp_async(to, pointer(from), bytes, read, where);
 }
 

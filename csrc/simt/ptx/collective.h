@@ -56,6 +56,19 @@ inline Shuffled shfl_idx(u32 value, u32 b, u32 c, u32 members, At where) {
   return shuffled(value, s, from, from <= s.most, members, where);
 }
 
+// ---- matrices of shared memory: each lane names a row of 16 bytes, of which eight lanes make a matrix ----
+constexpr size_t kMatrixRow = 16;
+inline void load_matrices(int matrices, bool transposed, u32* registers, u32 address, At where) {
+  if (counting()) [[unlikely]]
+    count_access(Traffic::load_matrix, pointer(address), kMatrixRow, where);
+  simt::ldmatrix(matrices, transposed, registers, address, where);
+}
+inline void store_matrices(int matrices, bool transposed, const u32* registers, u32 address, At where) {
+  if (counting()) [[unlikely]]
+    count_access(Traffic::store_matrix, pointer(address), kMatrixRow, where);
+  simt::stmatrix(matrices, transposed, registers, address, where);
+}
+
 // What the driver gives a cooperative launch (%envreg1 and 2): a zeroed workspace of its own, in which
 // cooperative_groups lets the blocks of a grid meet.
 u64 grid_workspace();

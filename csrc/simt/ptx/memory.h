@@ -7,6 +7,7 @@
 
 #include "simt/memory.h"
 #include "simt/ptx/adversary.h"
+#include "simt/ptx/count.h"
 #include "simt/ptx/types.h"
 #include "simt/race.h"
 #include "simt/scheduler.h"
@@ -16,7 +17,15 @@ namespace ptx {
 inline u8* pointer(u64 address) {
   return reinterpret_cast<u8*>(address);
 }
+inline Traffic traffic_of(const void* p, simt::Access access) {
+  const bool global = simt::in_global_memory(p);
+  if (simt::is_atomic(access)) return Traffic::atomic;
+  if (access == simt::Access::read) return global ? Traffic::load_global : Traffic::load_shared;
+  return global ? Traffic::store_global : Traffic::store_shared;
+}
 inline void recorded(const void* p, size_t bytes, simt::Access access, At where) {
+  if (counting()) [[unlikely]]
+    count_access(traffic_of(p, access), p, bytes, where);
   if (!simt::machine.races) return;
   simt::record(p, bytes, access, where);
   simt::preempt();

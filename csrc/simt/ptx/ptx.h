@@ -5,6 +5,7 @@
 #include "simt/ptx/asynchronous.h"
 #include "simt/ptx/collective.h"
 #include "simt/ptx/convert.h"
+#include "simt/ptx/count.h"
 #include "simt/ptx/floating.h"
 #include "simt/ptx/integer.h"
 #include "simt/ptx/memory.h"

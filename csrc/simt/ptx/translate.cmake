@@ -8,7 +8,7 @@ set(ptx_parts 8)  # C++ files of a PTX file, so that they compile side by side
 add_library(ptx_code INTERFACE)
 target_include_directories(ptx_code INTERFACE ${xlstm_root}/csrc)
 target_include_directories(ptx_code SYSTEM INTERFACE ${XLSTM_CUDA_INCLUDE})
-target_compile_options(ptx_code INTERFACE -O1 -march=x86-64-v3 -ffp-contract=off -fno-math-errno -fno-strict-aliasing -fwrapv
+target_compile_options(ptx_code INTERFACE -Og -march=x86-64-v3 -ffp-contract=off -fno-math-errno -fno-strict-aliasing -fwrapv
                                           -fstack-clash-protection -w)
 
 # Appends the C++ files of a PTX file to the list of this name.

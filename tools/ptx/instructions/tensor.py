@@ -80,10 +80,10 @@ def matrices(w: Writer, s: Statement, m: Modifiers) -> str:
     if m.names[3] != f"x{n}":
         raise Unsupported("count of matrices")
     if load:
-        code = f"u32 v[{n}]; simt::ldmatrix({n}, {transposed}, v, {address}, {at(s)});"
+        code = f"u32 v[{n}]; load_matrices({n}, {transposed}, v, {address}, {at(s)});"
         return f"{{ {code} {w.set_all(registers, 'v[#]')} }}"
     code = f"const u32 v[] = {{{values(w, registers, 'u32')}}};"
-    return f"{{ {code} simt::stmatrix({n}, {transposed}, v, {address}, {at(s)}); }}"
+    return f"{{ {code} store_matrices({n}, {transposed}, v, {address}, {at(s)}); }}"
 
 
 @handles("movmatrix")
