@@ -1,8 +1,8 @@
 """What the CUDA kernels execute, counted without a device: `python -m bench counters`.
 
-The kernels run as their PTX on the host executor (backend="ptx", `make ptx`; docs/simt.md), which counts instructions of
-warps and transactions of memory. There are no times in it. bench/counters.json holds the counts of the committed kernels;
-`--check` fails where a kernel has become worse by more than 2 %, `--write` replaces the file.
+The kernels run as their PTX on the host executor (backend="ptx", `make ptx`; docs/simt.md), which counts instructions
+of warps and transactions of memory. There are no times in it. bench/counters.json holds the counts of the committed
+kernels; `--check` fails where a kernel has become worse by more than 2 %, `--write` replaces the file.
 """
 
 from __future__ import annotations

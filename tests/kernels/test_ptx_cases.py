@@ -79,7 +79,9 @@ def close(case: Case, value: object, exact: object) -> bool:
         return mpmath.isinf(value) and mpmath.sign(value) == mpmath.sign(exact)
     if abs(exact) < least:
         tiny = mpmath.mpf(2) ** (form.least_exponent - form.fraction_bits)
-        return abs(value) <= least * (1 + case.bound) and (value == 0 or abs(value - exact) <= tiny + case.bound * abs(exact))
+        return abs(value) <= least * (1 + case.bound) and (
+            value == 0 or abs(value - exact) <= tiny + case.bound * abs(exact)
+        )
     half_ulp = 2.0 ** -(form.fraction_bits + 1)  # of the executor's own result
     return abs(value - exact) <= max(case.bound * abs(exact), case.absolute) + half_ulp * abs(exact)
 
