@@ -11,7 +11,8 @@ import mpmath
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.ptx.cases import CASES, WARP, WIDTHS, Case, inputs
+from tests.support.ptx.case import WARP, WIDTHS, Case, inputs
+from tests.support.ptx.cases import CASES
 from tests.support.ptx.formats import FORMATS
 from tests.support.ptx.kernels import name_of
 

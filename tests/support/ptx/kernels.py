@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .cases import CASES, WIDTHS, Case
+from .case import WIDTHS, Case
+from .cases import CASES
 
 HEAD = ".version 8.0\n.target sm_90a\n.address_size 64\n"
 KERNEL = """
