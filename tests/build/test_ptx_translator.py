@@ -116,8 +116,13 @@ def test_the_command_names_the_file(tmp_path: Path) -> None:
 def test_names_as_gcc_writes_them() -> None:
     nvcc = "_ZN5xlstm45_GLOBAL__N__0123abcd_8_gates_cu_89abcdef_1234515gates_kernelEPfi"
     assert len("_GLOBAL__N__0123abcd_8_gates_cu_89abcdef_12345") == 46
-    assert host_name(nvcc.replace("45_", "46_")) == "_ZN5xlstm12_GLOBAL__N_115gates_kernelEPfi"
-    assert host_name("_ZN5xlstm6kernelEv") == "_ZN5xlstm6kernelEv"
+    assert host_name(nvcc.replace("45_", "46_"), True) == "_ZN5xlstm12_GLOBAL__N_115gates_kernelEPfi"
+    assert host_name("_ZN5xlstm6kernelEv", False) == "_ZN5xlstm6kernelEv"
+
+
+def test_names_of_static_functions() -> None:
+    assert host_name("_ZN5xlstm6kernelILi3EEEvPf", True) == "_ZN5xlstmL6kernelILi3EEEvPf"
+    assert host_name("_Z6kernelv", True) == "_ZL6kernelv"
 
 
 def test_every_case_is_another_instruction() -> None:

@@ -47,6 +47,7 @@ Cases memory_cases();
 Cases barrier_cases();
 Cases wrapper_warp_cases();
 Cases wrapper_copy_cases();
+Cases wrapper_elements_cases();
 Cases wrapper_tma_cases();
 Cases wrapper_wgmma_cases();
 Cases wrapper_math_cases();

@@ -114,6 +114,7 @@ Cases barrier_cases() {
   fault("240000 bytes of shared memory", run_large_shared, {"refused"});
   fault("cluster of 32", run_large_cluster, {"cluster", "32"});
   fault("cluster on compute capability 8.0", run_old_device, {"cluster"});
+  cases.back().source_only = true;  // its PTX is of sm_90a alone
 #endif
   return cases;
 }

@@ -51,8 +51,8 @@ bool in_ptx() {
 Cases all_cases() {
   Cases all;
   for (Cases (*group)() : {reduce_cases, gemm_cases, recurrence_cases, probe_cases, wgmma_cases, language_cases,
-                           memory_cases, barrier_cases, wrapper_warp_cases, wrapper_copy_cases, wrapper_tma_cases,
-                           wrapper_wgmma_cases, wrapper_math_cases}) {
+                           memory_cases, barrier_cases, wrapper_warp_cases, wrapper_copy_cases, wrapper_elements_cases,
+                           wrapper_tma_cases, wrapper_wgmma_cases, wrapper_math_cases}) {
     for (Case& c : group()) {
       if (runs_here(c.needs) && !(c.source_only && in_ptx())) all.push_back(std::move(c));
     }
@@ -179,7 +179,7 @@ int run_cases(const Arguments& arguments) {
   std::printf(
       "{\"build\": \"%s\", \"seeds\": %d, \"cases\": %d, \"faults\": %d, \"found\": %d, \"found_every_seed\": %d, "
       "\"failed\": %s, \"missed\": %s}\n",
-      kBuild, arguments.seeds, tally.cases, tally.faults, tally.found, tally.found_every_seed,
+      in_ptx() ? "ptx" : kBuild, arguments.seeds, tally.cases, tally.faults, tally.found, tally.found_every_seed,
       json_list(tally.failed).c_str(), json_list(tally.missed).c_str());
   return tally.failed.empty() && tally.cases > 0 ? 0 : 1;
 }

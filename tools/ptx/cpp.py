@@ -48,8 +48,9 @@ TAIL = """
 """
 
 
-def host_name(name: str) -> str:
-    """A mangled name as g++ writes it. In nvcc's, anonymous namespaces carry the file's name and a hash."""
+def host_name(name: str, local: bool) -> str:
+    """A mangled name as g++ writes it. In nvcc's, anonymous namespaces carry the file's name and a hash, and a static
+    function has no mark."""
     while found := re.search(r"(\d+)_GLOBAL__N__", name):
         digits = found[1]
         for length in range(1, len(digits) + 1):  # the digits may begin with the end of another name
@@ -60,7 +61,18 @@ def host_name(name: str) -> str:
                 break
         else:
             raise Unsupported(f"name {name}")
-    return name
+    return name if "_GLOBAL__N_" in name or not local else static_name(name)
+
+
+def static_name(name: str) -> str:
+    """_ZN8selftest4kindEv -> _ZN8selftestL4kindEv"""
+    at = re.match("_ZN?", name)
+    last, end = -1, at.end() if at else 0
+    while digits := re.compile(r"\d+").match(name, end):
+        last, end = end, digits.end() + int(digits[0])
+    if last < 0:
+        raise Unsupported(f"name {name}")
+    return f"{name[:last]}L{name[last:]}"
 
 
 def variables(module: Module) -> str:
@@ -119,7 +131,7 @@ def kernel_code(module: Module, function: Function, number: int) -> str:
     return KERNEL.format(
         number=number,
         nvcc_name=function.name,
-        name=host_name(function.name),
+        name=host_name(function.name, function.local),
         target=module.target,
         lines="\n".join(lines + body),
         classes=", ".join(f'{{{i}, "{c}", {n}}}' for i, block in enumerate(blocks) for c, n in block.items()),

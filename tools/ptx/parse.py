@@ -42,9 +42,10 @@ class Statement:
 
 @dataclass
 class Function:
-    """A kernel. Its body holds statements, and labels as strings."""
+    """A kernel. Its body holds statements, and labels as strings. `local`: other files may have one of its name."""
 
     name: str
+    local: bool = False
     parameters: dict[str, int] = field(default_factory=dict)  # offsets
     layout: list[tuple[int, int]] = field(default_factory=list)  # offset and bytes of each
     body: list[Statement | str] = field(default_factory=list)
@@ -114,23 +115,26 @@ def check_header(text: str) -> str:
     return name
 
 
-def split_functions(text: str) -> Iterator[tuple[str, str, str, int]]:
-    """Name, parameters, body and its first line, of each .entry. There is no .func: nvcc inlines what kernels call."""
+def split_functions(text: str) -> Iterator[tuple[str, bool, str, str, int]]:
+    """Name, whether it is local, parameters, body and its first line, of each .entry. There is no .func: nvcc inlines
+    what kernels call."""
     if found := re.search(r"^(?:\.visible |\.weak |\.extern )*\.func\b[^;{]*", text, re.M):
         raise Unsupported(found[0])
     at = 0
-    for match in re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{;]*\{", text):
+    head = r"((?:\.visible |\.weak |\.extern )*)\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{;]*\{"
+    for match in re.finditer(head, text):
         if match.start() < at:
-            raise Unsupported(f"an .entry in another one: {match[1]}")
+            raise Unsupported(f"an .entry in another one: {match[2]}")
         at = match.end()
         depth = 1
         while depth:
             brace = re.compile("[{}]").search(text, at)
             if not brace:
-                raise Unsupported(f"the file is cut short: {match[1]} has no end")
+                raise Unsupported(f"the file is cut short: {match[2]} has no end")
             depth += 1 if brace[0] == "{" else -1
             at = brace.end()
-        yield match[1], match[2], text[match.end() : at - 1], text.count("\n", 0, match.end()) + 1
+        line = text.count("\n", 0, match.end()) + 1
+        yield match[2], not match[1], match[3], text[match.end() : at - 1], line
     if re.search(r"\.entry\b", text[at:]):
         raise Unsupported("the file is cut short in the head of a kernel")
 
@@ -140,10 +144,10 @@ class _Body:
 
     TOKEN = re.compile(r"\s*(?:(\.loc\s[^\n]*)|([\w$]+):(?!:)|([{}])|((?:[^;{}]|\{[^{};]*\})*;))", re.DOTALL)
 
-    def __init__(self, module: Module, name: str, parameters: str, body: str, line: int) -> None:
+    def __init__(self, module: Module, name: str, local: bool, parameters: str, body: str, line: int) -> None:
         self.module = module
         self.line = line
-        self.function = Function(name)
+        self.function = Function(name, local)
         self.scopes: list[dict[str, str]] = [{}]
         self.scope_count = 0
         self.site = 0
