@@ -21,11 +21,20 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=s
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @SEEDS
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
 def test_mlstm(dtype: torch.dtype, seed: int, input_gate: str) -> None:
     inputs = mlstm_inputs(1, 1, 70, 24, 40, dtype=dtype, state=True, requires_grad=True, seed=seed)
+    with simt_options(NAMESPACE, adversary=1, seed=seed):
+        check(mlstm, inputs, BACKEND, input_gate=input_gate, eps=1.0)
+
+
+@SEEDS
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+def test_mlstm_in_bfloat16(seed: int, input_gate: str) -> None:
+    """Forward: gradients of few tokens in 16 bits are ill-conditioned for some of these inputs."""
+    inputs = mlstm_inputs(1, 1, 70, 24, 40, dtype=torch.bfloat16, state=True, seed=seed)
     with simt_options(NAMESPACE, adversary=1, seed=seed):
         check(mlstm, inputs, BACKEND, input_gate=input_gate, eps=1.0)
 

@@ -30,9 +30,6 @@ constexpr int kMostShown = 8;  // a value becomes visible in the end
 
 std::unordered_map<const void*, Before>& befores() {
   static std::unordered_map<const void*, Before> map;
-  static u64 launch = 0;
-  if (launch != simt::stats().launches) map.clear();
-  launch = simt::stats().launches;
   return map;
 }
 
@@ -49,6 +46,10 @@ double drawn(u64 bits) {
 
 bool contracted(u32 instruction) {
   return adversary() && drawn(instruction) > 0;
+}
+
+void forget() {
+  befores().clear();
 }
 
 void remember(const void* place, u32 bytes) {

@@ -36,6 +36,8 @@ inline T approximate(T exact, T operand, double relative, double absolute = 0) {
 // Whether ptxas fuses this instruction, an add without a rounding mode, with the mul before it.
 bool contracted(u32 instruction);
 
+// Before a launch: what is kept belongs to the one before it, whose clocks are no more.
+void forget();
 // A store to memory that others may load meanwhile: keeps what was there. Before it is written or released to.
 void remember(const void* place, u32 bytes);
 // What a load of these bytes may see in the place of the latest value; null: nothing older. In a race build, where it

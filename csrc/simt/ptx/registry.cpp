@@ -8,6 +8,7 @@
 #include "cuda/device/fault_hash.h"
 #include "simt/fault.h"
 #include "simt/memory.h"
+#include "simt/ptx/adversary.h"
 #include "simt/ptx/collective.h"
 #include "simt/ptx/symbols.h"
 #include "simt/state.h"
@@ -107,6 +108,7 @@ std::function<void()> translated(const LaunchConfig& config, const void* functio
   if (!ptx::first_kernel) return {};
   const auto lock = hold();
   machine.config = config;  // messages name the kernel
+  ptx::forget();
   static std::map<std::pair<const void*, std::string>, const ptx::Kernel*> known;
   const ptx::Kernel*& kernel = known[{function, ptx::architecture()}];
   if (!kernel) kernel = &ptx::find(ptx::symbol_at(function));
