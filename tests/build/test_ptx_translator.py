@@ -104,6 +104,7 @@ def test_what_is_not_known_is_an_error(line: str, problem: str) -> None:
             kernel().replace(".visible .entry", ".func f() { ret; }\n.visible .entry").replace(".func", "\n.func"),
             ".func",
         ),
+        (kernel(head=HEAD + ".extern .shared .align 16 .b8 s[];\n"), "s is aligned to 16"),
         (kernel("mov.u32 %r1 0"), "line 1"),
         (kernel(parameters=".param .texref t"), "texref"),
     ],

@@ -631,6 +631,11 @@ shared memory from 16 bytes on
 - reinterpret_cast<Type*>(xlstm_dynamic_shared_memory)
 + reinterpret_cast<Type*>(xlstm_dynamic_shared_memory + 16)
 
+shared memory of any alignment
+@ wrapper_tma: box of 2
+- __align__(xlstm::device::kSharedAlignment) unsigned char
++ unsigned char
+
 == platform.h
 
 9.0 has no clusters
