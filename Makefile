@@ -22,7 +22,7 @@ SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: always demo tasks task-packages test test-all test-elsewhere test-asan peers test-peers test-transformers simt ptx test-ptx gates gpu-check gpu-machine bench lint clean
+.PHONY: always demo tasks task-packages test test-all test-elsewhere test-asan peers test-peers test-transformers simt ptx test-ptx test-device-faults gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -102,6 +102,12 @@ ptx: build/.simt
 # The tests of the CUDA kernels on their PTX. ARGS="-k ..." chooses among them.
 test-ptx: $(STAMP) ptx
 	XLSTM_EXECUTOR=ptx $(PY) -m pytest -n 2 --dist worksteal -m 'simt and not slow' $(ARGS)
+
+# Faults planted in what only nvcc compiles, asm strings and the like: each of them must be noticed. ARGS="--only tma.h".
+test-device-faults: build/.simt
+	@command -v nvcc >/dev/null || { echo 'test-device-faults: no nvcc on the PATH'; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH"; { cmake -S csrc/simt -B build/simt '-DXLSTM_PTX_ARCHS=$(call joined,$(PTX_ARCHS))' && cmake --build build/simt --target simt_selftest_ptx; } >build/ptx.log || { cat build/ptx.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m tests.tools.device_faults $(ARGS)
 
 # The CUDA sources through nvcc for every architecture, warnings of ptxas (spills, local memory, serialised wgmma) as
 # errors, registers against the checked-in table. No GPU needed. BUILT=folder: where the kernels are compiled already, as

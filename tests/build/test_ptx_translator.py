@@ -44,6 +44,14 @@ def test_registers_of_a_block_have_names_of_their_own() -> None:
     assert "bool _p_in1;" in text and "set(_r2, _p_in1 ? " in text
 
 
+def test_an_arrival_has_a_count() -> None:
+    arrive = "mbarrier.arrive.release.cta.shared::cta.b64 _, "
+    assert "simt::mbarrier_arrive(own_mbarrier(S, u32(u64(u32(_r1))), L[0]), _r2, 0, L[0]);" in translated(
+        f"{arrive}[%r1], %r2;"
+    )
+    assert ", 1, 0, L[0]);" in translated(f"{arrive}[%r1];")
+
+
 def test_a_kernel_goes_to_one_of_the_files() -> None:
     texts = files(Module(kernel("mov.u32 %r1, 0;")), "k.ptx", 3)
     assert sum("void body" in text for text in texts) == 1
@@ -71,6 +79,8 @@ def test_parameters_lie_where_the_ptx_has_them() -> None:
         ("mbarrier.try_wait.parity.relaxed.cta.shared::cta.b64 %p1, [%r1], %r2;", "form of mbarrier"),
         ("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1,%f2}, %rd1, %rd2, 1, 1, 1, 0, 0;", "registers"),
         ("rcp.rm.f32 %f1, %f2;", "rounding"),
+        ("atom.global.cta.add.u32 %r1, [%rd1], %r2;", "cta scope of global memory"),
+        ("membar.cta;", "form of a fence"),
         ("fence.proxy.tensormap::generic.acquire.gpu [%rd1], 128;", "form of a fence"),
     ],
 )  # fmt: skip
@@ -94,6 +104,7 @@ def test_what_is_not_known_is_an_error(line: str, problem: str) -> None:
             kernel().replace(".visible .entry", ".func f() { ret; }\n.visible .entry").replace(".func", "\n.func"),
             ".func",
         ),
+        (kernel(head=HEAD + ".extern .shared .align 16 .b8 s[];\n"), "s is aligned to 16"),
         (kernel("mov.u32 %r1 0"), "line 1"),
         (kernel(parameters=".param .texref t"), "texref"),
     ],

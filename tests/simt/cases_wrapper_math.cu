@@ -27,10 +27,10 @@ Outcome run_math() {
 }
 
 Outcome run_subnormal() {
-  Buffer<float> x(std::vector<float>{-127.f, 0x1p127f, 0x1p-127f}), out(4);
+  Buffer<float> x(std::vector<float>{-127.f, 0x1p127f, 0x1p-127f}), out(5);
   check(xlstm::device::launch({.name = "subnormal"}, subnormal_kernel, x.data(), out.data()));
   synchronise();
-  return {out.read(), {0.f, 0.f, 1.f, 1.f}};
+  return {out.read(), {0.f, 0.f, 1.f, 1.f, 1.f}};
 }
 
 // What bits_kernel computes, for all lanes of a warp.

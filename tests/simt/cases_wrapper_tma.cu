@@ -8,7 +8,7 @@ namespace {
 constexpr int kSize[5] = {12, 5, 4, 3, 3};  // of the tensors, innermost first
 constexpr int kBox[5] = {8, 2, 2, 2, 2};
 constexpr int kLoad[5] = {-4, 4, -1, 2, 1};  // corner of the box that is loaded: partly outside
-constexpr int kStore[5] = {8, -1, 3, 0, 2};  // and where it is stored
+constexpr int kStore[5] = {-2, 1, 1, 0, 2};  // and where it is stored: partly outside, but not where all of the data is
 
 template <int kDims>
 int elements() {

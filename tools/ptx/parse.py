@@ -12,6 +12,7 @@ from .types import BYTES, Unsupported, cpp_type
 # What has been read and tested: the versions of the PTX ISA, and targets whose code the executor can imitate.
 VERSIONS = [f"8.{minor}" for minor in range(10)] + ["9.0"]
 TARGETS = ("sm_80", "sm_90a")
+SHARED_ALIGNMENT = 1024  # of dynamic shared memory: XLSTM_SHARED asks for it, and the executor gives it
 MOST_FRAMES = 4  # of inlined calls in a source line
 
 
@@ -84,7 +85,11 @@ class Module:
         text = re.split(r"^\s*\.section\b", text, maxsplit=1, flags=re.M)[0]
         text = re.sub(r"//[^\n]*", "", text)
         self.sites = Sites()
-        self.shared = re.findall(r"\.extern \.shared [^;]*?([\w$]+)\[\]\s*;", text)
+        self.shared: list[str] = []
+        for alignment, name in re.findall(r"\.extern \.shared \.align (\d+) [^;]*?([\w$]+)\[\]\s*;", text):
+            if int(alignment) < SHARED_ALIGNMENT:
+                raise Unsupported(f"{name} is aligned to {alignment}: the executor would give it {SHARED_ALIGNMENT}")
+            self.shared.append(name)
         self.variables: dict[str, Variable] = {}
         for line in re.findall(r"^(?:\.visible |\.weak |\.extern )?\.(?:global|const) [^;]*;", text, re.M):
             self._add_variable(line)

@@ -101,14 +101,15 @@ def mbarrier(w: Writer, s: Statement, m: Modifiers) -> str:
     address = f"u32({w.address(next(o for o in operands if o.startswith('[')))})"
     own = f"own_mbarrier(S, {address}, {at(s)})"
     last = operands[-1]
+    arrivals = "1" if last.startswith("[") else w.value(last, "u32")
     if form == "init.shared::cta":
         return f"simt::mbarrier_init({own}, {w.value(last, 'u32')}, {at(s)});"
     if form == "inval.shared::cta":
         return f"simt::mbarrier_invalidate({own}, {at(s)});"
     if form == "arrive.release.cta.shared::cta":
-        return f"simt::mbarrier_arrive({own}, 1, 0, {at(s)});"
+        return f"simt::mbarrier_arrive({own}, {arrivals}, 0, {at(s)});"
     if form == "arrive.release.cluster.shared::cluster":
-        return f"simt::mbarrier_arrive({address}, 1, 0, {at(s)});"
+        return f"simt::mbarrier_arrive({address}, {arrivals}, 0, {at(s)});"
     if form == "arrive.expect_tx.release.cta.shared::cta":
         return f"simt::mbarrier_arrive({own}, 1, {w.value(last, 'u32')}, {at(s)});"
     if form == "expect_tx.relaxed.cta.shared::cta":

@@ -54,8 +54,10 @@ def access(w: Writer, s: Statement, m: Modifiers) -> str:
 def atomic(w: Writer, s: Statement, m: Modifiers) -> str:
     kind = cpp_type(m.last())
     order = m.take("relaxed", "acquire", "release", "acq_rel", default="relaxed")
-    m.take(*SCOPES)
+    scope = m.take(*SCOPES)
     space = m.take("global", "shared", "shared::cta", default="generic")
+    if scope == "cta" and not space.startswith("shared"):
+        raise Unsupported(f"cta scope of {space} memory")
     operation = m.take("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
     m.end()
     without_result = s.opcode.startswith("red")
@@ -88,7 +90,7 @@ def fence(w: Writer, s: Statement, m: Modifiers) -> str:
         return "simt::fence_mbarrier_init();"
     if form in ("proxy.async.shared::cta", "proxy.async.global", "proxy.async"):
         return "simt::fence_proxy_async();"
-    if re.fullmatch(r"(?:(?:acq_rel|sc)\.)?(cta|cluster|gpu|gl|sys)", form):
+    if re.fullmatch(r"(?:(?:acq_rel|sc)\.)?(cluster|gpu|gl|sys)", form):
         return "strong.fence();"
     raise Unsupported("form of a fence")
 
