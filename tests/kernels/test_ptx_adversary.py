@@ -1,4 +1,4 @@
-"""Kernels are right whatever the ISA leaves open: errors of approximate functions, contraction, old values (adversary.h)."""
+"""Kernels are right whatever the ISA leaves open: the error of approximations, contraction, old values."""
 
 from __future__ import annotations
 
