@@ -47,7 +47,8 @@ void issue(Operation&& operation) {
 void record_own(const Operation& operation, const void* pointer, size_t bytes, Access access) {
   if (!machine.races || !in_arena(pointer)) return;
   const bool async_proxy = operation.kind != Operation::store_async;
-  const Actor actor{machine.running->view, slot_agent(operation.slot), operation.clock, async_proxy};
+  const uint32_t clock = operation.clock + (operation.is_store() && access == Access::write);
+  const Actor actor{machine.running->view, slot_agent(operation.slot), clock, async_proxy};
   record(pointer, bytes, access, actor, site_of(operation.where));
 }
 
@@ -122,6 +123,7 @@ void perform(Operation& operation) {
 void add_store(Operation&& operation) {
   BulkGroups& groups = machine.running->bulk;
   groups.stores.push_back({operation.slot, operation.clock, groups.committed});
+  ++machine.running->block->domain->engine.clock[operation.slot];  // of its writes
   issue(std::move(operation));
 }
 
@@ -258,7 +260,7 @@ void bulk_commit() {
   ++machine.running->bulk.committed;
 }
 
-void bulk_wait(int groups, bool /*read_only*/, Source) {
+void bulk_wait(int groups, bool read_only, Source) {
   maybe_reschedule();
   Thread& thread = *machine.running;
   Domain& domain = *thread.block->domain;
@@ -271,9 +273,10 @@ void bulk_wait(int groups, bool /*read_only*/, Source) {
       return operation.slot == end->slot && operation.clock == end->clock;
     });
     if (found != operations.end()) land_operation(domain, found - operations.begin());
-    if (machine.races) learn(thread.view, slot_agent(end->slot), end->clock);
+    if (machine.races) learn(thread.view, slot_agent(end->slot), end->clock + !read_only);
+    end->read = true;
   }
-  bulk.stores.erase(bulk.stores.begin(), end);
+  if (!read_only) bulk.stores.erase(bulk.stores.begin(), end);
 }
 
 void st_async(uint32_t to, const void* value, int bytes, uint32_t mbarrier, Source where) {

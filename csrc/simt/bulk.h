@@ -1,5 +1,6 @@
 #pragma once
 // The engine of TMA, bulk copies and st.async: operations in flight, each landing at some time of its own.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -25,7 +26,7 @@ struct Tile {
 struct Operation {
   enum Kind { tile_load, tile_store, bulk_load, bulk_store, store_async, copies_arrive } kind;
   Thread* issuer;
-  uint32_t slot, clock;  // the agent that it is, and its time
+  uint32_t slot, clock;  // the agent that it is, and its time; a store's writes come one later than its reads
   Source where;
   View view{};  // the issuer's, when it issued
   uint32_t shared = 0, mbarrier = 0, bytes = 0;
@@ -33,6 +34,8 @@ struct Operation {
   uint8_t value[16] = {};  // of st.async
   std::unique_ptr<Tile> tile{};
   std::vector<Copy> copies{};
+
+  bool is_store() const { return kind == tile_store || kind == bulk_store; }
 };
 
 constexpr uint32_t kEngineSlots = 64;
@@ -48,9 +51,14 @@ struct Engine {
 struct BulkGroups {
   struct Store {
     uint32_t slot, clock, group;
+    bool read = false;  // from shared memory; its writes may be outstanding
   };
   std::vector<Store> stores;
   uint32_t committed = 0;  // groups
+
+  bool all_read() const {
+    return std::all_of(stores.begin(), stores.end(), [](const Store& store) { return store.read; });
+  }
 };
 
 void land_operation(Domain&, size_t which);

@@ -244,7 +244,7 @@ void run(const LaunchConfig& config, const std::function<void()>& body) {
 
 bool finish_thread(Thread& thread) {
   if (!thread.copies.copies.empty()) fault({}, "a thread exits with cp.async copies that it has not waited for");
-  if (!thread.bulk.stores.empty()) fault({}, "a thread exits with bulk stores that it has not waited for");
+  if (!thread.bulk.all_read()) fault({}, "a thread exits with bulk stores that it has not waited for");
   if (!thread.wgmma_groups.empty() || has_wgmma_in_flight(thread)) {
     fault({}, "a thread exits with wgmma operations that it has not waited for");
   }

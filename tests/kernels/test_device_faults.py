@@ -61,6 +61,7 @@ def test_lines_and_files_are_no_difference() -> None:
     ptx = '.file 1 "a.h"\n.entry k()\n{\n.loc 1 2 3\nmov.u32 %r1, 0;\n}\n.section .debug_str\n'
     assert same_code(ptx) == same_code(ptx.replace("a.h", "b.h").replace(".loc 1 2 3", ".loc 1 9 9"))
     assert same_code(ptx) != same_code(ptx.replace("%r1, 0", "%r1, 1"))
+    assert same_code("$L__BB0_1:\nnop;\n") != same_code("nop;\n$L__BB0_1:\n")
 
 
 @built

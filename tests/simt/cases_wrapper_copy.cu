@@ -34,13 +34,14 @@ Outcome run_cp_async_part() {
   return {out.read(), expected};
 }
 
+template <bool kFault>
 Outcome run_bulk() {
   const std::vector<float> x = uniform(kCopyFloats, 1);
-  Buffer<float> x_buffer(x), out(kCopyFloats), tested(3);
-  check(xlstm::device::launch({.block = 32, .shared_bytes = sizeof(CopyShared), .name = "bulk"}, bulk_kernel,
+  Buffer<float> x_buffer(x), out(kCopyFloats), tested(4);
+  check(xlstm::device::launch({.block = 32, .shared_bytes = sizeof(CopyShared), .name = "bulk"}, bulk_kernel<kFault>,
                               x_buffer.data(), out.data(), tested.data()));
   synchronise();
-  std::vector<float> got = tested.read(), expected{0.f, 1.f, 1.f};
+  std::vector<float> got = tested.read(), expected{0.f, 1.f, 1.f, 2.f * x.back()};
   for (const float value : out.read()) got.push_back(value);
   for (const float value : x) expected.push_back(2.f * value);
   return {got, expected};
@@ -73,13 +74,20 @@ Cases wrapper_copy_cases() {
               {"wrapper: cp.async of part of 16 bytes", run_cp_async_part},
               {"wrapper: cp.async mbarrier arrive", run_cp_async<8, CopyWait::mbarrier>},
               {"wrapper: cp.async mbarrier arrive noinc", run_cp_async<4, CopyWait::mbarrier_noinc>},
-              {"wrapper: bulk copies and mbarrier", run_bulk},
+              {"wrapper: bulk copies and mbarrier", run_bulk<false>},
               {"wrapper: cluster loads, stores and st.async", run_exchange}};
   for (Case& c : cases) {
     const bool plain_copy =
         c.name.find("cp.async") != std::string::npos && c.name.find("mbarrier") == std::string::npos;
     c.needs = plain_copy ? Needs::sm_80 : Needs::sm_90;
   }
+#if XLSTM_FAULTY_CASES
+  cases.push_back({"wrapper: reads back a bulk copy whose writes are not waited for",
+                   run_bulk<true>,
+                   0,
+                   Expect::fault_race,
+                   {"RACE", "wrappers_copy.h:"}});
+#endif
   return cases;
 }
 

@@ -67,8 +67,8 @@ def object_of(built: Path) -> str:
 def same_code(ptx: str) -> str:
     """PTX without what says where it comes from: lines, files and debug sections."""
     code = re.split(r"^\s*\.section\b", ptx, maxsplit=1, flags=re.M)[0]
-    lines = [line for line in code.splitlines() if not re.match(r"\s*(?:\.loc|\.file|//)|\$L__\w+:$", line)]
-    return re.sub(r"_GLOBAL__N__\w+?_cu_[0-9a-f]{8}_\d+", "_GLOBAL__N_", "\n".join(lines))
+    lines = (line.strip() for line in code.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith((".loc", ".file", "//")))
 
 
 class Build:
@@ -76,7 +76,7 @@ class Build:
 
     def __init__(self) -> None:
         if not (BUILD / TARGET).exists():
-            raise Missing(f"{BUILD / TARGET} is not built: make ptx")
+            raise Missing(f"{BUILD / TARGET} is not built: make test-device-faults")
         self.unplanted: dict[str, str] = {}
         self.seconds: dict[str, float] = {}  # of the self-test without a fault, by filter
         self.lock = Lock()
@@ -90,7 +90,7 @@ class Build:
         """The one that has all of these words."""
         found = [command for command in self.commands if all(word in command for word in words)]
         if len(found) != 1:
-            raise Missing(f"{len(found)} commands of the build have {' '.join(words)}: make ptx")
+            raise Missing(f"{len(found)} commands of the build have {' '.join(words)}: make test-device-faults")
         return found[0]
 
     def ptx(self, case: str, csrc: Path, folder: Path) -> str:

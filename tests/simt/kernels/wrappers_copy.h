@@ -61,8 +61,10 @@ static __global__ void cp_async_part_kernel(const uint8_t* x, float* out) {
   for (int i = 0; i < 16; ++i) out[16 * threadIdx.x + i] = bytes[i];
 }
 
-// 32 threads: a bulk copy in, doubled, a bulk copy out. expect_tx before a plain arrival; test before wait.
-static __global__ void bulk_kernel(const float* x, float* out, float* tested) {
+// 32 threads: a bulk copy in, doubled, a bulk copy out, of which one is read back. expect_tx before a plain arrival;
+// test before wait. The fault: the last wait is for the copy's reads alone.
+template <bool kFault>
+__global__ void bulk_kernel(const float* x, float* out, float* tested) {
 #if XLSTM_SM90
   using namespace xlstm::device;
   XLSTM_SHARED(CopyShared, s);
@@ -86,7 +88,12 @@ static __global__ void bulk_kernel(const float* x, float* out, float* tested) {
     mbarrier_invalidate(mbarrier);
     bulk_store(out, values, sizeof s.values);
     bulk_commit();
-    bulk_wait<0>();
+    if constexpr (kFault) {
+      bulk_wait_read<0>();
+    } else {
+      bulk_wait<0>();
+    }
+    tested[3] = out[kCopyFloats - 1];
   }
 #endif
 }

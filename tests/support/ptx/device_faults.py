@@ -190,12 +190,12 @@ a wait without a clobber of memory
 == mbarrier.h
 
 init: address and count the other way round
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - init.shared::cta.b64 [%0], %1;
 + init.shared::cta.b64 [%1], %0;
 
 init with one arrival more
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - "r"(count)
 + "r"(count + 1)
 
@@ -205,7 +205,7 @@ a remote arrival stays in the block
 + arrive.release.cta.shared::cta
 
 expects nothing
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;
 + expect_tx.relaxed.cta.shared::cta.b64 [%0], 0;
 
@@ -215,12 +215,12 @@ bytes as a count of arrivals
 + arrive.release.cta
 
 a test of the other parity (1 of 3)
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - "r"(mbarrier), "r"(parity)
 + "r"(mbarrier), "r"(parity ^ 1)
 
 a wait for the other parity (2 of 3)
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - "r"(mbarrier), "r"(parity)
 + "r"(mbarrier), "r"(parity ^ 1)
 
@@ -230,7 +230,7 @@ a cluster's wait for the other parity (3 of 3)
 + "r"(mbarrier), "r"(parity ^ 1)
 
 done means not yet (2 of 3)
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - selp.u32 %0, 1, 0, p
 + selp.u32 %0, 0, 1, p
 
@@ -245,7 +245,7 @@ one attempt is enough in a cluster
 + if (!mbarrier_try_wait_cluster(mbarrier, parity))
 
 no fence before the async proxy
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - fence.proxy.async.shared::cta;
 +
 
@@ -485,24 +485,29 @@ a store of one dimension, one element on
 + XLSTM_TMA_STORE("1d", "%2", "r"(at[0] + 1))
 
 bulk load: bytes and mbarrier the other way round
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - [%0], [%1], %2, [%3]
 + [%0], [%1], %3, [%2]
 
 bulk store of half of the bytes
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - "l"(to), "r"(from),
 -                  "r"(bytes)
 + "l"(to), "r"(from),
 +                  "r"(bytes / 2)
 
+waits for the reads of a store alone
+@ wrapper_copy: bulk copies
+- cp.async.bulk.wait_group %0
++ cp.async.bulk.wait_group.read %0
+
 stores belong to no group
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - cp.async.bulk.commit_group;
 +
 
 one group of stores more may be in flight
-@ wrapper_copy: bulk
+@ wrapper_copy: bulk copies
 - wait_group %0;" ::"n"(kGroups)
 + wait_group %0;" ::"n"(kGroups + 1)
 
