@@ -45,7 +45,8 @@ XLSTM_HOST_DEVICE A denominator(const MlstmOptions& options, A r, A floor) {
 
 struct MlstmShape {
   int64_t batch, num_heads, seqlen, head_dim_qk, head_dim_v;
-  // Packed sequences: batch is 1 and sequence n covers tokens [cu_seqlens[n], cu_seqlens[n+1]). Null: one sequence a row.
+  // Packed sequences: batch is 1 and sequence n covers tokens [cu_seqlens[n], cu_seqlens[n+1]). Null: one sequence a
+  // row.
   const int32_t* cu_seqlens = nullptr;
   int64_t num_sequences = 0;  // = batch without cu_seqlens
 };
