@@ -91,6 +91,10 @@ class Writer:
             return f"{base}ull{plus}"
         raise Unsupported(f"address {text}")
 
+    def values(self, operands: list[str], kind: str) -> str:
+        """Operands as C++ arguments of one type."""
+        return ", ".join(self.value(operand, kind) for operand in operands)
+
     def parts(self, text: str) -> list[str]:
         """The registers of {%r1, %r2}, or the one that is not in braces."""
         return split_list(text[1:-1]) if text.startswith("{") else [text]

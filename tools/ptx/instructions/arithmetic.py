@@ -12,10 +12,6 @@ DOUBLED = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 PIECES = {1: "u8", 2: "u16", 4: "u32"}
 
 
-def values(w: Writer, operands: list[str], kind: str) -> str:
-    return ", ".join(w.value(operand, kind) for operand in operands)
-
-
 @handles("add", "sub", "fma")
 def binary(w: Writer, s: Statement, m: Modifiers, name: str = "") -> str:
     """name<rounding, ftz, sat>, or name_int."""
@@ -23,7 +19,7 @@ def binary(w: Writer, s: Statement, m: Modifiers, name: str = "") -> str:
     kind = cpp_type(m.last())
     if not is_float(kind):
         m.end()
-        return w.set(s.operands[0], f"{name}_int<{kind}>({values(w, s.operands[1:], kind)})")
+        return w.set(s.operands[0], f"{name}_int<{kind}>({w.values(s.operands[1:], kind)})")
     open_ = not m.names  # ptxas may fuse a mul and an add that have no rounding mode
     options = f"{m.take(*ROUNDINGS, default='rn')}, {flag(m.take('ftz'))}, {flag(m.take('sat'))}"
     m.end()
@@ -57,7 +53,7 @@ def multiply(w: Writer, s: Statement, m: Modifiers) -> str:
     kind = cpp_type(m.last())
     half = m.take("lo", "hi", "wide")
     m.end()
-    code = f"mul_{half}<{kind}>({values(w, s.operands[1:3], kind)})"
+    code = f"mul_{half}<{kind}>({w.values(s.operands[1:3], kind)})"
     if s.opcode.startswith("mad"):
         wide = DOUBLED[kind] if half == "wide" else kind
         code = f"add_int<{wide}>({code}, {w.value(s.operands[3], wide)})"
@@ -108,7 +104,7 @@ def special(w: Writer, s: Statement, m: Modifiers, name: str = "") -> str:
     m.end()
     if rounding not in ("", "rn") or (name.endswith("_rn") and not rounding):
         raise Unsupported("rounding")
-    return w.set(s.operands[0], f"{name}<{kind}, {flag(ftz)}>({values(w, s.operands[1:], kind)})")
+    return w.set(s.operands[0], f"{name}<{kind}, {flag(ftz)}>({w.values(s.operands[1:], kind)})")
 
 
 @handles("div")
@@ -122,7 +118,7 @@ def extreme(w: Writer, s: Statement, m: Modifiers) -> str:
     nan, ftz = m.take("NaN"), m.take("ftz")
     m.end()
     options = f"float<{flag(nan)}, {flag(ftz)}>" if is_float(kind) else f"int<{kind}>"
-    return w.set(s.operands[0], f"{name}_{options}({values(w, s.operands[1:], kind)})")
+    return w.set(s.operands[0], f"{name}_{options}({w.values(s.operands[1:], kind)})")
 
 
 @handles("and", "or", "xor", "not")
@@ -141,7 +137,7 @@ def table_lookup(w: Writer, s: Statement, m: Modifiers) -> str:
     if cpp_type(m.last()) != "u32":
         raise Unsupported("lop3 form")
     m.end()
-    return w.set(s.operands[0], f"lop3<{int(s.operands[4], 0)}>({values(w, s.operands[1:4], 'u32')})")
+    return w.set(s.operands[0], f"lop3<{int(s.operands[4], 0)}>({w.values(s.operands[1:4], 'u32')})")
 
 
 @handles("setp")
@@ -151,7 +147,7 @@ def compare(w: Writer, s: Statement, m: Modifiers) -> str:
     ftz = ", true" if m.take("ftz") else ""
     combine = m.take("and", "or", "xor")
     (name,) = m.names
-    code = f"compare_{name}<{kind}{ftz}>({values(w, s.operands[1:3], kind)})"
+    code = f"compare_{name}<{kind}{ftz}>({w.values(s.operands[1:3], kind)})"
     targets = s.operands[0].split("|")
     lines = [code, f"!{code}"]
     if combine:
@@ -176,7 +172,7 @@ def convert(w: Writer, s: Statement, m: Modifiers) -> str:
     rounding = m.take("rni", "rzi", "rmi", "rpi", "rna", *ROUNDINGS, default="none")
     options = f"Round::{rounding}, {flag(m.take('ftz'))}, {flag(m.take('sat'))}"
     m.end()
-    return w.set(s.operands[0], f"cvt<{target}, {source}, {options}>({values(w, s.operands[1:], source)})")
+    return w.set(s.operands[0], f"cvt<{target}, {source}, {options}>({w.values(s.operands[1:], source)})")
 
 
 @handles("mov")
@@ -192,5 +188,5 @@ def move(w: Writer, s: Statement, m: Modifiers) -> str:
     if source.startswith("{"):
         sources = w.parts(source)
         piece = PIECES[BYTES[kind] // len(sources)]
-        return w.set(to, f"as<{kind}>(Vec<{piece}, {len(sources)}>{{{values(w, sources, piece)}}})")
+        return w.set(to, f"as<{kind}>(Vec<{piece}, {len(sources)}>{{{w.values(sources, piece)}}})")
     return w.set(to, w.value(source, kind))

@@ -13,10 +13,6 @@ from .table import handles
 ELEMENTS = {("m16n8k16", "bf16"): "bf16", ("m16n8k16", "f16"): "f16", ("m16n8k8", "tf32"): "tf32"}
 
 
-def values(w: Writer, operands: list[str], kind: str) -> str:
-    return ", ".join(w.value(operand, kind) for operand in operands)
-
-
 @handles("mma")
 def mma(w: Writer, s: Statement, m: Modifiers) -> str:
     sync, aligned, shape, *layouts = m.names[:5]
@@ -25,14 +21,14 @@ def mma(w: Writer, s: Statement, m: Modifiers) -> str:
         raise Unsupported("form of mma")
     d, a, b, c = (w.parts(operand) for operand in s.operands)
     if shape == "m8n8k4" and types == ["f64"] * 4:
-        code = f"f64 d[2] = {{{values(w, c, 'f64')}}};"
-        code += f" simt::mma_f64(d[0], d[1], {values(w, a, 'f64')}, {values(w, b, 'f64')}, {at(s)});"
+        code = f"f64 d[2] = {{{w.values(c, 'f64')}}};"
+        code += f" simt::mma_f64(d[0], d[1], {w.values(a, 'f64')}, {w.values(b, 'f64')}, {at(s)});"
     else:
         element = ELEMENTS.get((shape, types[1]))
         if not element or types != ["f32", element, element, "f32"]:
             raise Unsupported(f"mma of shape {shape} and types {' '.join(types)}")
-        code = f"f32 d[4] = {{{values(w, c, 'f32')}}};"
-        code += f" const u32 a[4] = {{{values(w, a, 'u32')}}}, b[2] = {{{values(w, b, 'u32')}}};"
+        code = f"f32 d[4] = {{{w.values(c, 'f32')}}};"
+        code += f" const u32 a[4] = {{{w.values(a, 'u32')}}}, b[2] = {{{w.values(b, 'u32')}}};"
         code += f" simt::mma(simt::Element::{element}, d, a, b, {at(s)});"
     return f"{{ {code} {w.set_all(d, 'd[#]')} }}"
 
@@ -62,7 +58,7 @@ def wgmma_product(w: Writer, s: Statement, form: str) -> str:
         raise Unsupported("scales of wgmma")
     if len(registers) != int(found[1]) // 2:
         raise Unsupported("registers of an accumulator")
-    code = f"const u32 a[4] = {{{values(w, w.parts(a), 'u32')}}}; " if in_registers else ""
+    code = f"const u32 a[4] = {{{w.values(w.parts(a), 'u32')}}}; " if in_registers else ""
     source = "a, 0" if in_registers else f"nullptr, {w.value(a, 'u64')}"
     flags = ", ".join(flag(t == "1") for t in (["0", *transposed] if in_registers else transposed))
     operands = f"{w.accumulator(registers)}, {source}, {w.value(b, 'u64')}, {flags}, {w.value(accumulate, 'bool')}"
@@ -82,7 +78,7 @@ def matrices(w: Writer, s: Statement, m: Modifiers) -> str:
     if load:
         code = f"u32 v[{n}]; load_matrices({n}, {transposed}, v, {address}, {at(s)});"
         return f"{{ {code} {w.set_all(registers, 'v[#]')} }}"
-    code = f"const u32 v[] = {{{values(w, registers, 'u32')}}};"
+    code = f"const u32 v[] = {{{w.values(registers, 'u32')}}};"
     return f"{{ {code} store_matrices({n}, {transposed}, v, {address}, {at(s)}); }}"
 
 
