@@ -3,8 +3,6 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device/platform.h"
-
 // Where the kernels with faults are compiled: not for devices, which they could hang. In PTX that is built for the
 // executor they are.
 #define XLSTM_FAULTY_CASES (XLSTM_SIMT || XLSTM_PTX_FAULTS)
