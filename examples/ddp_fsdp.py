@@ -55,6 +55,7 @@ def main(rank: int, port: int) -> None:
         print("DDP  ", *(f"{loss:.3f}" for loss in replicated))
         print("FSDP2", *(f"{loss:.3f}" for loss in sharded))
     torch.testing.assert_close(torch.tensor(sharded), torch.tensor(replicated), rtol=1e-4, atol=0)
+    dist.barrier()  # nobody leaves while another one still waits for its answer
     dist.destroy_process_group()
 
 
