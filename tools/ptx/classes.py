@@ -21,8 +21,6 @@ def class_of(opcode: str) -> str:
         return f"{name}.{space}"
     if name in SPECIAL or (name == "div" and "approx" in modifiers):
         return "special function"
-    if name in NAMED and not (name == "div" and modifiers[-1] in ("f32", "f64")):
+    if name in NAMED:
         return NAMED[name]
-    if name == "div":
-        return "division"
     return {"f32": "fp32", "f64": "fp64"}.get(modifiers[-1] if modifiers else "", "integer")

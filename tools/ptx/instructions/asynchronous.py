@@ -50,12 +50,12 @@ def tensor_copy(w: Writer, s: Statement, form: str) -> str:
     load = bool(found[2])
     described, shared = (s.operands[1], s.operands[0]) if load else s.operands
     tensor_map, coordinates = split_list(described.strip("[]"))
-    at_box = ", ".join(w.value(c, "s32") for c in w.parts(coordinates))
-    if len(w.parts(coordinates)) != int(found[1]):
+    box = w.parts(coordinates)
+    if len(box) != int(found[1]):
         raise Unsupported("coordinates of a tensor copy")
     place = f"tensor_map({w.address(tensor_map)})"
     memory = f"u32({w.address(shared)})"
-    code = f"const int box[] = {{{at_box}}};"
+    code = f"const int box[] = {{{w.values(box, 's32')}}};"
     if not load:
         return f"{{ {code} simt::tma_store({found[1]}, {place}, {memory}, box, {at(s)}); }}"
     multicast = w.value(s.operands[3], "u16") if found[3] else "0"
@@ -86,9 +86,8 @@ def st_async(w: Writer, s: Statement, m: Modifiers) -> str:
     count = int(m.take("v2", "v4", default="v1")[1:])
     if [name for name in m.names if name != "weak"] != ["async", "shared::cluster", "mbarrier::complete_tx::bytes"]:
         raise Unsupported("form of st.async")
-    values = ", ".join(w.value(operand, kind) for operand in w.parts(s.operands[1]))
     to, mbarrier = (f"u32({w.address(s.operands[i])})" for i in (0, 2))
-    code = f"const Vec<{kind}, {count}> v{{{values}}};"
+    code = f"const Vec<{kind}, {count}> v{{{w.values(w.parts(s.operands[1]), kind)}}};"
     return f"{{ {code} simt::st_async({to}, &v, sizeof v, {mbarrier}, {at(s)}); }}"
 
 

@@ -46,7 +46,7 @@ def access(w: Writer, s: Statement, m: Modifiers) -> str:
         targets = w.parts(s.operands[0])
         code = f"const auto v = ld_{name}<{kind}, {count}>({first}{w.address(s.operands[1])}, {at(s)});"
         return f"{{ {code} {w.set_all(targets, 'v.x[#]')} }}"
-    stored = ", ".join(w.value(operand, kind) for operand in w.parts(s.operands[1]))
+    stored = w.values(w.parts(s.operands[1]), kind)
     return f"st_{name}<{kind}, {count}>({first}{w.address(s.operands[0])}, {{{stored}}}, {at(s)});"
 
 
