@@ -48,6 +48,21 @@ Outcome run_vector() {
   return {out.read(), expected};
 }
 
+template <class T, int kCount>
+Outcome run_pack() {
+  const std::vector<T> x = integers<T>(64 * kCount, 1);
+  Buffer<T> x_buffer(x), out(x.size());
+  check(xlstm::device::launch({.block = 32, .name = "pack"}, pack_kernel<T, kCount>, x_buffer.data(), out.data()));
+  synchronise();
+  std::vector<float> expected;
+  for (int pack = 0; pack < 64; ++pack) {
+    const bool second = pack >= 32, odd = pack % 2;
+    const int from = second == odd ? pack : odd ? pack + 31 : pack - 31;
+    for (int c = 0; c < kCount; ++c) expected.push_back(static_cast<float>(x[from * kCount + c]));
+  }
+  return {out.read_floats(), expected};
+}
+
 template <class A, class T>
 void add_any(Type type, Outcome& outcome) {
   const std::vector<T> x = uniform<T>(3 * kAnyThreads, 1);
@@ -129,6 +144,9 @@ Cases wrapper_elements_cases() {
       {"wrapper: vectors of bf16", run_vector<__nv_bfloat16>},
       {"wrapper: vectors of float", run_vector<float>},
       {"wrapper: vectors of double", run_vector<double>},
+      {"wrapper: packs of 4 bytes", run_pack<__nv_bfloat16, 2>},
+      {"wrapper: packs of 8 bytes", run_pack<float, 2>},
+      {"wrapper: packs of 16 bytes", run_pack<__half, 8>},
       {"wrapper: elements of any type as float", run_any<float>},
       {"wrapper: elements of any type as double", run_any<double>},
       {"wrapper: opaque float", run_opaque<float>},

@@ -13,6 +13,7 @@
 #include "cuda/device/memory.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/mutant.h"
+#include "cuda/device/neighbour.h"
 #include "cuda/device/platform.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/tensor_map.h"

@@ -1,5 +1,6 @@
 #pragma once
-// Global memory shared between blocks of a running grid, and 16-byte accesses that leave the caches to others.
+// Global memory shared between blocks of a running grid, and accesses of 16 bytes: whole, or that leave the caches to
+// others.
 #include "cuda/device/platform.h"
 
 namespace xlstm::device {
@@ -21,25 +22,58 @@ __attribute__((no_sanitize("thread"), noinline)) void simt_store(T* pointer, T v
 }
 #endif
 
-// ---- 4 or 8 bytes; relaxed also 16: four words, each on its own ----
+// ---- 4 or 8 bytes; whole and relaxed also 16: four words, each on its own ----
 #if !XLSTM_SIMT
 #define XLSTM_LOAD(semantics)                                                                  \
   if constexpr (sizeof(T) == 4) {                                                              \
     uint32_t r;                                                                                \
     asm volatile("ld." semantics ".global.b32 %0, [%1];" : "=r"(r) : "l"(pointer) : "memory"); \
     return bits_as<T>(r);                                                                      \
-  } else {                                                                                     \
+  } else if constexpr (sizeof(T) == 8) {                                                       \
     uint64_t r;                                                                                \
     asm volatile("ld." semantics ".global.b64 %0, [%1];" : "=l"(r) : "l"(pointer) : "memory"); \
+    return bits_as<T>(r);                                                                      \
+  } else {                                                                                     \
+    uint4 r;                                                                                   \
+    asm volatile("ld." semantics ".global.v4.b32 {%0, %1, %2, %3}, [%4];"                      \
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)                                  \
+                 : "l"(pointer)                                                                \
+                 : "memory");                                                                  \
     return bits_as<T>(r);                                                                      \
   }
 #define XLSTM_STORE(semantics)                                                                                      \
   if constexpr (sizeof(T) == 4) {                                                                                   \
     asm volatile("st." semantics ".global.b32 [%0], %1;" ::"l"(pointer), "r"(bits_as<uint32_t>(value)) : "memory"); \
-  } else {                                                                                                          \
+  } else if constexpr (sizeof(T) == 8) {                                                                            \
     asm volatile("st." semantics ".global.b64 [%0], %1;" ::"l"(pointer), "l"(bits_as<uint64_t>(value)) : "memory"); \
+  } else {                                                                                                          \
+    const uint4 r = bits_as<uint4>(value);                                                                          \
+    asm volatile("st." semantics ".global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(r.x), "r"(r.y),       \
+                 "r"(r.z), "r"(r.w)                                                                                 \
+                 : "memory");                                                                                       \
   }
 #endif
+
+// As C++ does it, but in one access: nvcc splits it where another branch has one for each element.
+template <class T>
+XLSTM_DEVICE T load_whole(const T* pointer) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+#if XLSTM_SIMT
+  return *pointer;
+#else
+  XLSTM_LOAD("weak")
+#endif
+}
+
+template <class T>
+XLSTM_DEVICE void store_whole(T* pointer, const T& value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+#if XLSTM_SIMT
+  *pointer = value;
+#else
+  XLSTM_STORE("weak")
+#endif
+}
 
 // As the compiler's volatile: no ordering, but every access happens.
 template <class T>
@@ -68,16 +102,7 @@ XLSTM_DEVICE T load_relaxed(const T* pointer, [[maybe_unused]] Source where = So
 #if XLSTM_SIMT
   return simt_load(pointer, where);
 #else
-  if constexpr (sizeof(T) == 16) {
-    uint4 r;
-    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(pointer)
-                 : "memory");
-    return bits_as<T>(r);
-  } else {
-    XLSTM_LOAD("relaxed.gpu")
-  }
+  XLSTM_LOAD("relaxed.gpu")
 #endif
 }
 
@@ -87,14 +112,7 @@ XLSTM_DEVICE void store_relaxed(T* pointer, T value) {
 #if XLSTM_SIMT
   simt_store(pointer, value);
 #else
-  if constexpr (sizeof(T) == 16) {
-    const uint4 r = bits_as<uint4>(value);
-    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(r.x), "r"(r.y), "r"(r.z),
-                 "r"(r.w)
-                 : "memory");
-  } else {
-    XLSTM_STORE("relaxed.gpu")
-  }
+  XLSTM_STORE("relaxed.gpu")
 #endif
 }
 

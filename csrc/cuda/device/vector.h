@@ -23,12 +23,34 @@ XLSTM_DEVICE T narrow(A x) {
   }
 }
 
-// 16 bytes of elements.
-template <class T>
-struct alignas(16) Vector {
-  static constexpr int kCount = 16 / sizeof(T);
+// Elements that one access can read or write: 4, 8 or 16 bytes.
+template <class T, int kElements>
+struct alignas(sizeof(T) * kElements) Pack {
+  static constexpr int kCount = kElements;
   T x[kCount];
 };
+
+// Whether a pack can be read or written there at once.
+template <class P>
+XLSTM_DEVICE bool aligned_for(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(P) == 0;
+}
+
+// Two neighbours, to nearest even.
+template <class T, class A>
+XLSTM_DEVICE Pack<T, 2> narrow_two(A x, A y) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return bits_as<Pack<T, 2>>(__floats2bfloat162_rn(static_cast<float>(x), static_cast<float>(y)));
+  } else if constexpr (sizeof(T) == 2) {
+    return bits_as<Pack<T, 2>>(__floats2half2_rn(static_cast<float>(x), static_cast<float>(y)));
+  } else {
+    return {narrow<T>(x), narrow<T>(y)};
+  }
+}
+
+// 16 bytes of elements.
+template <class T>
+using Vector = Pack<T, 16 / sizeof(T)>;
 
 // From a multiple of 16 bytes.
 template <class T>

@@ -243,16 +243,15 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_scan(MlstmGatesParams<A>
     const int size = static_cast<int>(min(int64_t{tile}, item.tokens.end - begin));
     const int chunks = (size + p.chunk_size - 1) / p.chunk_size;
     const int count = static_cast<int>(max(int64_t{0}, min(int64_t{kTokens}, left)));
+    const bool warp_has_tokens = thread / 32 * kWarpTokens < size;
     Tokens tokens;
-    if (thread / 32 * kMaxChunk < size) scan_chunks(p, item, first, count, tokens, s.maps[buffer][chunk]);
+    if (warp_has_tokens) scan_chunks(p, item, first, count, tokens, s.maps[buffer][chunk]);
     sync_threads(XLSTM_MUTANT("mlstm_gates: no barrier before the maps are read"));
     double M_chunk = 0;
     M = fold(s.maps[buffer], chunks, M, chunk, M_chunk);
-    if (chunk < chunks) {
-      store_stabilised(p, item, first, count, tokens, M_chunk);
-      const bool last = (thread + 1) * kTokens % p.chunk_size == 0;
-      if (last) store_chunk(p, item, first, tokens, M_chunk);
-    }
+    if (warp_has_tokens) store_stabilised(p, item, first, count, tokens, M_chunk);
+    const bool last = (thread + 1) * kTokens % p.chunk_size == 0;
+    if (chunk < chunks && last) store_chunk(p, item, first, tokens, M_chunk);
     buffer ^= XLSTM_MUTANT("mlstm_gates: maps overwritten while they are read") ? 0 : 1;
   }
   if (thread == 0) p.final_m[item.state] = static_cast<A>(M);

@@ -92,7 +92,7 @@ struct Again {
       if (c >= columns) continue;
       if (kUsesRho<O> && n) x += times_weight(n[c], finish.of_n);
       if (sum_up) dot += x * load_any<A>(p.factor.data, p.factor.type, offset(p.factor, index()) + column);
-      store_two(const_cast<void*>(p.out.data), p.out.type, offset(p.out, index()) + column, x, x, false);
+      store_any(const_cast<void*>(p.out.data), p.out.type, offset(p.out, index()) + column, x);
     }
     for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
     return dot;

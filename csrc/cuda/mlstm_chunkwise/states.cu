@@ -189,24 +189,23 @@ XLSTM_DEVICE int row_of_lane(const Block& block) {
   return block.first_row + threadIdx.x / 32 * 16 + lane_group();
 }
 
-// visit(index, left, x0, x1) for all pairs of neighbours of the warp's tile. index: of x0 in (Dqk, Dv); left: columns
-// of the row from x0 on, none or less where the pair is outside.
+// visit(index, left, x, y, z, w) for the warp's tile, 16 columns of a row at a time. index: of the first one in
+// (Dqk, Dv); left: columns of the row from there on, none where it is outside; x, y and z, w: this lane's RowPart.
 template <Product P, int kColumns, class Visit>
-XLSTM_DEVICE void for_pairs(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, Visit visit) {
+XLSTM_DEVICE void for_rows(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, Visit visit) {
   const int64_t dv = shape.head_dim_v;
-  const int column = block.first_column + 2 * lane_pair();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row_of_lane(block) + 8 * half;
-    const int64_t index = row * dv + column;
-    const int left = row < shape.head_dim_qk ? static_cast<int>(dv) - column : 0;
+    const int64_t index = row * dv + block.first_column;
+    const int left = row < shape.head_dim_qk ? static_cast<int>(dv) - block.first_column : 0;
 #pragma unroll
     for (int j = 0; j < kColumns / kTileRows; ++j) {
 #pragma unroll
-      for (int b = 0; b < kTileRows / 8; ++b) {
+      for (int b = 0; b < kTileRows / 8; b += 2) {
         const int step = j * kTileRows + b * 8;
-        auto& d = state.C[j][b];
-        visit(index + step, left - step, d[2 * half], d[2 * half + 1]);
+        auto *d = state.C[j][b] + 2 * half, *e = state.C[j][b + 1] + 2 * half;
+        visit(index + step, left - step, d[0], d[1], e[0], e[1]);
       }
     }
   }
@@ -234,9 +233,10 @@ XLSTM_DEVICE void scale_state(State<P, kColumns>& state, Accumulator<P> g) {
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const A* C,
                              const A* n) {
-  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
-    x0 = C && left > 0 ? C[index] : A{0};
-    x1 = C && left > 1 ? C[index + 1] : A{0};
+  for_rows(state, shape, block, [&](int64_t index, int left, A& x, A& y, A& z, A& w) {
+    RowPart<A> part = {};
+    if (C) part.load(C + index, left);
+    x = part.pairs[0].x[0], y = part.pairs[0].x[1], z = part.pairs[1].x[0], w = part.pairs[1].x[1];
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -245,11 +245,11 @@ XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape,
   }
 }
 
-template <Product P, int kColumns, class A>
-XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, void* C,
-                              Type type, A* n) {
-  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
-    if (left > 0) store_two(C, type, index, x0, x1, left > 1);
+template <Product P, int kColumns, class A, class T>
+XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, T* C, A* n) {
+  for_rows(state, shape, block, [&](int64_t index, int left, A x, A y, A z, A w) {
+    RowPart<T> part = {{narrow_two<T>(x, y), narrow_two<T>(z, w)}};
+    part.store(C + index, left);
   });
   if (!has_n(block)) return;
 #pragma unroll
@@ -262,31 +262,18 @@ XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape
 
 // ---- backward: <dC, C> + <dn, n> ----
 
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-  using Bits = std::conditional_t<sizeof(T) == 2, uint32_t, std::conditional_t<sizeof(T) == 4, uint2, uint4>>;
-  T x, y;
-};
-
-// x0 c[0] + x1 c[1], or x0 c[0] alone.
-template <class A, class T>
-XLSTM_DEVICE A dot_two(A x0, A x1, const T* c, bool both) {
-  using Bits = typename Two<T>::Bits;
-  if (both && reinterpret_cast<uintptr_t>(c) % sizeof(Bits) == 0) {
-    const Bits bits = *reinterpret_cast<const Bits*>(c);
-    const Two<T> two = bits_as<Two<T>>(bits);
-    return x0 * widen<A>(two.x) + x1 * widen<A>(two.y);
-  }
-  return x0 * widen<A>(c[0]) + (both ? x1 * widen<A>(c[1]) : A{0});
-}
-
 // Of the block's tile: written by thread 0.
 template <Product P, int kColumns, class A, class T>
 XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmShape& shape,
                             const Block& block, const T* C, const A* n, A* to) {
   A sum = 0;
-  for_pairs(state, shape, block, [&](int64_t index, int left, A& x0, A& x1) {
-    if (left > 0) sum += dot_two(x0, x1, C + index, left > 1);
+  for_rows(state, shape, block, [&](int64_t index, int left, A x, A y, A z, A w) {
+    RowPart<T> part;
+    part.load(C + index, left);
+    const auto add = [&](int column, A d, T c) { sum += column < left ? d * widen<A>(c) : A{0}; };
+    const int column = 2 * lane_pair();
+    add(column, x, part.pairs[0].x[0]), add(column + 1, y, part.pairs[0].x[1]);
+    add(column + 8, z, part.pairs[1].x[0]), add(column + 9, w, part.pairs[1].x[1]);
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -341,7 +328,7 @@ XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns
   const int64_t slot = block.slot + span.chunk, dqk = p.shape.head_dim_qk;
   if (XLSTM_MUTANT("mlstm_states: the state decays before it is stored")) scale_state(state, span.g_bar);
   Element<P>* C = static_cast<Element<P>*>(p.states) + slot * dqk * p.shape.head_dim_v;
-  store_state(state, p.shape, block, C, element_type(P), p.normalisers + slot * dqk);
+  store_state(state, p.shape, block, C, p.normalisers + slot * dqk);
   if (p.backward) store_chunk_dot(state, s, p, block, span.chunk);
   scale_state(state, span.g_bar);
 }
@@ -402,8 +389,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     stage = (stage + 1) % kStages, parity ^= 1;
   }
   cp_async_wait_all();
-  constexpr Type kType = sizeof(A) == sizeof(double) ? Type::f64 : Type::f32;
-  store_state(state, p.shape, block, p.end.C + block.state * size, kType, p.end.n + block.state * dqk);
+  store_state(state, p.shape, block, p.end.C + block.state * size, p.end.n + block.state * dqk);
   if (p.backward) store_start_dot(state, s, p, block);
 }
 

@@ -414,28 +414,74 @@ XLSTM_DEVICE A sum_of_row(A x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+// This lane's part of 16 columns of a row: two neighbours in each of two blocks of 8, as in accumulators. Of 16 bits
+// each, a lane reads and writes four neighbours instead, so that the lanes of a row cover a whole sector at once.
+template <class T>
+struct RowPart {
+  device::Pack<T, 2> pairs[2];
+
+  // From a row's first column on, of which `left` exist; zeros past them.
+  XLSTM_DEVICE void load(const T* row, int left) {
+#pragma unroll
+    for (int n = 0; n < kAccesses; ++n) {
+      const T* from = row + column(n);
+      const int there = left - column(n);
+      const bool at_once = whole(from, there);
+      Access pack;
+      if (at_once) pack = device::load_whole(reinterpret_cast<const Access*>(from));
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) x(kWidth * n + i) = at_once ? pack.x[i] : i < there ? from[i] : T{};
+    }
+    exchange();
+  }
+
+  XLSTM_DEVICE void store(T* row, int left) {
+    exchange();
+#pragma unroll
+    for (int n = 0; n < kAccesses; ++n) {
+      T* to = row + column(n);
+      const int there = left - column(n);
+      Access pack;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) pack.x[i] = x(kWidth * n + i);
+      if (whole(to, there)) {
+        device::store_whole(reinterpret_cast<Access*>(to), pack);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          if (i < there) to[i] = pack.x[i];
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kAccesses = sizeof(T) == 2 ? 1 : 2, kWidth = 4 / kAccesses;
+  using Access = device::Pack<T, kWidth>;
+
+  static XLSTM_DEVICE int column(int access) {
+    return kAccesses == 1 ? 8 * (lane_pair() % 2) + 4 * (lane_pair() / 2) : 8 * access + 2 * lane_pair();
+  }
+  static XLSTM_DEVICE bool whole(const T* at, int left) { return left >= kWidth && device::aligned_for<Access>(at); }
+  XLSTM_DEVICE void exchange() {
+    if constexpr (kAccesses == 1) device::swap_with_neighbour(pairs[0], pairs[1]);
+  }
+  XLSTM_DEVICE T& x(int i) { return pairs[i / 2].x[i % 2]; }
+};
+
 // Two neighbours, or the first of them, in one access where they are aligned.
 template <class A>
 XLSTM_DEVICE void store_two(void* data, Type type, int64_t index, A x, A y, bool both) {
-  void* to = static_cast<char*>(data) + index * bytes_of(type);
-  if (!both || reinterpret_cast<uintptr_t>(to) % (2 * bytes_of(type)) != 0) {
-    device::store_any(to, type, 0, x);
-    if (both) device::store_any(to, type, 1, y);
-    return;
-  }
-  switch (type) {
-    case Type::bf16:
-      *static_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(static_cast<float>(x), static_cast<float>(y));
-      break;
-    case Type::f16:
-      *static_cast<__half2*>(to) = __floats2half2_rn(static_cast<float>(x), static_cast<float>(y));
-      break;
-    case Type::f32:
-      *static_cast<float2*>(to) = make_float2(static_cast<float>(x), static_cast<float>(y));
-      break;
-    case Type::f64:
-      *static_cast<double2*>(to) = make_double2(static_cast<double>(x), static_cast<double>(y));
-  }
+  device::with_type(type, [&]<class T>() {
+    T* to = static_cast<T*>(data) + index;
+    const device::Pack<T, 2> two = device::narrow_two<T>(x, y);
+    if (both && device::aligned_for<device::Pack<T, 2>>(to)) {
+      device::store_whole(reinterpret_cast<device::Pack<T, 2>*>(to), two);
+    } else {
+      to[0] = two.x[0];
+      if (both) to[1] = two.x[1];
+    }
+  });
 }
 
 }  // namespace xlstm::cuda

@@ -66,26 +66,63 @@ XLSTM_DEVICE int last_of(unsigned set) {
   return 31 - __clz(static_cast<int>(set));
 }
 
-// ---- a thread's tokens in memory: 16 bytes at a time where they are whole and aligned ----
+// ---- a thread's tokens in memory: by all threads of a warp ----
 
-XLSTM_DEVICE bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+// The tokens of a thread in vectors. In memory, an even lane's vectors come before those of the odd lane after it.
+template <class T>
+class TokenVectors {
+  static constexpr int kCount = Vector<T>::kCount, kVectors = kTokens / kCount, kHalf = kVectors / 2;
+  Vector<T> v[kVectors] = {};  // vector 2n of the thread in v[n], 2n + 1 in v[kHalf + n]
+
+  // Of the pair of lanes, which read or write vectors 2n and 2n + 1 of it in one access.
+  static XLSTM_DEVICE Vector<T>* place(const T* own, int n) {
+    const int odd = device::is_odd_lane();
+    return reinterpret_cast<Vector<T>*>(const_cast<T*>(own) - odd * kTokens) + 2 * n + odd;
+  }
+  // From the vectors that a lane owns to those that it reads or writes, and back.
+  XLSTM_DEVICE void exchange() {
+#pragma unroll
+    for (int n = 0; n < kHalf; ++n) device::swap_with_neighbour(v[n], v[kHalf + n]);
+  }
+
+ public:
+  XLSTM_DEVICE T& operator[](int j) {
+    const int own = j / kCount;
+    return v[kVectors == 1 ? 0 : own % 2 * kHalf + own / 2].x[j % kCount];
+  }
+  // All threads call these, and those with `here` get or give their tokens.
+  XLSTM_DEVICE void load(const T* from, bool here) {
+    if (here) {
+#pragma unroll
+      for (int n = 0; n < kVectors; ++n) v[n] = device::load_whole(place(from, n));
+    }
+    exchange();
+  }
+  XLSTM_DEVICE void store(T* to, bool here) {
+    exchange();
+    if (here) {
+#pragma unroll
+      for (int n = 0; n < kVectors; ++n) device::store_whole(place(to, n), v[n]);
+    }
+  }
+};
+
+// Whether all tokens of this lane and of its neighbour are there, aligned and side by side.
+XLSTM_DEVICE bool whole_pair(const void* tokens, int64_t stride, int count) {
+  const bool whole = count == kTokens && stride == 1 && device::aligned_for<uint4>(tokens);
+  return __shfl_xor_sync(~0u, static_cast<int>(whole), 1) && whole;
 }
 
 // take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
-  constexpr int kCount = Vector<T>::kCount;
-  if (count == kTokens && stride == 1 && aligned(from)) {
+  TokenVectors<T> tokens;
+  const bool whole = whole_pair(from, stride, count);
+  tokens.load(from, whole);
 #pragma unroll
-    for (int n = 0; n < kTokens / kCount; ++n) {
-      const Vector<T> v = device::load_vector(from + n * kCount);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) take(n * kCount + j, v.x[j]);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) take(j, j < count ? from[j * stride] : T{});
+  for (int j = 0; j < kTokens; ++j) {
+    if (!whole) tokens[j] = j < count ? from[j * stride] : T{};
+    take(j, tokens[j]);
   }
 }
 
@@ -102,24 +139,17 @@ XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t o
   });
 }
 
-// value(j) for the first `count` tokens; never more values at a time than fit a store.
+// value(j) for the first `count` tokens.
 template <class T, class Value>
 XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
-  constexpr int kCount = Vector<T>::kCount;
-  if (count == kTokens && stride == 1 && aligned(to)) {
+  TokenVectors<T> tokens;
+  const bool whole = whole_pair(to, stride, count);
 #pragma unroll
-    for (int n = 0; n < kTokens / kCount; ++n) {
-      Vector<T> v;
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) v.x[j] = value(n * kCount + j);
-      reinterpret_cast<Vector<T>*>(to)[n] = v;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-      if (j < count) to[j * stride] = value(j);
-    }
+  for (int j = 0; j < kTokens; ++j) {
+    tokens[j] = value(j);
+    if (!whole && j < count) to[j * stride] = tokens[j];
   }
+  tokens.store(to, whole);
 }
 
 template <class T, class Value>

@@ -158,38 +158,17 @@ struct StateShared {
   A h[kStateWarps][kTokens][kTile<C, kTokens>];
 };
 
-template <class A>
-XLSTM_DEVICE A widen(A x) {
-  return x;
-}
-XLSTM_DEVICE float widen(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-template <class C, class A>
-XLSTM_DEVICE C narrow(A x) {
-  if constexpr (kIsBf16<C>) {
-    return __float2bfloat16(x);
-  } else {
-    return x;
-  }
-}
-
-template <class C, int kCount>
-struct alignas(sizeof(C) * kCount) Pack {
-  C x[kCount];
-};
-
 // kCount columns of a row, in one access where `whole`; else those below `columns`, zeros past them.
 template <class A, class C, int kCount>
 XLSTM_DEVICE void load_columns(A (&to)[kCount], const C* from, bool whole, int64_t columns) {
   Pack<C, kCount> pack;
   if (whole) {
-    pack = *reinterpret_cast<const Pack<C, kCount>*>(from);
+    pack = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from));
   } else {
-    for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? from[c] : narrow<C>(A{0});
+    for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? from[c] : C(0);
   }
 #pragma unroll
-  for (int c = 0; c < kCount; ++c) to[c] = widen(pack.x[c]);
+  for (int c = 0; c < kCount; ++c) to[c] = widen<A>(pack.x[c]);
 }
 
 template <class A, class C, int kCount>
@@ -198,7 +177,7 @@ XLSTM_DEVICE void store_columns(C* to, const A (&from)[kCount], bool whole, int6
 #pragma unroll
   for (int c = 0; c < kCount; ++c) pack.x[c] = narrow<C>(from[c]);
   if (whole) {
-    *reinterpret_cast<Pack<C, kCount>*>(to) = pack;
+    store_whole(reinterpret_cast<Pack<C, kCount>*>(to), pack);
   } else {
     for (int c = 0; c < kCount; ++c) {
       if (c < columns) to[c] = pack.x[c];

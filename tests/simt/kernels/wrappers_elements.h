@@ -6,12 +6,13 @@ namespace selftest {
 
 // ---- elements: one warp ----
 
-// x (32) rounded to T and back
+// x (32) rounded to T, eight of them alone and eight two at a time, and back
 template <class T, class A>
 __global__ void convert_kernel(const A* x, T* narrowed, A* widened) {
   using namespace xlstm::device;
   const int i = threadIdx.x;
-  narrowed[i] = narrow<T>(x[i]);
+  const Pack<T, 2> two = narrow_two<T>(x[i / 2 * 2], x[i / 2 * 2 + 1]);
+  narrowed[i] = i / 8 % 2 ? two.x[i % 2] : narrow<T>(x[i]);
   widened[i] = widen<A>(narrowed[i]);
 }
 
@@ -27,6 +28,19 @@ __global__ void vector_kernel(const T* x, float* out) {
     out[threadIdx.x * 2 * kCount + c] = static_cast<float>(whole.x[c]);
     out[(threadIdx.x * 2 + 1) * kCount + c] = static_cast<float>(part.x[c]);
   }
+}
+
+// Thread t gets packs t and t + 32 of x (64 of them), and the even threads' second ones change place with the odd
+// threads' first ones.
+template <class T, int kCount>
+__global__ void pack_kernel(const T* x, T* out) {
+  using namespace xlstm::device;
+  using P = Pack<T, kCount>;
+  P first = load_whole(reinterpret_cast<const P*>(x) + threadIdx.x);
+  P second = load_whole(reinterpret_cast<const P*>(x) + threadIdx.x + 32);
+  swap_with_neighbour(first, second);
+  store_whole(reinterpret_cast<P*>(out) + threadIdx.x, first);
+  store_whole(reinterpret_cast<P*>(out) + threadIdx.x + 32, second);
 }
 
 constexpr int kAnyThreads = 16;
