@@ -203,7 +203,8 @@ T atomicCAS(T* pointer, simt::Same<T> expected, simt::Same<T> value) {
 
 // ---- loads and stores with cache hints ----
 template <class T>
-T __ldg(const T* pointer) {
+T __ldg(const T* pointer, simt::Source where = simt::Source::here()) {
+  simt::require_constant(pointer, sizeof(T), where);
   return *pointer;
 }
 template <class T>

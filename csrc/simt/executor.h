@@ -110,6 +110,8 @@ void* generic_pointer(uint32_t shared_address, Source = Source::here());
 // atomic_load and atomic_store: volatile, relaxed, acquire and release accesses.
 enum class Access { read, write, atomic, atomic_load, atomic_store };
 void touch(const void* pointer, size_t bytes, Access access, void* pc = nullptr);
+// Of a load that takes global memory for constant: a fault where this launch has written there (race build).
+void require_constant(const void* pointer, size_t bytes, Source = Source::here());
 void acquire(const void* pointer);  // happens-before edges of ld.acquire and st.release
 void release_to(const void* pointer);
 

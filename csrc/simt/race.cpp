@@ -357,6 +357,15 @@ void mark_written(void* pointer, size_t bytes) {
   set_written(global_granule(pointer), global_granule(static_cast<uint8_t*>(pointer) + bytes + kGranule - 1), true);
 }
 
+void require_constant(const void* pointer, size_t bytes, Source where) {
+  if (!machine.races || !in_arena(pointer)) return;
+  const size_t first = arena_offset(pointer) / kGranule, last = (arena_offset(pointer) + bytes - 1) / kGranule;
+  for (size_t g = first; g <= last; ++g) {
+    if (serial_part(cells[g].access[0]) < first_serial) continue;
+    fault(where, "a load of constant memory (ld.global.nc) that this kernel has written");
+  }
+}
+
 void begin_races(uint32_t domains) {
   if (agent_count() >> kAgentBits) throw_error("more agents than the race detector can name");
   if ((uint64_t{next_serial} + domains) >> kSerialBits) {

@@ -66,6 +66,9 @@ def test_parameters_lie_where_the_ptx_has_them() -> None:
     ("line", "problem"),
     [
         ("frob.b32 %r1, %r2;", "instruction frob"),
+        ("clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p1, %rd1;", "instruction clusterlaunchcontrol"),
+        ("ld.shared.nc.u32 %r1, [%r2];", "nc on other than"),
+        ("st.global.nc.u32 [%rd1], %r1;", "nc on other than"),
         ("add.rn.fancy.f32 %f1, %f2, %f3;", r"modifiers \.fancy"),
         ("add.s24 %r1, %r2, %r3;", r"type \.s24"),
         ("add.rn.rz.f32 %f1, %f2, %f3;", "rn and rz together"),

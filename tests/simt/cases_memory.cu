@@ -60,6 +60,15 @@ Outcome run_split_warp() {
   return {out.read(), expected};
 }
 
+template <MemoryFault kFault>
+Outcome run_constant() {
+  Buffer<float> x(iota(33)), out(32);
+  check(xlstm::device::launch({.block = 32, .name = "constant"}, constant_kernel<kFault>, x.data(), out.data()));
+  synchronise();
+  const std::vector<float> expected = iota(33);
+  return {out.read(), {expected.begin() + 1, expected.end()}};
+}
+
 template <int kOffset>
 Outcome run_vector_load() {
   Buffer<float> x(iota(16)), out(4);
@@ -99,6 +108,7 @@ Cases memory_cases() {
               {"memory: reads what an earlier kernel wrote", run_twice},
               {"memory: atomic counter", run_count<F::none>},
               {"memory: shuffles in parts of a warp", run_split_warp<F::none>},
+              {"memory: loads of constant memory", run_constant<F::none>},
               {"memory: aligned float4", run_vector_load<4>}};
 #if XLSTM_FAULTY_CASES
   cases.insert(
@@ -116,6 +126,11 @@ Cases memory_cases() {
         0,
         Expect::fault_race,
         {"RACE", "memory.h:"}},
+       {"memory: constant memory that the kernel has written",
+        run_constant<F::written_constant>,
+        0,
+        Expect::fault_race,
+        {"ld.global.nc", "memory.h:"}},
        {"memory: shuffle from outside the mask", run_split_warp<F::lane_outside_mask>, 0, Expect::fault, {"memory.h:"}},
        {"memory: misaligned float4", run_vector_load<1>, 0, Expect::fault_race_only, {"MISALIGNED"}},
        {"memory: local array overrun", run_local_array, 0, Expect::fault_race_only, {"memory.h"}},

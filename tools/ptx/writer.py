@@ -134,7 +134,7 @@ class Modifiers:
     """What follows an opcode's first word. Each handler takes what it knows, and at the end nothing may be left."""
 
     # Hints that change no result: caches, eviction, prefetch sizes; convergence, which the executor checks by itself.
-    HINTS = re.compile(r"(ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|nc|weak|uni|unified)$")
+    HINTS = re.compile(r"(ca|cg|cs|lu|cv|wb|wt|L1::\w+|L2::\w+|weak|uni|unified)$")
 
     def __init__(self, s: Statement) -> None:
         self.opcode = s.opcode

@@ -93,6 +93,12 @@ template <class T, int N>
 inline Vec<T, N> ld_global(u64 address, At where) {
   return load<T, N>(global_at(address, sizeof(Vec<T, N>), where), where);
 }
+// ld.global.nc
+template <class T, int N>
+inline Vec<T, N> ld_constant(u64 address, At where) {
+  simt::require_constant(pointer(address), sizeof(Vec<T, N>), where);
+  return ld_global<T, N>(address, where);
+}
 template <class T, int N>
 inline void st_global(u64 address, const Vec<T, N>& v, At where) {
   store(global_at(address, sizeof v, where), v, where);

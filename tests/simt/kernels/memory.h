@@ -16,6 +16,7 @@ enum class MemoryFault {
   read_of_atomic,      // a plain read of what others update atomically
   lane_outside_mask,   // a shuffle from a lane that does not take part
   past_shared_memory,  // the kernel's struct is larger than the launch said
+  written_constant,    // ld.global.nc of what the kernel wrote
 };
 
 // One warp: out[l] = x[31 - l], through shared memory.
@@ -52,6 +53,16 @@ __global__ void split_warp_kernel(float* out) {
     out[lane] = __shfl_xor_sync(0x000000ffu, value, 1);
   } else {
     out[lane] = __shfl_xor_sync(0xffffff00u, value, kDistance);
+  }
+}
+
+// out = x + 1, read back as constant memory, which only x is. One warp.
+template <MemoryFault kFault>
+__global__ void constant_kernel(const float* x, float* out) {
+  out[threadIdx.x] = __ldg(x + threadIdx.x) + 1.f;
+  if constexpr (kFault == MemoryFault::written_constant) {
+    __syncthreads();
+    out[threadIdx.x] = __ldg(xlstm::device::opaque(out + threadIdx.x));
   }
 }
 

@@ -14,6 +14,7 @@ SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "param"
 # The C++ function of a space, and what it takes before the address.
 FUNCTIONS = {
     "global": ("global", ""),
+    "global.nc": ("constant", ""),
     "generic": ("generic", ""),
     "shared": ("shared", "S, "),
     "shared::cta": ("shared", "S, "),
@@ -34,6 +35,10 @@ def access(w: Writer, s: Statement, m: Modifiers) -> str:
     space = m.take(*SPACES, default="generic")
     order = m.take("relaxed", "acquire", "release", "volatile", default="weak")
     scope = m.take(*SCOPES)
+    if m.take("nc"):
+        if (s.opcode[:2], space, order) != ("ld", "global", "weak"):
+            raise Unsupported("nc on other than a weak load of global memory")
+        space = "global.nc"
     m.end()
     name, first = FUNCTIONS[space]
     if order != "weak":
