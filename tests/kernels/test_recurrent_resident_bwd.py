@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.support.executor import PLAIN, RACE, needs_race_build
 from tests.support.mutants import missed, planted, simt_options
+from tests.support.variants import only
 from xlstm_cuda import _ops
 from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs
 
@@ -86,12 +87,8 @@ def draw(
 
 def run(p: Problem, variant: str, namespace: str = PLAIN, **options: Any) -> dict[str, Tensor]:
     ops = _ops.library(namespace)
-    with simt_options(namespace, **options):
-        ops.recurrent_variant(variant)
-        try:
-            dx, _, _, *state = ops.recurrent_bwd.default(*p.arguments())
-        finally:
-            ops.recurrent_variant("")
+    with only(variant, namespace), simt_options(namespace, **options):
+        dx, _, _, *state = ops.recurrent_bwd.default(*p.arguments())
     return dict(zip(GRADS, (dx, *state), strict=True))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.support.against_reference import check
 from tests.support.executor import EXECUTOR, PLAIN, RACE, RACE_EXECUTOR, needs_executor, needs_race_build
 from tests.support.mutants import missed, planted, simt_options
+from tests.support.variants import only
 from xlstm_cuda import _ops
 from xlstm_cuda.functional import lstm, slstm
 from xlstm_cuda.testing import assert_close_relative, lstm_inputs, slstm_inputs, tolerance_of
@@ -47,12 +48,8 @@ class Case(NamedTuple):
 @contextmanager
 def forced(variant: str, namespace: str = PLAIN, **options: Any) -> Iterator[None]:
     """Only this variant runs, on a device with these options."""
-    before = _ops.library(namespace).recurrent_variant(variant)
-    try:
-        with simt_options(namespace, **options):
-            yield
-    finally:
-        _ops.library(namespace).recurrent_variant(before)
+    with only(variant, namespace), simt_options(namespace, **options):
+        yield
 
 
 SHAPES = [

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 
 from tests.functional.test_recurrent import CELLS, Cell
+from tests.support import variants
 from tests.support.against_reference import check
-from xlstm_cuda import _backend, _ops, lstm
+from xlstm_cuda import _backend, lstm
 from xlstm_cuda.testing import Tolerance, lstm_inputs, slstm_inputs
 
 # variant: (D, dtype) where it can run; the sizes take one block, a wide one, and teams of 2 to 17 blocks
@@ -24,15 +24,9 @@ SIZES: dict[str, list[tuple[int, torch.dtype]]] = {
 CASES = [(variant, *size) for variant, sizes in SIZES.items() for size in sizes]
 
 
-@contextmanager
-def only(backend: str, variant: str) -> Iterator[None]:
+def only(backend: str, variant: str) -> AbstractContextManager[None]:
     """Calls with this backend use this variant, or fail."""
-    use = _ops.library(_backend._BACKENDS[backend][1]).recurrent_variant
-    before = use(variant)
-    try:
-        yield
-    finally:
-        use(before)
+    return variants.only(variant, _backend._BACKENDS[backend][1])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.executor import FORM, RACE
+from tests.support.executor import CAPABILITY, FORM, RACE
 from tests.support.paths import ROOT
 from xlstm_cuda import _ops
 
@@ -17,7 +17,7 @@ from xlstm_cuda import _ops
 def simt_options(namespace: str = RACE, **options: str | int) -> Iterator[None]:
     """Options of an executor, by the names in csrc/ops/kernel_ops/simt_control.cpp; their defaults afterwards."""
     ops = _ops.library(namespace)
-    code = "sm_90a" if options.get("compute_capability", 90) == 90 else "sm_80"
+    code = "sm_90a" if options.get("compute_capability", CAPABILITY) == 90 else "sm_80"
     if FORM == "ptx" and code not in ops.ptx_kernels():
         pytest.skip(f"make ptx PTX_ARCHS={code} builds its code")
     try:

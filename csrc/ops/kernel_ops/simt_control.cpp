@@ -1,4 +1,7 @@
 // Options of the host executor for Python tests: torch.ops.<namespace>.simt_set(name, value), simt_count(name).
+#include <cstdlib>
+#include <sstream>
+
 #include "ops/library.h"
 #include "simt/executor.h"
 #include "simt/ptx/count.h"
@@ -19,9 +22,8 @@ simt::Landing landing(const std::string& value) {
   return value == "random" ? simt::Landing::random : simt::Landing::by_seed;
 }
 
-void simt_set(std::string name, std::string value) {
-  const auto lock = simt::hold();
-  simt::Options& options = simt::options();
+// Whether there is an option of this name.
+bool set(simt::Options& options, const std::string& name, const std::string& value) {
   if (name == "order") {
     options.order = order(value);
   } else if (name == "landing") {
@@ -46,12 +48,36 @@ void simt_set(std::string name, std::string value) {
     options.adversary = std::stoi(value) != 0;
   } else if (name == "counting") {
     options.counting = std::stoi(value) != 0;
-    ptx::clear_counters();
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// With those that XLSTM_SIMT_OPTIONS="compute_capability=80 multiprocessors=108" gives to a whole process.
+simt::Options defaults() {
+  simt::Options options;
+  const char* given = std::getenv("XLSTM_SIMT_OPTIONS");
+  std::istringstream words(given ? given : "");
+  for (std::string word; words >> word;) {
+    const size_t equals = word.find('=');
+    STD_TORCH_CHECK(equals != std::string::npos && set(options, word.substr(0, equals), word.substr(equals + 1)),
+                    "XLSTM_SIMT_OPTIONS: no option of the executor: ", word);
+  }
+  return options;
+}
+
+[[maybe_unused]] const bool defaults_are_set = (simt::options() = defaults(), true);
+
+void simt_set(std::string name, std::string value) {
+  const auto lock = simt::hold();
+  if (name == "defaults") {
+    simt::options() = defaults();
   } else if (name == "forget") {
     simt::shared_memory_of_kernels().clear();
   } else {
-    STD_TORCH_CHECK(name == "defaults", "simt_set: unknown option ", name);
-    options = {};
+    STD_TORCH_CHECK(set(simt::options(), name, value), "simt_set: unknown option ", name);
+    if (name == "counting") ptx::clear_counters();
   }
 }
 
