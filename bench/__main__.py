@@ -12,7 +12,7 @@ import torch
 
 from xlstm_cuda import _ops
 
-from . import counters, files, goals
+from . import counters, files, goals, machine_code
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
 from .report import insert, markdown, plot
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|goals")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|goals")
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     action = p.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="exit status 1 where a count is worse than the table's")
     action.add_argument("--write", action="store_true", help="replace the table, bench/counters.json")
+
+    p = commands.add_parser("sass", help="the machine code of the CUDA kernels, and a model of its time (make sass)")
+    p.set_defaults(command=sass_command)
+    p.add_argument("--case", default="", help="only the cases with this in their name")
+    action = p.add_mutually_exclusive_group()
+    action.add_argument("--check", action="store_true", help="exit status 1 where a loop is worse than the table's")
+    action.add_argument("--write", action="store_true", help="replace the table, bench/machine_code.json")
 
     p = commands.add_parser("goals", help="which of the library's goals result files show to be met")
     p.set_defaults(command=goals_command)
@@ -149,25 +156,54 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def counters_command(args: argparse.Namespace) -> int:
-    if not _ops.available(_ops.PTX_NAMESPACE):
-        raise UsageError("the library of backend='ptx' is not built: run `make ptx`")
-    cases = {name: run for name, run in counters.CASES.items() if args.case in name}
-    if not cases:
-        raise UsageError(f"--case {args.case}: no case has this in its name")
-    if args.case and args.write:
-        raise UsageError("--write takes all cases")
     old, new = counters.read(), {}
     mistakes: list[str] = []
-    for name, run_case in cases.items():
-        new[name] = counters.summary(counters.counted(run_case))
+    for name in counted_cases(args):
+        new[name] = counters.summary(counters.counted(counters.CASES[name]))
         mistakes += counters.worse(old.get(name, {}), new[name], name)
         if not args.check:
             print(counters.table(name, new[name]), flush=True)
     if args.write:
         counters.write(new)
-    for line in mistakes if args.check else ():
+    return said(mistakes) if args.check else 0
+
+
+def sass_command(args: argparse.Namespace) -> int:
+    old = machine_code.read()
+    mistakes: list[str] = []
+    cases: machine_code.Table = {}
+    try:
+        files_of = machine_code.sources()
+        for name in counted_cases(args):
+            cases |= machine_code.look([name], files_of)
+            mistakes += machine_code.worse(old["cases"].get(name, {}), cases[name], name)
+            if not args.check:
+                print(machine_code.report(name, cases[name]), flush=True)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    if args.write:
+        machine_code.write(cases)
+    if args.check and old["ptxas"] != machine_code.release():
+        print(f"not compared: the table is of ptxas {old['ptxas']}, this is {machine_code.release()}")
+        return 0
+    return said(mistakes) if args.check else 0
+
+
+def counted_cases(args: argparse.Namespace) -> list[str]:
+    if not _ops.available(_ops.PTX_NAMESPACE):
+        raise UsageError("the library of backend='ptx' is not built: run `make ptx`")
+    cases = [name for name in counters.CASES if args.case in name]
+    if not cases:
+        raise UsageError(f"--case {args.case}: no case has this in its name")
+    if args.case and args.write:
+        raise UsageError("--write takes all cases")
+    return cases
+
+
+def said(mistakes: list[str]) -> int:
+    for line in mistakes:
         print(f"worse: {line}", file=sys.stderr)
-    return 1 if args.check and mistakes else 0
+    return 1 if mistakes else 0
 
 
 def goals_command(args: argparse.Namespace) -> int:

@@ -15,7 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-TABLE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "resources.json"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # where this file is run by its path
+
+from tools.sass.names import demangled  # noqa: E402
+
+TABLE = ROOT / "csrc" / "cuda" / "resources.json"
 MAX_KERNELS = 200  # instances per architecture: a build must stay a matter of minutes
 MAX_REGISTERS = 255
 
@@ -43,18 +48,6 @@ def parse(log: str) -> Kernels:
             raise ValueError(f"{name} on sm_{arch} uses {stack} bytes of stack and spills {spilled} bytes")
         kernels.setdefault(name, {})[arch] = int(registers)
     return {name: dict(sorted(archs.items())) for name, archs in sorted(kernels.items())}
-
-
-def demangled(symbols: list[str]) -> list[str]:
-    """'file.cu: kernel<arguments>' for the mangled name of a kernel in an anonymous namespace."""
-    result = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
-    names = []
-    for symbol, text in zip(symbols, result.stdout.splitlines(), strict=True):
-        file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+)_cu_", symbol)
-        kernel = re.sub(r"\(anonymous namespace\)::|xlstm::cuda::|xlstm::|\([\w:]+\)(?=-?\d)", "", text)
-        kernel = kernel.removeprefix("void ").partition("(")[0]
-        names.append(f"{file.group(1) if file else '?'}.cu: {kernel}")
-    return names
 
 
 def problems(kernels: Kernels, table: dict[str, object], nvcc: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 
 from .classes import class_of
 from .instructions import translate
-from .parse import Function, Module
+from .parse import Function, Module, Statement
 from .types import Unsupported
 from .writer import Writer
 
@@ -30,7 +30,7 @@ KERNEL = """
 // {nvcc_name}
 namespace kernel_{number} {{
 const BlockClass classes[] = {{{classes}}};
-const Profile profile{{{blocks}, classes, std::size(classes)}};
+const Profile profile{{"{nvcc_name}", {blocks}, classes, std::size(classes)}};
 void body([[maybe_unused]] const u8* P) {{
   Counting count(profile);
   [[maybe_unused]] const Shared S;
@@ -104,29 +104,41 @@ def declarations(w: Writer) -> list[str]:
     return lines
 
 
-def written(w: Writer, function: Function) -> tuple[list[str], list[Counter[str]]]:
-    """The lines of a kernel, and of each basic block how many instructions of a class it has."""
-    lines: list[str] = []
-    blocks: list[Counter[str]] = []
+def basic_blocks(function: Function) -> list[list[Statement]]:
+    """Statements that follow one another whenever the first of them is executed."""
+    blocks: list[list[Statement]] = []
     begins = True  # where nobody comes from the line above alone
+    for item in function.body:
+        if isinstance(item, str):
+            begins = True
+            continue
+        if begins:
+            blocks.append([])
+        blocks[-1].append(item)
+        begins = item.opcode.startswith("bra")
+    return blocks
+
+
+def written(w: Writer, function: Function, blocks: list[list[Statement]]) -> list[str]:
+    """The lines of a kernel, with a counter in each basic block."""
+    lines: list[str] = []
+    number = {id(block[0]): n for n, block in enumerate(blocks)}
     for item in function.body:
         if isinstance(item, str):
             w.products.clear()  # whoever comes from elsewhere has other values
             lines.append(f"{item}:")
-            begins = True
             continue
-        if begins:
-            lines.append(f"  count.block({len(blocks)});")
-            blocks.append(Counter())
-        blocks[-1][class_of(item.opcode)] += 1
+        if id(item) in number:
+            lines.append(f"  count.block({number[id(item)]});")
         lines.append(f"  {translate(w, item)}")
-        begins = item.opcode.startswith("bra")
-    return lines, blocks
+    return lines
 
 
 def kernel_code(module: Module, function: Function, number: int) -> str:
     w = Writer(module, function)
-    body, blocks = written(w, function)
+    blocks = basic_blocks(function)
+    body = written(w, function, blocks)
+    classes = [Counter(class_of(statement.opcode) for statement in block) for block in blocks]
     lines = declarations(w)
     return KERNEL.format(
         number=number,
@@ -134,7 +146,7 @@ def kernel_code(module: Module, function: Function, number: int) -> str:
         name=host_name(function.name, function.local),
         target=module.target,
         lines="\n".join(lines + body),
-        classes=", ".join(f'{{{i}, "{c}", {n}}}' for i, block in enumerate(blocks) for c, n in block.items()),
+        classes=", ".join(f'{{{i}, "{c}", {n}}}' for i, of_block in enumerate(classes) for c, n in of_block.items()),
         blocks=len(blocks),
         parameters=", ".join(f"{{{offset}, {bytes_}}}" for offset, bytes_ in function.layout),
         parameter_count=len(function.layout),

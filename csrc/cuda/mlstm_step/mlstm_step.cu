@@ -165,7 +165,7 @@ XLSTM_DEVICE void load_columns(A (&to)[kCount], const C* from, bool whole, int64
   if (whole) {
     pack = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from));
   } else {
-    for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? from[c] : C(0);
+    for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? from[c] : narrow<C>(A{0});
   }
 #pragma unroll
   for (int c = 0; c < kCount; ++c) to[c] = widen<A>(pack.x[c]);

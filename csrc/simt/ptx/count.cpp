@@ -94,10 +94,16 @@ Cost cost_of(const Place& place, const Request& request) {
   return cost;
 }
 
-// A kernel's, over all launches.
+// An instance of a kernel: how often its warps executed each basic block.
+struct Instance {
+  u64 warps = 0;
+  std::vector<u64> blocks;
+};
+// Of the launches of one name.
 struct Totals {
   u64 warps = 0;
   std::map<std::string, u64> classes;
+  std::map<std::string, Instance> instances;  // by what their PTX names them
   std::map<Place, Cost> places;
 };
 // A thread's, and then a warp's. A warp executes a block as often as the lane that is there most often.
@@ -140,6 +146,10 @@ void add_lane(Warp& warp, const Log& log, u32 lane) {
 
 void add_warp(Totals& sum, const Warp& warp, const Profile& profile) {
   ++sum.warps;
+  Instance& instance = sum.instances[profile.kernel];
+  ++instance.warps;
+  instance.blocks.resize(profile.blocks);
+  for (size_t b = 0; b < warp.blocks.size(); ++b) instance.blocks[b] += warp.blocks[b];
   for (size_t i = 0; i < profile.class_count; ++i) {
     const BlockClass& c = profile.classes[i];
     sum.classes[c.name] += u64{warp.blocks[c.block]} * c.instructions;
@@ -154,6 +164,12 @@ std::string json(const Cost& cost) {
          ", \"wavefronts\": " + std::to_string(cost.wavefronts) +
          ", \"least_wavefronts\": " + std::to_string(cost.least_wavefronts) +
          ", \"sectors\": " + std::to_string(cost.sectors) + "}";
+}
+
+std::string json(const Instance& instance) {
+  std::string list;
+  for (u64 count : instance.blocks) list += (list.empty() ? "" : ", ") + std::to_string(count);
+  return "{\"warps\": " + std::to_string(instance.warps) + ", \"blocks\": [" + list + "]}";
 }
 
 template <class Map, class Text>
@@ -171,7 +187,8 @@ std::string json(const Totals& sum) {
     lines[kind + " " + simt::line_of(*place.where)] += cost;
   }
   const auto of_cost = [](const Cost& cost) { return json(cost); };
-  return "{\"warps\": " + std::to_string(sum.warps) +
+  const auto of_instance = [](const Instance& instance) { return json(instance); };
+  return "{\"warps\": " + std::to_string(sum.warps) + ", \"instances\": " + object(sum.instances, of_instance) +
          ", \"instructions\": " + object(sum.classes, [](u64 n) { return std::to_string(n); }) +
          ", \"traffic\": " + object(traffic, of_cost) + ", \"lines\": " + object(lines, of_cost) + "}";
 }

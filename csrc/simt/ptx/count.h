@@ -15,6 +15,7 @@ struct BlockClass {
   u32 instructions;
 };
 struct Profile {
+  const char* kernel;  // as its PTX names it
   u32 blocks;
   const BlockClass* classes;
   size_t class_count;

@@ -1,0 +1,182 @@
+"""The machine code of the CUDA kernels, weighed and modelled without a device: `python -m bench sass`.
+
+The kernels of the cases of bench/counters.py run as their PTX on the host executor, which counts how often each basic
+block is executed. ptxas makes machine code of the same PTX, and tools/sass reads it: instructions and encoded stalls of
+every loop once around, the global loads that are in flight together, divisions, and what a model of a multiprocessor
+makes of it. bench/machine_code.json holds the numbers of the committed kernels; `--check` fails where a loop's
+instructions or stalls have grown by more than 2 %, `--write` replaces the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.ptx.cpp import basic_blocks
+from tools.ptx.parse import Module
+from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.measure import Measured, Turn, load_batches, measured
+from tools.sass.model import cycles_of_turn
+from tools.sass.names import demangled
+from tools.sass.profile import counts_of_lines
+
+from .counters import CASES, counted
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = Path(__file__).with_name("machine_code.json")
+PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
+ARCH = "sm_90a"
+HOT = 0.04  # loops with less of a kernel's instructions are left out
+BAND = 0.02  # a loop that is worse by more than this needs a new table
+
+Numbers = dict[str, Any]
+Table = dict[str, dict[str, Numbers]]  # case: {kernel: numbers}
+
+
+@dataclass
+class Seen:
+    """A kernel in a case: what ran, and its machine code."""
+
+    name: str
+    warps: int
+    per_scheduler: int  # warps that a multiprocessor holds of it, on each of its four schedulers
+    ptx_instructions: int  # executed, as the executor counted them
+    code: Measured
+
+
+def sources() -> dict[str, Path]:
+    """Of each kernel the PTX file that has it. Raises FileNotFoundError where there are none."""
+    files = {name: file for file in sorted(PTX.glob(f"*.{ARCH}.ptx")) for name in entries(file.read_text())}
+    if not files:
+        raise FileNotFoundError(f"no PTX in {PTX}: make ptx")
+    return files
+
+
+def seen_in(case: str, files: dict[str, Path]) -> Iterator[Seen]:
+    """The kernels of a case."""
+    for counts in counted(CASES[case]).values():
+        names = demangled(list(counts["instances"]))
+        for name, (instance, ran) in zip(names, counts["instances"].items(), strict=True):
+            text = single_kernel(files[instance].read_text(), instance)
+            module = Module(text)
+            (function,) = module.functions
+            (kernel,) = assembled(text, ARCH, FOLDER)
+            code = measured(kernel, counts_of_lines(module, function, ran["blocks"]))
+            pairs = zip(basic_blocks(function), ran["blocks"], strict=True)
+            executed = sum(len(block) * count for block, count in pairs)
+            yield Seen(name.partition(": ")[2], ran["warps"], resident_warps(text), executed, code)
+
+
+def resident_warps(ptx: str) -> int:
+    """Warps on a scheduler, by the launch bounds."""
+    threads, blocks = re.search(r"\.maxntid (\d+)", ptx), re.search(r"\.minnctapersm (\d+)", ptx)
+    return max(1, int(threads[1] if threads else 128) * int(blocks[1] if blocks else 1) // 128)
+
+
+def hot_turns(seen: Seen) -> list[Turn]:
+    """Its loops that matter, those that execute most first."""
+    return [turn for turn in seen.code.turns if turn.turns * turn.executed > HOT * seen.code.executed]
+
+
+def loop_numbers(turn: Turn, per_scheduler: int) -> Numbers:
+    """Of a loop once around."""
+    return {
+        "instructions": round(turn.executed, 1),
+        "stalls": round(turn.stalls, 1),
+        "model cycles": round(cycles_of_turn(turn.path, per_scheduler)),
+        "classes": {kind: round(n, 1) for kind, n in sorted(turn.instructions.items()) if n >= 0.05},
+        "load batches": load_batches(turn.path),
+        "divisions": turn.divisions,
+        "slow paths": sum(turn.slow_paths.values()),
+    }
+
+
+def numbers(seen: Seen) -> Numbers:
+    return {
+        "instructions": round(seen.code.executed),
+        "PTX instructions": seen.ptx_instructions,
+        "code bytes": seen.code.kernel.code_bytes,
+        "local memory": seen.code.local_memory,
+        "warps per scheduler": seen.per_scheduler,
+        "loops": [loop_numbers(turn, seen.per_scheduler) for turn in hot_turns(seen)],
+    }
+
+
+def look(cases: list[str], files: dict[str, Path]) -> Table:
+    """What there is to see in these cases. files: those of sources()."""
+    return {case: {seen.name: numbers(seen) for seen in seen_in(case, files)} for case in cases}
+
+
+# ---- the table ----
+
+
+def release() -> str:
+    """Of ptxas: another one makes other code."""
+    printed = subprocess.run([program("ptxas"), "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"release ([\d.]+)", printed)
+    return found[1] if found else "unknown"
+
+
+def worse(old: dict[str, Numbers], new: dict[str, Numbers], case: str) -> list[str]:
+    """A line for each kernel of a case that the old table does not have, and for each number that grew too much."""
+    lines = []
+    for name, kernel in new.items():
+        if name not in old:
+            lines.append(f"{case}: {name} is not in the table")
+            continue
+        if kernel["local memory"] > old[name]["local memory"]:
+            lines.append(f"{case}: {name}: uses local memory")
+        loops, before = kernel["loops"], old[name]["loops"]
+        for number, (loop, known) in enumerate(zip(loops, before, strict=False), 1):
+            lines += [f"{case}: {name}, loop {number}: {line}" for line in worse_loop(known, loop)]
+        if len(loops) > len(before):
+            lines.append(f"{case}: {name}: {len(loops)} loops, the table has {len(before)}")
+    return lines
+
+
+def worse_loop(old: Numbers, new: Numbers) -> list[str]:
+    lines = [
+        f"{kind} {old[kind]} -> {new[kind]}"
+        for kind in ("instructions", "stalls", "divisions", "slow paths")
+        if new[kind] > old[kind] * (1 + BAND)
+    ]
+    if len(new["load batches"]) > len(old["load batches"]):
+        lines.append(f"waits for global loads {old['load batches']} -> {new['load batches']}")
+    return lines
+
+
+def read() -> dict[str, Any]:
+    """{"ptxas": release, "cases": Table}"""
+    return dict(json.loads(FILE.read_text())) if FILE.exists() else {"ptxas": "", "cases": {}}
+
+
+def write(cases: Table) -> None:
+    """A line for each kernel."""
+    blocks = []
+    for case, kernels in cases.items():
+        rows = ",\n".join(f"   {json.dumps(name)}: {json.dumps(kernel)}" for name, kernel in kernels.items())
+        blocks.append(f"  {json.dumps(case)}: {{\n{rows}\n  }}")
+    head = f'{{\n "ptxas": {json.dumps(release())},\n "cases": {{\n'
+    FILE.write_text(head + ",\n".join(blocks) + "\n }\n}\n")
+
+
+def report(case: str, kernels: dict[str, Numbers]) -> str:
+    """A table of a case's loops, in Markdown."""
+    lines = [
+        f"### {case}",
+        "",
+        "| kernel, loop | instructions | stalls | model: cycles | tensor | shared | global | loads | divisions |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for name, kernel in kernels.items():
+        for number, loop in enumerate(kernel["loops"], 1):
+            kinds = [f"{loop['classes'].get(kind, 0):g}" for kind in ("tensor", "shared", "global")]
+            loads = " ".join(map(str, loop["load batches"])) or "-"
+            first = f"{loop['instructions']:g} | {loop['stalls']:g} | {loop['model cycles']:,}"
+            lines.append(f"| `{name}`, {number} | {first} | {' | '.join(kinds)} | {loads} | {loop['divisions']} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,251 @@
+"""tools/sass on machine code written here, with answers known by hand, and on small kernels through ptxas."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.flow import blocks_of, loops_of
+from tools.sass.listing import Control, Kernel, kernels
+from tools.sass.measure import Measured, Turn, load_batches, measured
+from tools.sass.model import BARRIER, BRANCH, CLUSTER_MESSAGE, LATENCY, cycles_of_turn
+
+NONE = 7  # no barrier
+
+
+def word(stall: int = 1, write: int = NONE, read: int = NONE, waits: int = 0) -> int:
+    return stall << 41 | write << 46 | read << 49 | waits << 52
+
+
+def line(text: str, **control: int) -> str:
+    return f"        /*0000*/   {text} ;  /* 0x{0:016x} */\n   /* 0x{word(**control):016x} */\n"
+
+
+def at(number: int, file: str = "k.cu") -> str:
+    return f'\t//## File "/somewhere/{file}", line {number}\n'
+
+
+def kernel(*lines: str) -> Kernel:
+    (found,) = kernels(".text.k:\n" + "".join(lines))
+    return found
+
+
+def turn_of(*lines: str, counts: dict[int, float] | None = None) -> Turn:
+    """Of the only loop. counts: of the lines; without them, once in front of the loop and ten times in it."""
+    code = measured(kernel(*lines), {(("k.cu", n),): float(c) for n, c in (counts or {1: 1, 2: 10}).items()})
+    (turn,) = code.turns
+    return turn
+
+
+LOOP = (at(1), line("MOV R0, RZ", stall=3), ".L_x_0:\n", at(2))
+BACK = line("@P0 BRA `(.L_x_0)", stall=5)
+END = (at(1), line("EXIT", stall=5))
+
+
+def test_control_words() -> None:
+    control = Control.of(word(stall=11, write=2, read=0, waits=0b101001))
+    assert control == Control(11, 2, 0, 0b101001)
+    assert Control.of(word()) == Control(1, None, None, 0)
+    # LDC R1, c[0x0][0x28] as nvdisasm prints it for sm_90a: 8 cycles, no barrier; and one that sets barrier 1
+    assert Control.of(0x000FF00000000800) == Control(8, None, None, 0)
+    assert Control.of(0x000E620000000800).write_barrier == 1
+
+
+def test_a_listing() -> None:
+    frames = '\t//## File "/a/tile.h", line 5 inlined at "/a/k.cu", line 7\n' + at(7)
+    code = kernel(frames, line("@!P1 LDG.E.128 R4, desc[UR4][R2.64]", write=3), line("EXIT"))
+    load = code.instructions[0]
+    assert (load.guard, load.name, load.opcode) == ("@!P1", "LDG", "LDG.E.128")
+    assert load.site == (("tile.h", 5), ("k.cu", 7))
+    assert code.code_bytes == 32
+
+
+def test_a_listing_without_control_words_is_an_error() -> None:
+    with pytest.raises(ValueError, match="k: no instructions with control words"):
+        kernel("        /*0000*/   EXIT ;\n")
+
+
+def test_loops() -> None:
+    code = kernel(
+        line("MOV R0, RZ"),  # 0
+        ".L_x_1:\n",
+        line("IADD3 R0, R0, 1, RZ"),  # 1
+        ".L_x_2:\n",
+        line("FADD R1, R1, R1"),  # 2
+        line("@P1 BRA `(.L_x_2)"),
+        line("@!P2 BRA `(.L_x_3)"),  # 3
+        line("FMUL R1, R1, R1"),  # 4
+        ".L_x_3:\n",
+        line("@P0 BRA `(.L_x_1)"),  # 5
+        line("EXIT"),  # 6
+    )
+    blocks = blocks_of(code)
+    assert [block.successors for block in blocks] == [[1], [2], [2, 3], [5, 4], [5], [1, 6], []]
+    outer, inner = loops_of(blocks)
+    assert (outer.header, outer.blocks, outer.inner) == (1, {1, 2, 3, 4, 5}, False)
+    assert (inner.header, inner.blocks, inner.inner) == (2, {2}, True)
+
+
+def test_a_turn_counts_what_is_executed() -> None:
+    turn = turn_of(
+        *LOOP,
+        line("FFMA R1, R1, R2, R3", stall=4),
+        line("@P1 BRA `(.L_x_1)", stall=5),
+        at(3),
+        line("MUFU.EX2 R1, R1", stall=2),  # in every other turn
+        line("FMUL R1, R1, R1", stall=4),
+        ".L_x_1:\n",
+        at(2),
+        BACK,
+        *END,
+        counts={1: 1, 2: 10, 3: 5},
+    )
+    assert turn.turns == 10 and turn.executed == 4
+    assert turn.instructions == {"fp32": 1.5, "control": 2, "special": 0.5}
+    assert turn.stalls == 4 + 5 + (2 + 4) / 2 + 5
+
+
+def test_a_line_that_was_hoisted_does_not_weigh_its_block() -> None:
+    hoisted = (at(1), line("MOV R0, RZ"), at(2), line("IADD3 R9, R9, 1, RZ"), at(1), line("MOV R1, RZ"))
+    code = kernel(*hoisted, ".L_x_0:\n", at(2), line("FADD R1, R1, R0"), BACK, *END)
+    result = measured(code, {(("k.cu", 1),): 1.0, (("k.cu", 2),): 10.0})
+    assert result.weights == [1, 10, 1] and result.executed == 3 + 20 + 1
+
+
+LOADS = [line(f"LDG.E R{n}, desc[UR4][R8.64]", stall=2, write=n) for n in range(4)]
+
+
+def test_loads_in_flight() -> None:
+    together = turn_of(*LOOP, *LOADS, line("FADD R0, R0, R3", stall=4, waits=0b1111), BACK, *END)
+    assert load_batches(together.path) == [4]
+    uses = [line(f"FADD R9, R9, R{n}", stall=4, waits=1 << n) for n in range(4)]
+    serial = turn_of(*LOOP, *(x for pair in zip(LOADS, uses, strict=True) for x in pair), BACK, *END)
+    assert load_batches(serial.path) == [1, 1, 1, 1]
+    ahead = turn_of(*LOOP, *LOADS, BACK, *END)  # used in the next turn
+    assert load_batches(ahead.path) == [4]
+
+
+def test_divisions_and_slow_paths() -> None:
+    call = "CALL.REL.NOINC `($__internal_1_$__cuda_sm3x_div_rn_noftz_f32_slowpath)"
+    integer = "CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64)"
+    turn = turn_of(*LOOP, line("FCHK P0, R1, R2"), line(call), line(integer), BACK, *END)
+    assert turn.divisions == 2
+    assert turn.slow_paths == {"sm3x_div_rn_noftz_f32_slowpath": 1, "sm20_div_s64": 1}
+
+
+def test_what_is_only_called_weighs_nothing() -> None:
+    code = kernel(
+        at(1), line("CALL.REL.NOINC `(.L_x_9)"), line("EXIT"), ".L_x_9:\n", line("FADD R1, R1, R1"), line("RET")
+    )
+    assert measured(code, {(("k.cu", 1),): 3.0}).executed == 6
+
+
+# ---- the model ----
+
+
+def test_the_model_adds_up_the_stalls_of_one_warp() -> None:
+    path = turn_of(*LOOP, line("FADD R0, R0, R1", stall=4), line("FADD R0, R0, R1", stall=7), BACK, *END).path
+    assert cycles_of_turn(path, warps=1) == 4 + 7 + BRANCH
+
+
+def test_the_model_hides_latency_behind_other_warps() -> None:
+    load = line("LDS R0, [R8]", stall=1, write=0)
+    path = turn_of(*LOOP, load, line("FADD R1, R0, R0", stall=1, waits=1), BACK, *END).path
+    alone, two, eight = (cycles_of_turn(path, warps) for warps in (1, 2, 8))
+    assert alone == LATENCY["LDS"] + 1 + BRANCH
+    assert two < 1.2 * alone and eight < 2 * alone  # each of 8 issues 3 instructions
+
+
+def test_the_model_is_bound_by_a_pipe() -> None:
+    path = turn_of(*LOOP, *[line(f"MUFU.EX2 R{n}, R9", stall=1, write=0) for n in range(4)], BACK, *END).path
+    assert cycles_of_turn(path, warps=8) == pytest.approx(8 * 4 * 8, rel=0.02)  # 8 cycles each
+
+
+def test_a_block_barrier_waits_for_all_warps() -> None:
+    path = turn_of(*LOOP, line("BAR.SYNC.DEFER_BLOCKING 0x0", stall=1), BACK, *END).path
+    assert cycles_of_turn(path, warps=1) == pytest.approx(BARRIER + BRANCH, abs=1)
+
+
+def test_a_message_takes_its_time() -> None:
+    wait = line("SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR4], R2", stall=1, write=0)
+    path = turn_of(
+        *LOOP, wait, line("@!P1 FADD R0, R0, R0", stall=1, waits=1), line("STAS [R2.64], R4", stall=1), BACK, *END
+    ).path
+    assert cycles_of_turn(path, warps=1) == pytest.approx(CLUSTER_MESSAGE + 1 + 1, abs=BRANCH)
+
+
+# ---- small kernels through ptxas ----
+
+CUDA = r"""
+__global__ void serial(const float* x, float* y, int n) {
+  float sum = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += 32) {
+    float a = x[i];
+    if (a > 0) a = x[i + (int)a];
+    if (a > 0) a = x[i + (int)a];
+    sum += a;
+  }
+  y[threadIdx.x] = sum;
+}
+__global__ void together(const float* x, float* y, int n) {
+  float sum = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += 128) {
+    sum += (x[i] + x[i + 32]) + (x[i + 64] + x[i + 96]);
+  }
+  y[threadIdx.x] = sum;
+}
+__global__ void divides(const float* x, float* y, int n) {
+  float sum = 1;
+#pragma unroll 1
+  for (int i = 1; i < n; ++i) sum = x[i] / sum;
+  y[threadIdx.x] = sum;
+}
+__global__ void spills(const float* x, float* y, int n, int which) {
+  float values[64];
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) values[i % 64] = x[i];
+  y[threadIdx.x] = values[which];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
+    """By the first letters of their names. Every line counts as executed once."""
+    folder = tmp_path_factory.mktemp("sass")
+    try:
+        for name in ("nvcc", "ptxas", "nvdisasm"):
+            program(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    (folder / "k.cu").write_text(CUDA)
+    command = [program("nvcc"), "-ptx", "-arch=sm_90a", "-lineinfo", "k.cu", "-o", "k.ptx"]
+    subprocess.run(command, cwd=folder, check=True)
+    text = (folder / "k.ptx").read_text()
+    result = {}
+    for name in entries(text):
+        (code,) = assembled(single_kernel(text, name), "sm_90a", folder)
+        lines = {(i.site, i.site[:1])[shorter]: 1.0 for i in code.instructions for shorter in range(2)}
+        result[name[name.index("Z") + 2 :].rstrip("PKfiS0_")] = measured(code, lines)
+    return result
+
+
+def test_a_serial_load_is_seen(compiled: dict[str, Measured]) -> None:
+    assert load_batches(compiled["serial"].turns[0].path)[:1] == [1]
+    assert len(load_batches(compiled["serial"].turns[0].path)) == 3
+    assert load_batches(compiled["together"].turns[0].path) == [4]
+
+
+def test_a_division_is_seen(compiled: dict[str, Measured]) -> None:
+    assert compiled["divides"].turns[0].divisions == 1
+    assert compiled["divides"].turns[0].slow_paths
+    assert not compiled["together"].turns[0].divisions
+
+
+def test_local_memory_is_seen(compiled: dict[str, Measured]) -> None:
+    assert compiled["spills"].local_memory > 0
+    assert compiled["together"].local_memory == 0
