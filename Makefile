@@ -22,7 +22,7 @@ SIMT_SOURCES := $(shell find csrc/core csrc/cuda csrc/ops csrc/simt tests/simt -
 FIND_TORCH := import os, torch; print(os.path.dirname(torch.__file__))
 CUDA_HEADERS := $(or $(CUDA_HOME),$(CUDA_PATH),/usr/local/cuda)/include
 
-.PHONY: always demo tasks task-packages test test-all test-elsewhere test-asan peers test-peers test-transformers simt ptx test-ptx test-ptx-all test-device-faults gates gpu-check gpu-machine bench lint clean
+.PHONY: always demo tasks task-packages test test-all test-elsewhere test-asan peers test-peers test-transformers simt ptx test-ptx test-ptx-all test-device-faults sass gates gpu-check gpu-machine bench lint clean
 demo: $(STAMP)
 	$(PY) examples/train_lm.py $(ARGS)
 
@@ -108,6 +108,14 @@ test-ptx: $(STAMP) ptx
 AN_A100 := compute_capability=80 max_shared_bytes=166912 max_cluster=1 multiprocessors=108
 test-ptx-all: $(STAMP)
 	for faults in on off; do $(MAKE) ptx PTX_ARCHS='sm_90a sm_80' PTX_FAULTS=$$faults && $(ON_PTX) && XLSTM_SIMT_OPTIONS='$(AN_A100)' $(ON_PTX) || exit 1; done
+
+# The machine code of the kernels, weighed by what the executor counts: docs/kernels/machine-code.md. ARGS="--check".
+sass: build/.sass$(subst /,_,$(PY)) ptx
+	$(PY) -m bench sass $(ARGS)
+
+build/.sass$(subst /,_,$(PY)): $(STAMP)
+	$(PY) -m pip install -q --disable-pip-version-check nvidia-cuda-nvdisasm
+	@touch $@
 
 # Faults planted in what only nvcc compiles, asm strings and the like: each of them must be noticed. ARGS="--only tma.h".
 test-device-faults: build/.simt

@@ -28,7 +28,8 @@ from tools.sass.profile import counts_of_lines
 from .counters import CASES, counted
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE = Path(__file__).with_name("machine_code.json")
+FILE, PAGE = Path(__file__).with_name("machine_code.json"), ROOT / "docs/kernels/machine-code.md"
+MARKS = "<!-- machine code -->\n", "<!-- /machine code -->"  # of what the page has from here
 PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
 ARCH = "sm_90a"
 HOT = 0.04  # loops with less of a kernel's instructions are left out
@@ -163,6 +164,15 @@ def write(cases: Table) -> None:
         blocks.append(f"  {json.dumps(case)}: {{\n{rows}\n  }}")
     head = f'{{\n "ptxas": {json.dumps(release())},\n "cases": {{\n'
     FILE.write_text(head + ",\n".join(blocks) + "\n }\n}\n")
+    PAGE.write_text(with_tables(PAGE.read_text(), read()))
+
+
+def with_tables(page: str, table: dict[str, Any]) -> str:
+    """The page, with the numbers of this table between its marks."""
+    before, rest = page.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    tables = "\n".join(report(case, kernels) for case, kernels in table["cases"].items())
+    return f"{before}{MARKS[0]}\nBy ptxas {table['ptxas']}.\n\n{tables}\n{MARKS[1]}{after}"
 
 
 def report(case: str, kernels: dict[str, Numbers]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
 
 import pytest
 
+from bench import machine_code
+from bench.counters import CASES
 from tools.sass.assemble import assembled, entries, program, single_kernel
 from tools.sass.flow import blocks_of, loops_of
 from tools.sass.listing import Control, Kernel, kernels
@@ -174,6 +177,57 @@ def test_a_message_takes_its_time() -> None:
         *LOOP, wait, line("@!P1 FADD R0, R0, R0", stall=1, waits=1), line("STAS [R2.64], R4", stall=1), BACK, *END
     ).path
     assert cycles_of_turn(path, warps=1) == pytest.approx(CLUSTER_MESSAGE + 1 + 1, abs=BRANCH)
+
+
+# ---- the committed table ----
+
+
+def numbers_of(instructions: float, stalls: float, loads: list[int]) -> dict[str, Any]:
+    loop = {"instructions": instructions, "stalls": stalls, "model cycles": 1, "classes": {}, "load batches": loads}
+    return {"k<1>": {"local memory": 0, "loops": [loop | {"divisions": 0, "slow paths": 0}]}}
+
+
+OLD = numbers_of(300, 700, [8])
+
+
+@pytest.mark.parametrize(
+    ("new", "problems"),
+    [
+        (numbers_of(300, 700, [8]), []),
+        (numbers_of(306, 714, [16]), []),
+        (numbers_of(200, 300, []), []),
+        (numbers_of(307, 700, [8]), ["instructions 300 -> 307"]),
+        (numbers_of(300, 715, [8]), ["stalls 700 -> 715"]),
+        (numbers_of(300, 700, [4, 4]), ["waits for global loads [8] -> [4, 4]"]),
+    ],
+)
+def test_what_is_worse(new: dict[str, Any], problems: list[str]) -> None:
+    assert machine_code.worse(OLD, new, "case") == [f"case: k<1>, loop 1: {problem}" for problem in problems]
+
+
+def test_a_division_local_memory_and_a_new_kernel_are_worse() -> None:
+    new = numbers_of(300, 700, [8])
+    new["k<1>"]["local memory"] = 2
+    new["k<1>"]["loops"][0]["divisions"] = 1
+    assert machine_code.worse(OLD, new, "case") == [
+        "case: k<1>: uses local memory",
+        "case: k<1>, loop 1: divisions 0 -> 1",
+    ]
+    assert machine_code.worse({}, OLD, "case") == ["case: k<1> is not in the table"]
+
+
+def test_the_committed_table_and_its_page() -> None:
+    table = machine_code.read()
+    assert [*table["cases"]] == [*CASES]
+    page = machine_code.PAGE.read_text()
+    assert machine_code.with_tables(page, table) == page
+
+
+def test_counts_of_the_machine_code_are_near_those_of_its_ptx() -> None:
+    """ptxas folds addresses and conversions, and makes several instructions of a division."""
+    for case in machine_code.read()["cases"].values():
+        for name, code in case.items():
+            assert 0.3 * code["PTX instructions"] < code["instructions"] < 1.5 * code["PTX instructions"], name
 
 
 # ---- small kernels through ptxas ----

@@ -25,6 +25,7 @@ RACES_ONLY = {
     "wgmma: no fence.proxy.async",
     "wgmma: no barrier before the TMA store",
     "memory: two blocks write one word",
+    "memory: constant memory that the kernel has written",
     "memory: plain read of an atomic counter",
     "barrier: flag without release",
     "wrapper: reads back a bulk copy whose writes are not waited for",

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 import subprocess
-import sysconfig
+import sys
 from pathlib import Path
 
 from .listing import Kernel, kernels
@@ -16,11 +16,11 @@ ENTRY = re.compile(r"^(?:\.visible |\.weak |\.extern )*\.entry\s+([\w$]+)", re.M
 
 def program(name: str) -> str:
     """The path of a CUDA program: on the PATH, else of the PyPI package that holds it. Raises FileNotFoundError."""
-    packaged = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin", name)
-    found = shutil.which(name) or (str(packaged) if packaged.exists() else None)
-    if not found:
-        raise FileNotFoundError(f"no {name}: CUDA has it, and pip install nvidia-cuda-{name}")
-    return found
+    packaged = [Path(folder, "nvidia", "cu13", "bin", name) for folder in sys.path]
+    found = [shutil.which(name), *(str(file) for file in packaged if file.exists())]
+    for path in filter(None, found):
+        return path
+    raise FileNotFoundError(f"no {name}: CUDA has it, and pip install nvidia-cuda-{name}")
 
 
 def entries(text: str) -> list[str]:

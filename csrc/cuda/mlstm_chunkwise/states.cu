@@ -211,6 +211,14 @@ XLSTM_DEVICE void for_rows(State<P, kColumns>& state, const MlstmShape& shape, c
   }
 }
 
+// Whether the block's part of a matrix at C is there as a whole, in rows that are aligned.
+template <int kColumns, class T>
+XLSTM_DEVICE bool is_whole(const MlstmShape& shape, const Block& block, const T* C) {
+  using Access = typename RowPart<T>::Access;
+  return block.first_row + kTileRows <= shape.head_dim_qk && block.first_column + kColumns <= shape.head_dim_v &&
+         shape.head_dim_v % Access::kCount == 0 && aligned_for<Access>(C);
+}
+
 XLSTM_DEVICE bool has_n(const Block& block) {
   return block.first_column == 0;
 }
@@ -233,9 +241,14 @@ XLSTM_DEVICE void scale_state(State<P, kColumns>& state, Accumulator<P> g) {
 template <Product P, int kColumns, class A>
 XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const A* C,
                              const A* n) {
+  const bool whole = C && is_whole<kColumns>(shape, block, C);
   for_rows(state, shape, block, [&](int64_t index, int left, A& x, A& y, A& z, A& w) {
     RowPart<A> part = {};
-    if (C) part.load(C + index, left);
+    if (whole) {
+      part.load(C + index);
+    } else if (C) {
+      part.load(C + index, left);
+    }
     x = part.pairs[0].x[0], y = part.pairs[0].x[1], z = part.pairs[1].x[0], w = part.pairs[1].x[1];
   });
 #pragma unroll
@@ -247,10 +260,14 @@ XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape,
 
 template <Product P, int kColumns, class A, class T>
 XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, T* C, A* n) {
-  for_rows(state, shape, block, [&](int64_t index, int left, A x, A y, A z, A w) {
-    RowPart<T> part = {{narrow_two<T>(x, y), narrow_two<T>(z, w)}};
-    part.store(C + index, left);
-  });
+  const auto part_of = [](A x, A y, A z, A w) { return RowPart<T>{{narrow_two<T>(x, y), narrow_two<T>(z, w)}}; };
+  if (is_whole<kColumns>(shape, block, C)) {
+    for_rows(state, shape, block,
+             [&](int64_t index, int, A x, A y, A z, A w) { part_of(x, y, z, w).store(C + index); });
+  } else {
+    for_rows(state, shape, block,
+             [&](int64_t index, int left, A x, A y, A z, A w) { part_of(x, y, z, w).store(C + index, left); });
+  }
   if (!has_n(block)) return;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -262,19 +279,36 @@ XLSTM_DEVICE void store_state(State<P, kColumns>& state, const MlstmShape& shape
 
 // ---- backward: <dC, C> + <dn, n> ----
 
+// This lane's part of <dC, C>.
+template <Product P, int kColumns, class A = Accumulator<P>, class T>
+XLSTM_DEVICE A dot_of_tile(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const T* C) {
+  A sum = 0;
+  const auto add = [&](A d, T c) { sum += d * widen<A>(c); };
+  if (is_whole<kColumns>(shape, block, C)) {
+    for_rows(state, shape, block, [&](int64_t index, int, A x, A y, A z, A w) {
+      RowPart<T> part;
+      part.load(C + index);
+      add(x, part.pairs[0].x[0]), add(y, part.pairs[0].x[1]), add(z, part.pairs[1].x[0]), add(w, part.pairs[1].x[1]);
+    });
+  } else {
+    for_rows(state, shape, block, [&](int64_t index, int left, A x, A y, A z, A w) {
+      RowPart<T> part;
+      part.load(C + index, left);
+      const int column = 2 * lane_pair();  // what lies past the last one may be a NaN
+      if (column < left) add(x, part.pairs[0].x[0]);
+      if (column + 1 < left) add(y, part.pairs[0].x[1]);
+      if (column + 8 < left) add(z, part.pairs[1].x[0]);
+      if (column + 9 < left) add(w, part.pairs[1].x[1]);
+    });
+  }
+  return sum;
+}
+
 // Of the block's tile: written by thread 0.
 template <Product P, int kColumns, class A, class T>
 XLSTM_DEVICE void store_dot(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmShape& shape,
                             const Block& block, const T* C, const A* n, A* to) {
-  A sum = 0;
-  for_rows(state, shape, block, [&](int64_t index, int left, A x, A y, A z, A w) {
-    RowPart<T> part;
-    part.load(C + index, left);
-    const auto add = [&](int column, A d, T c) { sum += column < left ? d * widen<A>(c) : A{0}; };
-    const int column = 2 * lane_pair();
-    add(column, x, part.pairs[0].x[0]), add(column + 1, y, part.pairs[0].x[1]);
-    add(column + 8, z, part.pairs[1].x[0]), add(column + 9, w, part.pairs[1].x[1]);
-  });
+  A sum = dot_of_tile(state, shape, block, C);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row_of_lane(block) + 8 * half;

@@ -417,52 +417,52 @@ XLSTM_DEVICE A sum_of_row(A x) {
 // This lane's part of 16 columns of a row: two neighbours in each of two blocks of 8, as in accumulators. Of 16 bits
 // each, a lane reads and writes four neighbours instead, so that the lanes of a row cover a whole sector at once.
 template <class T>
-struct RowPart {
+class RowPart {
+  static constexpr int kAccesses = sizeof(T) == 2 ? 1 : 2, kWidth = 4 / kAccesses;
+
+ public:
+  using Access = device::Pack<T, kWidth>;
   device::Pack<T, 2> pairs[2];
 
-  // From a row's first column on, of which `left` exist; zeros past them.
-  XLSTM_DEVICE void load(const T* row, int left) {
+  // From a row's first column on. By all lanes, all columns exist, and rows are aligned for accesses.
+  XLSTM_DEVICE void load(const T* row) {
 #pragma unroll
     for (int n = 0; n < kAccesses; ++n) {
-      const T* from = row + column(n);
-      const int there = left - column(n);
-      const bool at_once = whole(from, there);
-      Access pack;
-      if (at_once) pack = device::load_whole(reinterpret_cast<const Access*>(from));
+      const Access access = device::load_whole(reinterpret_cast<const Access*>(row + column(n)));
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) x(kWidth * n + i) = at_once ? pack.x[i] : i < there ? from[i] : T{};
+      for (int i = 0; i < kWidth; ++i) x(kWidth * n + i) = access.x[i];
     }
     exchange();
   }
-
-  XLSTM_DEVICE void store(T* row, int left) {
+  XLSTM_DEVICE void store(T* row) {
     exchange();
 #pragma unroll
     for (int n = 0; n < kAccesses; ++n) {
-      T* to = row + column(n);
-      const int there = left - column(n);
-      Access pack;
+      Access access;
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) pack.x[i] = x(kWidth * n + i);
-      if (whole(to, there)) {
-        device::store_whole(reinterpret_cast<Access*>(to), pack);
-      } else {
+      for (int i = 0; i < kWidth; ++i) access.x[i] = x(kWidth * n + i);
+      device::store_whole(reinterpret_cast<Access*>(row + column(n)), access);
+    }
+  }
+
+  // The same where `left` columns exist, at any address; zeros past them.
+  XLSTM_DEVICE void load(const T* row, int left) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          if (i < there) to[i] = pack.x[i];
-        }
-      }
+    for (int i = 0; i < 4; ++i) x(i) = own_column(i) < left ? row[own_column(i)] : T{};
+  }
+  XLSTM_DEVICE void store(T* row, int left) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (own_column(i) < left) row[own_column(i)] = x(i);
     }
   }
 
  private:
-  static constexpr int kAccesses = sizeof(T) == 2 ? 1 : 2, kWidth = 4 / kAccesses;
-  using Access = device::Pack<T, kWidth>;
-
+  // The columns of pairs, and the first one of an access.
+  static XLSTM_DEVICE int own_column(int i) { return i / 2 * 8 + 2 * lane_pair() + i % 2; }
   static XLSTM_DEVICE int column(int access) {
-    return kAccesses == 1 ? 8 * (lane_pair() % 2) + 4 * (lane_pair() / 2) : 8 * access + 2 * lane_pair();
+    return kAccesses == 1 ? 8 * (lane_pair() % 2) + 4 * (lane_pair() / 2) : own_column(2 * access);
   }
-  static XLSTM_DEVICE bool whole(const T* at, int left) { return left >= kWidth && device::aligned_for<Access>(at); }
   XLSTM_DEVICE void exchange() {
     if constexpr (kAccesses == 1) device::swap_with_neighbour(pairs[0], pairs[1]);
   }

@@ -72,7 +72,7 @@ XLSTM_DEVICE int last_of(unsigned set) {
 template <class T>
 class TokenVectors {
   static constexpr int kCount = Vector<T>::kCount, kVectors = kTokens / kCount, kHalf = kVectors / 2;
-  Vector<T> v[kVectors] = {};  // vector 2n of the thread in v[n], 2n + 1 in v[kHalf + n]
+  Vector<T> v[kVectors];  // vector 2n of the thread in v[n], 2n + 1 in v[kHalf + n]
 
   // Of the pair of lanes, which read or write vectors 2n and 2n + 1 of it in one access.
   static XLSTM_DEVICE Vector<T>* place(const T* own, int n) {
@@ -90,39 +90,34 @@ class TokenVectors {
     const int own = j / kCount;
     return v[kVectors == 1 ? 0 : own % 2 * kHalf + own / 2].x[j % kCount];
   }
-  // All threads call these, and those with `here` get or give their tokens.
-  XLSTM_DEVICE void load(const T* from, bool here) {
-    if (here) {
+  XLSTM_DEVICE void load(const T* from) {
 #pragma unroll
-      for (int n = 0; n < kVectors; ++n) v[n] = device::load_whole(place(from, n));
-    }
+    for (int n = 0; n < kVectors; ++n) v[n] = device::load_whole(place(from, n));
     exchange();
   }
-  XLSTM_DEVICE void store(T* to, bool here) {
+  XLSTM_DEVICE void store(T* to) {
     exchange();
-    if (here) {
 #pragma unroll
-      for (int n = 0; n < kVectors; ++n) device::store_whole(place(to, n), v[n]);
-    }
+    for (int n = 0; n < kVectors; ++n) device::store_whole(place(to, n), v[n]);
   }
 };
 
-// Whether all tokens of this lane and of its neighbour are there, aligned and side by side.
-XLSTM_DEVICE bool whole_pair(const void* tokens, int64_t stride, int count) {
-  const bool whole = count == kTokens && stride == 1 && device::aligned_for<uint4>(tokens);
-  return __shfl_xor_sync(~0u, static_cast<int>(whole), 1) && whole;
+// Whether the tokens of all lanes are there, aligned and side by side.
+XLSTM_DEVICE bool whole_warp(const void* tokens, int64_t stride, int count) {
+  return __all_sync(~0u, count == kTokens && stride == 1 && device::aligned_for<uint4>(tokens));
 }
 
 // take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
-  TokenVectors<T> tokens;
-  const bool whole = whole_pair(from, stride, count);
-  tokens.load(from, whole);
+  if (whole_warp(from, stride, count)) {
+    TokenVectors<T> tokens;
+    tokens.load(from);
 #pragma unroll
-  for (int j = 0; j < kTokens; ++j) {
-    if (!whole) tokens[j] = j < count ? from[j * stride] : T{};
-    take(j, tokens[j]);
+    for (int j = 0; j < kTokens; ++j) take(j, tokens[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) take(j, j < count ? from[j * stride] : T{});
   }
 }
 
@@ -142,14 +137,17 @@ XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t o
 // value(j) for the first `count` tokens.
 template <class T, class Value>
 XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
-  TokenVectors<T> tokens;
-  const bool whole = whole_pair(to, stride, count);
+  if (whole_warp(to, stride, count)) {
+    TokenVectors<T> tokens;
 #pragma unroll
-  for (int j = 0; j < kTokens; ++j) {
-    tokens[j] = value(j);
-    if (!whole && j < count) to[j * stride] = tokens[j];
+    for (int j = 0; j < kTokens; ++j) tokens[j] = value(j);
+    tokens.store(to);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+      if (j < count) to[j * stride] = value(j);
+    }
   }
-  tokens.store(to, whole);
 }
 
 template <class T, class Value>
