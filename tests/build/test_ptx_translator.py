@@ -138,5 +138,5 @@ def test_names_of_static_functions() -> None:
 
 
 def test_every_case_is_another_instruction() -> None:
-    texts = [case.text for case in CASES]
-    assert len({*texts}) == len(texts)
+    cases = [(case.text, case.result) for case in CASES]  # a register that is wider than the result is another case
+    assert len({*cases}) == len(cases)
