@@ -16,6 +16,7 @@ struct Array {
 };
 constexpr int kInputs = 4;
 constexpr unsigned kThreads = 128;
+constexpr size_t kSharedBytes = kThreads * 16;
 
 void run(const char* name, unsigned elements, const Array* inputs, const Array& result) {
   const auto lock = simt::hold();
@@ -28,7 +29,8 @@ void run(const char* name, unsigned elements, const Array* inputs, const Array& 
   pointers.push_back(simt::allocate(result.bytes));
   std::vector<simt::KernelArgument> arguments;
   for (void*& pointer : pointers) arguments.push_back({&pointer, sizeof pointer});
-  const simt::LaunchConfig config{.grid = dim3(elements / kThreads), .block = dim3(kThreads), .name = name};
+  const simt::LaunchConfig config{
+      .grid = dim3(elements / kThreads), .block = dim3(kThreads), .shared_bytes = kSharedBytes, .name = name};
   simt::run(config, ptx::bound(ptx::find(name), arguments));
   std::memcpy(result.data, pointers.back(), result.bytes);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import product
@@ -10,8 +11,8 @@ from itertools import product
 import mpmath
 
 from .case import Case
-from .formats import F64, Real
-from .reals import divide, is_infinite, is_nan, number, sign_of, square_root
+from .formats import F32, F64, Real
+from .reals import divide, is_infinite, is_nan, multiply, number, sign_of, square_root
 
 
 def exact(f: Callable[[mpmath.mpf], mpmath.mpf]) -> Callable[[Real], Real | mpmath.mpf]:
@@ -53,6 +54,30 @@ def hyperbolic_tangent(a: Real) -> object:
     return exact(mpmath.tanh)(a)
 
 
+def approximate_quotient(a: Real, b: Real) -> Real:
+    """The ISA computes a * (1 / b). Where 1 / b would be subnormal, it is zero."""
+    if not is_nan(b) and not is_infinite(b) and abs(b) > 2**126:
+        return multiply(a, math.copysign(0.0, b))
+    return divide(a, b)
+
+
+def ranges_of_exp2(_: random.Random) -> list[tuple[int, ...]]:
+    """Where a power of two becomes subnormal, zero or infinite."""
+    ends = [Fraction(end) + Fraction(step, 8) for end in (-150, -149, -126, 128) for step in range(-8, 9)]
+    return [(F32.encode(x),) for x in ends]
+
+
+def ranges_of_quotients(random_: random.Random) -> list[tuple[int, ...]]:
+    """At the least normal number, and with divisors about 2^126."""
+    divisors = [Fraction(2) ** exponent for exponent in range(64, 128)]
+    rows = [(F32.encode(b / 2**126) + off, F32.encode(b)) for b in divisors for off in (-1, 0, 1)]
+    limit = F32.encode(Fraction(2) ** 126)
+    return rows + [(F32.encode(Fraction(random_.getrandbits(24))), limit + off) for off in (-1, 0, 1)]
+
+
+HARD = {"ex2": ranges_of_exp2, "div": ranges_of_quotients}
+
+
 # The bounds are those of the ISA.
 def approximations() -> Iterable[Case]:
     functions = {
@@ -61,7 +86,7 @@ def approximations() -> Iterable[Case]:
         "rcp": (lambda a: divide(Fraction(1), a), 2.0**-23),
         "rsqrt": (reciprocal_root, 2.0**-22.9),
         "sqrt": (lambda a: square_root(a, 32), 2.0**-23),
-        "div": (divide, 2.0**-22),
+        "div": (approximate_quotient, 2.0**-22),
         "tanh": (hyperbolic_tangent, 2.0**-11),
     }
     for (name, (f, bound)), ftz in product(functions.items(), ("", ".ftz")):
@@ -70,10 +95,13 @@ def approximations() -> Iterable[Case]:
         operands = ("f32", "f32") if name == "div" else ("f32",)
         text = f"{name}.approx{ftz}.f32 $d, $a{', $b' if name == 'div' else ''};"
         expected = lambda *bits, f=f, ftz=bool(ftz): f(*(number("f32", x, ftz) for x in bits))  # noqa: E731
-        yield Case(text, "f32", operands, expected, bound=bound, absolute=2.0**-22.6 if name == "lg2" else 0)
-    yield Case("rcp.approx.ftz.f64 $d, $a;", "f64", ("f64",), rcp_upper_half, bound=2.0**-19)  # the ISA: "gross"
+        yield Case(text, "f32", operands, expected, bound=bound, absolute=2.0**-22.6 if name == "lg2" else 0,
+                   hard=HARD.get(name, lambda _: []))  # fmt: skip
+    text = "rcp.approx.ftz.f64 $d, $a;"
+    yield Case(text, "f64", ("f64",), rcp_upper_half, bound=2.0**-19, zeros=0xFFFFFFFF)  # the ISA: "gross"
 
 
-def rcp_upper_half(a: int) -> Real:
-    """Of the upper 32 bits of an f64; subnormal ones are zeros."""
-    return divide(Fraction(1), F64.decode(F64.flushed(a & ~0xFFFFFFFF)))
+def rcp_upper_half(a: int) -> Real | int:
+    """Of the upper 32 bits of an f64; subnormal ones are zeros. The ISA gives the bits of a NaN."""
+    x = F64.decode(F64.flushed(a & ~0xFFFFFFFF))
+    return 0x7FFFFFFF00000000 if is_nan(x) else divide(Fraction(1), x)

@@ -18,9 +18,12 @@ WIDTHS |= {name: form.bits for name, form in FORMATS.items()}
 
 @dataclass(frozen=True)
 class Case:
-    """`text` has $d for the result and $a, $b, $c for the operands. `expected` takes their bits and gives those of the
-    result, for each element; where `lanes` is true, for the operands of a warp at once. `bound`: the result may be off
-    by this much relative to the exact value that `expected` gives, or by `absolute`."""
+    """`text` has $d for the result and $a, $b, $c, $e for the operands, $t and $w for other ones, &d and &a for the
+    place of an element of the array. `expected` takes the operands' bits and gives those of the result, for each
+    element; where `lanes` is true, for the operands of a warp at once. `bound`: the result may be off by this much
+    relative to the exact value that `expected` gives, or by `absolute`; its bits where `expected` gives those. `zeros`:
+    bits that every result lacks. `fault`: what the executor says instead of a result. `hard`: operands that hardly come
+    by chance, of whole warps where `lanes` is true."""
 
     text: str
     result: str
@@ -29,6 +32,9 @@ class Case:
     lanes: bool = False
     bound: float = 0.0
     absolute: float = 0.0
+    zeros: int = 0
+    fault: str = ""
+    hard: Callable[[random.Random], list[tuple[int, ...]]] = lambda _: []
 
     @property
     def opcode(self) -> str:
@@ -72,12 +78,12 @@ def drawn(kind: str, random_: random.Random) -> int:
 
 
 def inputs(case: Case, random_: random.Random) -> list[tuple[int, ...]]:
-    """Corners of all operands together, as far as these are not too many, and random ones; of whole warps."""
+    """Hard ones, corners of all operands together as far as these are not too many, and random ones; of whole warps."""
     sets = [corners(kind) for kind in case.operands]
     crossed = list(product(*sets))
     if len(crossed) > COUNT:
         crossed = random_.sample(crossed, COUNT)
-    rows = crossed + [tuple(drawn(kind, random_) for kind in case.operands) for _ in range(COUNT)]
+    rows = case.hard(random_) + crossed + [tuple(drawn(kind, random_) for kind in case.operands) for _ in range(COUNT)]
     return rows[: len(rows) // WARP * WARP] if case.lanes else rows
 
 

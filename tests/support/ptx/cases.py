@@ -7,6 +7,7 @@ from .case import Case
 from .conversions import conversions
 from .floating import arithmetic_of_floats, comparisons
 from .integers import integers, predicates
+from .memory import memory
 from .warps import warps
 
 CASES: list[Case] = [
@@ -17,4 +18,5 @@ CASES: list[Case] = [
     *approximations(),
     *conversions(),
     *warps(),
+    *memory(),
 ]

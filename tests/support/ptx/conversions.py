@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import product
 
+from . import ties
 from .case import WIDTHS, Case, integer, mask
 from .formats import BF16, F16, F32, F64, FORMATS, TF32, Real, rounded
 from .integers import arithmetic
@@ -63,27 +64,45 @@ def conversions() -> Iterable[Case]:
         if bits < WIDTHS[source]:
             yield Case(f"cvt.sat.{target}.{source} $d, $a;", target, (source,),
                        arithmetic(source, lambda a, low=low, high=high: max(low, min(high, a)), target))  # fmt: skip
-    for source, target in product(("s32", "u32", "s64", "u64", "s16", "u16"), ("f32", "f64")):
-        yield Case(f"cvt.rn.{target}.{source} $d, $a;", target, (source,), integer_to_float(source, target, "rn"))
-    for source, target, mode in product(("f32", "f64"), ("s32", "u32", "s64", "u64"), WHOLE):
-        yield Case(f"cvt.{mode}.{target}.{source} $d, $a;", target, (source,),
-                   float_to_integer(source, target, mode, False))  # fmt: skip
-    yield Case("cvt.rni.ftz.s32.f32 $d, $a;", "s32", ("f32",), float_to_integer("f32", "s32", "rni", True))
+    for source, target in product(kinds, ("f32", "f64")):
+        yield Case(f"cvt.rn.{target}.{source} $d, $a;", target, (source,), integer_to_float(source, target, "rn"),
+                   hard=ties.integers(source, target))  # fmt: skip
+    for source, target, mode, ftz in product(("f32", "f64"), kinds, WHOLE, ("", ".ftz")):
+        if not ftz or (source == "f32" and target in ("s32", "u64")):
+            yield Case(f"cvt.{mode}{ftz}.{target}.{source} $d, $a;", target, (source,),
+                       float_to_integer(source, target, mode, bool(ftz)), hard=ties.whole_numbers(source))  # fmt: skip
     for k, mode in product(("f32", "f64"), WHOLE):
         yield Case(f"cvt.{mode}.{k}.{k} $d, $a;", k, (k,),
                    lambda a, k=k, mode=mode: FORMATS[k].encode(whole_number(number(k, a), mode)))  # fmt: skip
+    for mode in WHOLE:
+        yield Case(f"cvt.{mode}.ftz.f32.f32 $d, $a;", "f32", ("f32",),
+                   lambda a, mode=mode: F32.encode(whole_number(number("f32", a, True), mode)))  # fmt: skip
+    narrower = ties.narrowing("f64", F32)
     yield Case("cvt.f64.f32 $d, $a;", "f64", ("f32",), lambda a: F64.encode(F32.decode(a)))
-    yield Case("cvt.rn.f32.f64 $d, $a;", "f32", ("f64",), lambda a: F32.encode(F64.decode(a)))
-    yield Case("cvt.rn.ftz.f32.f64 $d, $a;", "f32", ("f64",), lambda a: F32.flushed(F32.encode(F64.decode(a))))
+    yield Case("cvt.ftz.f64.f32 $d, $a;", "f64", ("f32",), lambda a: F64.encode(number("f32", a, True)))
+    yield Case("cvt.rn.f32.f64 $d, $a;", "f32", ("f64",), lambda a: F32.encode(F64.decode(a)), hard=narrower)
+    yield Case("cvt.rn.ftz.f32.f64 $d, $a;", "f32", ("f64",),
+               lambda a: F32.flushed(F32.encode(F64.decode(a))), hard=narrower)  # fmt: skip
     yield Case("cvt.sat.f32.f32 $d, $a;", "f32", ("f32",), lambda a: rounded_to("f32", F32.decode(a), "rn", sat=True))
     yield Case(
         "cvt.ftz.sat.f32.f32 $d, $a;", "f32", ("f32",), lambda a: rounded_to("f32", F32.decode(a), "rn", True, True)
     )
     for half, form in (("f16", F16), ("bf16", BF16)):
         yield Case(f"cvt.f32.{half} $d, $a;", "f32", (half,), lambda a, form=form: F32.encode(form.decode(a)))
-        yield Case(f"cvt.rn.{half}.f32 $d, $a;", half, ("f32",), lambda a, form=form: form.encode(F32.decode(a)))
+        yield Case(f"cvt.rn.{half}.f32 $d, $a;", half, ("f32",), lambda a, form=form: form.encode(F32.decode(a)),
+                   hard=ties.narrowing("f32", form))  # fmt: skip
         yield Case(f"cvt.rn.{half}x2.f32 $d, $a, $b;", "b32", ("f32", "f32"),
-                   lambda a, b, form=form: form.encode(F32.decode(a)) << 16 | form.encode(F32.decode(b)))  # fmt: skip
-    yield Case("cvt.rna.tf32.f32 $d, $a;", "b32", ("f32",), tf32("rna"))
-    yield Case("cvt.rn.tf32.f32 $d, $a;", "b32", ("f32",), tf32("rn"))
-    yield Case("cvt.rz.tf32.f32 $d, $a;", "b32", ("f32",), tf32("rz"))
+                   lambda a, b, form=form: form.encode(F32.decode(a)) << 16 | form.encode(F32.decode(b)),
+                   hard=ties.narrowing("f32", form, operands=2))  # fmt: skip
+    yield Case("cvt.sat.f32.f16 $d, $a;", "f32", ("f16",), lambda a: rounded_to("f32", F16.decode(a), "rn", sat=True))
+    for mode in ("rna", "rn", "rz"):
+        yield Case(f"cvt.{mode}.tf32.f32 $d, $a;", "b32", ("f32",), tf32(mode), hard=ties.narrowing("f32", TF32))
+    yield from wider_registers()
+
+
+def wider_registers() -> Iterable[Case]:
+    """What a register has above a result of fewer bits: the sign of a signed one, else zeros."""
+    for target, register in product(("s8", "u8", "s16", "u16"), ("b32", "b64")):
+        yield Case(f"cvt.{target}.s64 $d, $a;", register, ("s64",),
+                   lambda a, k=target, n=WIDTHS[register]: mask(integer(k, mask(a, WIDTHS[k])), n))  # fmt: skip
+    yield Case("cvt.rn.f16.f32 $d, $a;", "b32", ("f32",), lambda a: F16.encode(F32.decode(a)))

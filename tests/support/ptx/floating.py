@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import product
 
+from . import ties
 from .case import WIDTHS, Case, integer
 from .formats import FORMATS, Real
 from .reals import add, divide, floating, is_nan, multiply, number, sign_of, square_root
@@ -84,13 +85,14 @@ def arithmetic_of_floats() -> Iterable[Case]:
             suffix = f"{'.' if mode else ''}{mode}{ftz}{sat}.{k}"
             options = (mode or "rn", bool(ftz), bool(sat))
             yield Case(f"add{suffix} $d, $a, $b;", k, (k, k),
-                       floating(k, lambda a, b, m=options[0]: add(a, b, m), *options))  # fmt: skip
+                       floating(k, lambda a, b, m=options[0]: add(a, b, m), *options), hard=ties.sums(k))  # fmt: skip
             yield Case(f"sub{suffix} $d, $a, $b;", k, (k, k),
-                       floating(k, lambda a, b, m=options[0]: add(a, -b, m), *options))  # fmt: skip
+                       floating(k, lambda a, b, m=options[0]: add(a, -b, m), *options), hard=ties.sums(k))  # fmt: skip
             yield Case(f"mul{suffix} $d, $a, $b;", k, (k, k), floating(k, multiply, *options))
             if mode:
                 yield Case(f"fma{suffix} $d, $a, $b, $c;", k, (k, k, k),
-                           floating(k, lambda a, b, c, m=options[0]: add(multiply(a, b), c, m), *options))  # fmt: skip
+                           floating(k, lambda a, b, c, m=options[0]: add(multiply(a, b), c, m), *options),
+                           hard=ties.fused(k))  # fmt: skip
     for k, ftz in (("f32", ""), ("f32", ".ftz"), ("f64", "")):
         f = bool(ftz)
         bits = WIDTHS[k]

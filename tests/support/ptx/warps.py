@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from itertools import product
 
@@ -37,6 +38,25 @@ def reduction(kind: str, f: Callable[[int, int], int]) -> Callable[[Row], list[i
     return expected
 
 
+def unanimous(random_: random.Random) -> Row:
+    """Warps whose lanes agree, or all but one of them."""
+    rows: Row = []
+    for value, other in product((0, 1), (0, 1)):
+        warp = [(value,)] * WARP
+        warp[random_.randrange(WARP)] = (other,)
+        rows += warp
+    return rows
+
+
+def alike(random_: random.Random) -> Row:
+    """Warps of two values that differ in one bit."""
+    rows: Row = []
+    for bit in range(32):
+        value = random_.getrandbits(32)
+        rows += [(random_.choice((value, value ^ 1 << bit)),) for _ in range(WARP)]
+    return rows
+
+
 def warps() -> Iterable[Case]:
     for mode in ("up", "down", "bfly", "idx"):
         three = ("b32", "b32", "b32")
@@ -44,10 +64,14 @@ def warps() -> Iterable[Case]:
         yield Case(f"shfl.sync.{mode}.b32 $t|$d, $a, $b, $c, -1;", "pred", three, shuffle(mode, True), lanes=True)
     ballot = lambda rows: sum(p << lane for lane, (p,) in enumerate(rows))  # noqa: E731
     full = 2**WARP - 1
-    yield Case("vote.sync.ballot.b32 $d, $a, -1;", "b32", ("pred",), lambda r: [ballot(r)] * WARP, lanes=True)
-    yield Case("vote.sync.any.pred $d, $a, -1;", "pred", ("pred",), lambda r: [int(ballot(r) != 0)] * WARP, lanes=True)
-    yield Case("vote.sync.all.pred $d, $a, -1;", "pred", ("pred",),
-               lambda r: [int(ballot(r) == full)] * WARP, lanes=True)  # fmt: skip
+    votes = {
+        "ballot.b32": ballot,
+        "any.pred": lambda r: int(ballot(r) != 0),
+        "all.pred": lambda r: int(ballot(r) == full),
+    }
+    for mode, vote in votes.items():
+        yield Case(f"vote.sync.{mode} $d, $a, -1;", mode.split(".")[1], ("pred",),
+                   lambda r, vote=vote: [vote(r)] * WARP, lanes=True, hard=unanimous)  # fmt: skip
     functions: dict[str, Callable[[int, int], int]] = {"add": lambda a, b: a + b, "min": min, "max": max}
     for name, kind in product(functions, ("u32", "s32")):
         yield Case(f"redux.sync.{name}.{kind} $d, $a, -1;", kind, (kind,), reduction(kind, functions[name]), lanes=True)
@@ -55,4 +79,7 @@ def warps() -> Iterable[Case]:
     for name, f in bitwise.items():
         yield Case(f"redux.sync.{name}.b32 $d, $a, -1;", "b32", ("b32",), reduction("b32", f), lanes=True)
     equals = lambda rows: [sum((y == x) << lane for lane, y in enumerate(rows)) for x in rows]  # noqa: E731
-    yield Case("match.any.sync.b32 $d, $a, -1;", "b32", ("b32",), equals, lanes=True)
+    yield Case("match.any.sync.b32 $d, $a, -1;", "b32", ("b32",), equals, lanes=True, hard=alike)
+    lanes = range(WARP)
+    yield Case("mov.u32 $d, %laneid;", "u32", ("u32",), lambda _: [*lanes], lanes=True)
+    yield Case("mov.u32 $d, %lanemask_lt;", "u32", ("u32",), lambda _: [2**lane - 1 for lane in lanes], lanes=True)

@@ -65,6 +65,8 @@ def atomic(w: Writer, s: Statement, m: Modifiers) -> str:
         raise Unsupported(f"cta scope of {space} memory")
     operation = m.take("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
     m.end()
+    if kind == "f32":
+        raise Unsupported("an f32: the ISA flushes subnormal ones in global memory, and not in shared memory")
     without_result = s.opcode.startswith("red")
     pointer, *values = s.operands if without_result else s.operands[1:]
     address = w.address(pointer)
