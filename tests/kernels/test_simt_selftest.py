@@ -28,6 +28,7 @@ RACES_ONLY = {
     "memory: constant memory that the kernel has written",
     "memory: plain read of an atomic counter",
     "barrier: flag without release",
+    "barrier: flag without acquire",
     "wrapper: reads back a bulk copy whose writes are not waited for",
 }
 

@@ -106,6 +106,7 @@ Cases barrier_cases() {
         {"'named_barriers'", "DEADLOCK", "barriers.h:", "block"});
   fault("livelock, a flag that nobody sets", run_flag<F::never_set>, {"'flag'", "LIVELOCK", "barriers.h:"});
   fault("flag without release", run_flag<F::relaxed_flag>, {"'flag'", "barriers.h:"}, Expect::fault_race);
+  fault("flag without acquire", run_flag<F::volatile_poll>, {"'flag'", "barriers.h:"}, Expect::fault_race);
   fault("no grid barrier", run_grid<F::no_grid_barrier>, {"'grid'"});
   fault("threads leave before __syncthreads", run_block<F::leaves_early>, {"'block_barrier'"});
 #endif

@@ -10,6 +10,7 @@ enum class BarrierFault {
   missing_arrive,    // a warp never arrives: the others wait for ever
   never_set,         // polls a flag that nobody sets
   relaxed_flag,      // publishes data by a flag without release and acquire
+  volatile_poll,     // reads a released flag without acquire
   no_grid_barrier,   // reads other blocks' results without the grid's barrier
   leaves_early,      // half of the block leaves before __syncthreads
 };
@@ -50,10 +51,13 @@ __global__ void flag_kernel(uint32_t* flag, float* data) {
   if (blockIdx.x == 1) {
     data[0] = 42.f;
     if constexpr (kFault == F::relaxed_flag) store_relaxed(flag, 1u);
-    if constexpr (kFault == F::none) store_release(flag, 1u);
+    if constexpr (kFault == F::none || kFault == F::volatile_poll) store_release(flag, 1u);
   } else {
     if constexpr (kFault == F::relaxed_flag) {
       while (load_relaxed(flag) == 0) {
+      }
+    } else if constexpr (kFault == F::volatile_poll) {
+      while (load_volatile(flag) == 0) {
       }
     } else {
       while (load_acquire(flag) == 0) __nanosleep(20);
