@@ -17,10 +17,14 @@ XLSTM_DEVICE void swap_with_neighbour(T& first, T& second) {
     uint32_t x[sizeof(T) / sizeof(uint32_t)];
   };
   const bool odd = is_odd_lane();
-  Words words = bits_as<Words>(odd ? first : second);
+  Words a = bits_as<Words>(first), b = bits_as<Words>(second);
 #pragma unroll
-  for (uint32_t& word : words.x) word = __shfl_xor_sync(~0u, word, 1);
-  (odd ? first : second) = bits_as<T>(words);
+  for (size_t n = 0; n < sizeof(T) / sizeof(uint32_t); ++n) {
+    const uint32_t taken = __shfl_xor_sync(~0u, odd ? a.x[n] : b.x[n], 1);
+    a.x[n] = odd ? taken : a.x[n];
+    b.x[n] = odd ? b.x[n] : taken;
+  }
+  first = bits_as<T>(a), second = bits_as<T>(b);
 }
 
 }  // namespace xlstm::device

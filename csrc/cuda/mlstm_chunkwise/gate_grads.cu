@@ -109,7 +109,7 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsParams<A>& p, const Item& 
   for (int j = 0; j < kTokens; ++j) {
     tokens.boundary |= unsigned{j < tokens.count && start[j] == tokens.first + j} << j;
   }
-  if (!__any_sync(~0u, tokens.boundary != 0)) return;
+  if (!tokens.boundary) return;
   double f[kTokens];
   load_tokens(f, p.f, p.f.offset(item.tokens.row, item.head, tokens.first), tokens.count);
 #pragma unroll
@@ -122,11 +122,10 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsParams<A>& p, const Item& 
 template <class A>
 XLSTM_DEVICE void find_wins(const MlstmGateGradsParams<A>& p, const Item& item, Tokens& tokens) {
   tokens.wins = 0;
-  if (p.sigmoid_gate) return;
+  if (tokens.count == 0 || p.sigmoid_gate) return;
   Pair<A> y[kTokens], z[kTokens];
   load_tokens(y, p.gates.y + tokens.at, tokens.count);
   load_tokens(z, p.gates.z + tokens.at, tokens.count);
-  if (tokens.count == 0) return;
   const bool starts_chunk = tokens.in_sequence % p.chunk_size == 0;
   Pair<A> before = starts_chunk ? p.gates.M[item.slot + tokens.in_sequence / p.chunk_size] : p.gates.z[tokens.at - 1];
 #pragma unroll

@@ -130,11 +130,59 @@ XLSTM_DEVICE Finish<A> finish_row(const MlstmOutputsParams<A>& p, const Item& at
   return {scale / denominator(p.options, r, denominator_floor(p.options, p.gates.m[token])), 0};
 }
 
-// 64 columns of a warp's rows, of which `columns` and `rows` exist.
-template <class A>
+// Calls f<T>() where data of this type are those that a product is for; returns whether they are.
+template <Product P, class F>
+XLSTM_DEVICE bool with_own_type(Type type, F f) {
+  if (type == element_type(P)) {
+    f.template operator()<Element<P>>();
+    return true;
+  }
+  if constexpr (element_type(P) == Type::f32) {
+    if (type == Type::f16) {
+      f.template operator()<__half>();
+      return true;
+    }
+  }
+  return false;
+}
+
+// 64 columns of a warp's rows in memory, two neighbours of each row for a lane.
+template <class T>
+struct WholeRows {
+  using Two = Pack<T, 2>;
+  Two* first;
+  int64_t pitch;  // pairs
+  XLSTM_DEVICE WholeRows(const AnyView& view, int64_t offset)
+      : first(reinterpret_cast<Two*>(static_cast<T*>(const_cast<void*>(view.data)) + offset)), pitch(view.time / 2) {}
+  // The same for all lanes: no row is cut off, and all begin at a pair.
+  XLSTM_DEVICE bool exist(const AnyView& view, int columns) const {
+    return columns >= kTileRows && view.time % 2 == 0 && aligned_for<Two>(first);
+  }
+  XLSTM_DEVICE Two* at(int row) const { return first + row * pitch + threadIdx.x % 32; }
+};
+
+constexpr int kRowsAtOnce = 8;  // whose loads are in flight together
+
+// 64 columns of a warp's rows, of which `columns` and `rows` exist. What the others hold does not matter.
+template <Product P, class A>
 XLSTM_DEVICE void read_rows(Exchange<A>& to, const AnyView& from, int64_t offset, int rows, int columns) {
   const int c = threadIdx.x % 32 * 2;
-#pragma unroll 2
+  bool done = rows <= 0;
+  with_own_type<P>(from.type, [&]<class T>() {
+    const WholeRows<T> whole(from, offset);
+    if (done || !whole.exist(from, columns)) return;
+#pragma unroll 1
+    for (int first = 0; first < rows; first += kRowsAtOnce) {
+      Pack<T, 2> two[kRowsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) two[i] = load_whole(whole.at(min(first + i, rows - 1)));
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) to.at(first + i, c) = {widen<A>(two[i].x[0]), widen<A>(two[i].x[1])};
+    }
+    done = true;
+  });
+  if (done) return;
+#pragma unroll 1
   for (int row = 0; row < 16; ++row) {
     const int64_t index = offset + row * from.time + c;
     const A x = row < rows && c < columns ? load_any<A>(from.data, from.type, index) : A{0};
@@ -143,14 +191,27 @@ XLSTM_DEVICE void read_rows(Exchange<A>& to, const AnyView& from, int64_t offset
   }
 }
 
-template <class A>
+template <Product P, class A>
 XLSTM_DEVICE void write_rows(Exchange<A>& from, const AnyView& to, int64_t offset, int rows, int columns) {
   const int c = threadIdx.x % 32 * 2;
-#pragma unroll 2
+  bool done = false;
+  with_own_type<P>(to.type, [&]<class T>() {
+    const WholeRows<T> whole(to, offset);
+    if (!whole.exist(to, columns)) return;
+#pragma unroll 4
+    for (int row = 0; row < rows; ++row) {
+      const auto two = from.at(row, c);
+      store_whole(whole.at(row), narrow_two<T>(two.x, two.y));
+    }
+    done = true;
+  });
+  if (done || c >= columns) return;
+#pragma unroll 1
   for (int row = 0; row < rows; ++row) {
-    if (c >= columns) continue;
     const auto two = from.at(row, c);
-    store_two(const_cast<void*>(to.data), to.type, offset + row * to.time + c, two.x, two.y, c + 1 < columns);
+    const int64_t index = offset + row * to.time + c;
+    store_any(const_cast<void*>(to.data), to.type, index, two.x);
+    if (c + 1 < columns) store_any(const_cast<void*>(to.data), to.type, index + 1, two.y);
   }
 }
 
@@ -193,7 +254,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsParams<A>& p, OutputsShared<P>&
 #pragma unroll 1
   for (int block = 0; block < s.schedule.blocks; ++block) {
     const int column = at.first_column + block * kTileRows, columns = columns_of<O>(p.shape) - column;
-    if (sum_up) read_rows(exchange, p.factor, p.factor.offset(at.batch, at.head, first) + column, rows, columns);
+    if (sum_up) read_rows<P>(exchange, p.factor, p.factor.offset(at.batch, at.head, first) + column, rows, columns);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kMaxBlocks; ++i) {
@@ -201,7 +262,7 @@ XLSTM_DEVICE void store_output(const MlstmOutputsParams<A>& p, OutputsShared<P>&
       finish_block<O>(exchange, sums.acc[i], of_rows, n ? n + block * kTileRows : nullptr, columns, sum_up, dots, odd);
     }
     __syncwarp();
-    write_rows(exchange, p.out, p.out.offset(at.batch, at.head, first) + column, rows, columns);
+    write_rows<P>(exchange, p.out, p.out.offset(at.batch, at.head, first) + column, rows, columns);
     __syncwarp();
   }
   A* to =

@@ -66,55 +66,20 @@ XLSTM_DEVICE int last_of(unsigned set) {
   return 31 - __clz(static_cast<int>(set));
 }
 
-// ---- a thread's tokens in memory: by all threads of a warp ----
+// ---- a thread's tokens in memory: 16 bytes at a time where they are whole and aligned ----
 
-// The tokens of a thread in vectors. In memory, an even lane's vectors come before those of the odd lane after it.
-template <class T>
-class TokenVectors {
-  static constexpr int kCount = Vector<T>::kCount, kVectors = kTokens / kCount, kHalf = kVectors / 2;
-  Vector<T> v[kVectors];  // vector 2n of the thread in v[n], 2n + 1 in v[kHalf + n]
-
-  // Of the pair of lanes, which read or write vectors 2n and 2n + 1 of it in one access.
-  static XLSTM_DEVICE Vector<T>* place(const T* own, int n) {
-    const int odd = device::is_odd_lane();
-    return reinterpret_cast<Vector<T>*>(const_cast<T*>(own) - odd * kTokens) + 2 * n + odd;
-  }
-  // From the vectors that a lane owns to those that it reads or writes, and back.
-  XLSTM_DEVICE void exchange() {
-#pragma unroll
-    for (int n = 0; n < kHalf; ++n) device::swap_with_neighbour(v[n], v[kHalf + n]);
-  }
-
- public:
-  XLSTM_DEVICE T& operator[](int j) {
-    const int own = j / kCount;
-    return v[kVectors == 1 ? 0 : own % 2 * kHalf + own / 2].x[j % kCount];
-  }
-  XLSTM_DEVICE void load(const T* from) {
-#pragma unroll
-    for (int n = 0; n < kVectors; ++n) v[n] = device::load_whole(place(from, n));
-    exchange();
-  }
-  XLSTM_DEVICE void store(T* to) {
-    exchange();
-#pragma unroll
-    for (int n = 0; n < kVectors; ++n) device::store_whole(place(to, n), v[n]);
-  }
-};
-
-// Whether the tokens of all lanes are there, aligned and side by side.
-XLSTM_DEVICE bool whole_warp(const void* tokens, int64_t stride, int count) {
-  return __all_sync(~0u, count == kTokens && stride == 1 && device::aligned_for<uint4>(tokens));
-}
-
-// take(j, token) for the first `count` tokens from `from` on, and with zeros past them.
+// take(j, token) for the first `count` tokens from `from` on, and with zeros past them. Two vectors of a sector come
+// one after the other: the second one is in L1 then.
 template <class T, class Take>
 XLSTM_DEVICE void take_tokens(const T* from, int64_t stride, int count, Take take) {
-  if (whole_warp(from, stride, count)) {
-    TokenVectors<T> tokens;
-    tokens.load(from);
+  constexpr int kCount = Vector<T>::kCount;
+  if (count == kTokens && stride == 1 && device::aligned_for<Vector<T>>(from)) {
 #pragma unroll
-    for (int j = 0; j < kTokens; ++j) take(j, tokens[j]);
+    for (int n = 0; n < kTokens / kCount; ++n) {
+      const Vector<T> v = device::load_vector(from + n * kCount);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) take(n * kCount + j, v.x[j]);
+    }
   } else {
 #pragma unroll
     for (int j = 0; j < kTokens; ++j) take(j, j < count ? from[j * stride] : T{});
@@ -134,14 +99,33 @@ XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t o
   });
 }
 
-// value(j) for the first `count` tokens.
+// The whole tokens of a lane and of its neighbour, an even lane's in front of those of the odd one after it. The two
+// write sectors of 32 bytes together: vectors 2n and 2n + 1 of the pair in one access. Of more than 64 bytes a lane
+// writes its own: there are no registers for the exchange.
+template <class T, class Value>
+XLSTM_DEVICE void give_whole_tokens(T* to, Value value) {
+  constexpr int kCount = Vector<T>::kCount, kVectors = kTokens / kCount, kHalf = kVectors / 2;
+  constexpr bool kPair = kVectors == 2 || kVectors == 4;
+  Vector<T> v[kVectors];  // of a pair: vector 2n of the lane in v[n], 2n + 1 in v[kHalf + n]
+#pragma unroll
+  for (int j = 0; j < kTokens; ++j) {
+    const int own = j / kCount;
+    v[kPair ? own % 2 * kHalf + own / 2 : own].x[j % kCount] = value(j);
+  }
+  const int odd = device::is_odd_lane();
+#pragma unroll
+  for (int n = 0; kPair && n < kHalf; ++n) device::swap_with_neighbour(v[n], v[kHalf + n]);
+  Vector<T>* const first = reinterpret_cast<Vector<T>*>(kPair ? to - odd * kTokens : to);
+#pragma unroll
+  for (int n = 0; n < kVectors; ++n) device::store_whole(first + (kPair ? 2 * n + odd : n), v[n]);
+}
+
+// value(j) for the first `count` tokens. By all lanes of a warp.
 template <class T, class Value>
 XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
-  if (whole_warp(to, stride, count)) {
-    TokenVectors<T> tokens;
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) tokens[j] = value(j);
-    tokens.store(to);
+  const bool whole = count == kTokens && stride == 1 && device::aligned_for<Vector<T>>(to);
+  if (__all_sync(~0u, whole)) {
+    give_whole_tokens(to, value);
   } else {
 #pragma unroll
     for (int j = 0; j < kTokens; ++j) {

@@ -158,17 +158,28 @@ struct StateShared {
   A h[kStateWarps][kTokens][kTile<C, kTokens>];
 };
 
-// kCount columns of a row, in one access where `whole`; else those below `columns`, zeros past them.
-template <class A, class C, int kCount>
-XLSTM_DEVICE void load_columns(A (&to)[kCount], const C* from, bool whole, int64_t columns) {
-  Pack<C, kCount> pack;
+// kCount columns of kRows rows that are `pitch` apart, in one access of each where `whole`; else those below `columns`.
+// The first `rows` of them exist. Zeros elsewhere.
+template <class A, class C, int kRows, int kCount>
+XLSTM_DEVICE void load_columns(A (&to)[kRows][kCount], const C* from, int64_t pitch, int rows, bool whole,
+                               int64_t columns) {
+  Pack<C, kCount> packs[kRows];
   if (whole) {
-    pack = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from));
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      packs[j] = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from + (j < rows ? j : 0) * pitch));
+    }
   } else {
-    for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? from[c] : narrow<C>(A{0});
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      for (int c = 0; c < kCount; ++c) packs[j].x[c] = j < rows && c < columns ? from[j * pitch + c] : narrow<C>(A{0});
+    }
   }
 #pragma unroll
-  for (int c = 0; c < kCount; ++c) to[c] = widen<A>(pack.x[c]);
+  for (int j = 0; j < kRows; ++j) {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) to[j][c] = j < rows ? widen<A>(packs[j].x[c]) : A{0};
+  }
 }
 
 template <class A, class C, int kCount>
@@ -246,12 +257,10 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   A sums[kTokens][kColumns] = {};
   for (int64_t first = 0; at.exists && first < p.shape.head_dim_qk; first += kSlab) {
     A values[kLoads][kColumns];
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const int64_t a = first + row + j * kRowsAtOnce;
-      const bool inside = a < p.shape.head_dim_qk;
-      load_columns(values[j], from + (inside ? a : 0) * p.state.C_row, whole && inside, inside ? columns : 0);
-    }
+    const int64_t left = p.shape.head_dim_qk - first - row;
+    const int rows = left <= 0 ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
+    const int64_t first_row = rows > 0 ? first + row : 0;  // a row that exists, also where none of this thread's does
+    load_columns(values, from + first_row * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, whole, columns);
     if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
     stage(p, at, first, tokens, s);
     sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
@@ -275,7 +284,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       const int64_t a = first + row + j * kRowsAtOnce;
-      if (a < p.shape.head_dim_qk) store_columns(to + a * p.next.C_row, values[j], whole, columns);
+      if (j < rows) store_columns(to + a * p.next.C_row, values[j], whole, columns);
     }
   }
 
