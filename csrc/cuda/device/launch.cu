@@ -65,10 +65,11 @@ cudaError_t open_limits(const void* kernel, int device) {
   return cudaSuccess;
 }
 
-// Two threads may both find a kernel missing: what they do twice is the same.
+// Two threads may both find a kernel missing: what they do twice is the same. The set lives as long as the process,
+// whose threads may launch until its end.
 cudaError_t prepare(const void* kernel, int device) {
   static std::mutex mutex;
-  static std::set<std::pair<const void*, int>> prepared;
+  static auto& prepared = *new std::set<std::pair<const void*, int>>;
   {
     const std::lock_guard lock(mutex);
     if (prepared.count({kernel, device})) return cudaSuccess;
