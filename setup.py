@@ -63,6 +63,7 @@ class CMakeBuild(build_ext):
             "XLSTM_TORCH_VERSION": torch_version,
             "XLSTM_VERSION": self.distribution.get_version(),
             "XLSTM_CUDA": os.environ.get("XLSTM_CUDA", "auto"),
+            "XLSTM_DEBUG_WAITS": os.environ.get("XLSTM_DEBUG_WAITS", "0"),
         }
         if ninja:  # said anew each time: under build isolation it lives in a folder that is gone the next time
             options["CMAKE_MAKE_PROGRAM"] = ninja

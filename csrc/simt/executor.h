@@ -55,9 +55,10 @@ struct Options {
   size_t max_shared_bytes = 232448;
   unsigned max_cluster = 16;  // 8 is portable
   unsigned multiprocessors = 132;
-  bool counting = false;   // PTX: instructions and memory traffic, see ptx/count.h
-  bool adversary = false;  // PTX: what the ISA leaves open goes against the kernel, see ptx/adversary.h
-  std::string mutant;      // the planted fault that is active: see cuda/device/mutant.h
+  uint64_t wait_limit = 0;  // attempts of a wait before it is a fault, see cuda/device/waiting.h; 0: no limit
+  bool counting = false;    // PTX: instructions and memory traffic, see ptx/count.h
+  bool adversary = false;   // PTX: what the ISA leaves open goes against the kernel, see ptx/adversary.h
+  std::string mutant;       // the planted fault that is active: see cuda/device/mutant.h
 };
 Options& options();
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 from bench.cuda import without_kernel
 from tests.kernels.test_recurrent_variants import only
 from tests.support.machine import has_cuda
+from tests.support.paths import ROOT
 from xlstm_cuda import (
     LSTMState,
     MLSTMState,
@@ -203,6 +206,28 @@ def test_graph_replays_read_new_values(step: Step) -> None:
         assert_close(outputs, expected, step.tolerance)
         state = {name: outputs[name].clone() for name in state}
         overwrite(static, state)
+
+
+@pytest.mark.parametrize("name", [*STEPS, *SEQUENCES])
+def test_first_call_of_a_process_is_captured(name: str) -> None:
+    """Kernels are loaded when they are first used, which may allocate memory: that must not end the capture."""
+    reason = without_kernel({**STEPS, **SEQUENCES}[name].function.__name__, {})
+    if reason is not None:
+        pytest.skip(f"{name} {reason}")
+    program = f"from {__name__} import capture_first; capture_first({name!r})"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def capture_first(name: str) -> None:
+    step = {**STEPS, **SEQUENCES}[name]
+    static = on("cuda", step.draw(0))
+    expected = step.expected(static)  # state may be overwritten
+    graph = torch.cuda.CUDAGraph()
+    with only("cuda", step.variant), torch.cuda.graph(graph):
+        outputs = step.run(static)
+    graph.replay()
+    assert_close(outputs, expected, step.tolerance)
 
 
 def test_capture_runs_nothing(step: Step) -> None:

@@ -198,6 +198,7 @@ FAULTS = {
     "resident_fwd: cluster has one buffer of h": CLUSTER,
     "resident_fwd: cluster sends to the wrong slice": CLUSTER,
     "resident_fwd: cluster sends h of the last step": CLUSTER,
+    "resident_fwd: cluster does not send h": CLUSTER,
     "resident_fwd: sums read before all warps wrote them": SPLIT,
     "resident_fwd: one buffer of partial sums": Case("cluster", F32, 9, 2, 1, 130, 5),
     "resident_fwd: grid does not mark h as absent": GRID,
@@ -205,6 +206,7 @@ FAULTS = {
     "resident_fwd: grid does not wait for h": GRID,
     "resident_fwd: grid has one buffer of h": GRID,
     "resident_fwd: grid reads h before it is staged": GRID,
+    "resident_fwd: grid does not send h": GRID,
 }
 
 

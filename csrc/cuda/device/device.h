@@ -19,4 +19,5 @@
 #include "cuda/device/tensor_map.h"
 #include "cuda/device/tma.h"
 #include "cuda/device/vector.h"
+#include "cuda/device/waiting.h"
 #include "cuda/device/wgmma.h"

@@ -1,6 +1,7 @@
 #pragma once
 // mbarrier (sm_90): arrivals and transaction bytes complete a phase; waiting names the parity of the phase, 0 first.
 #include "cuda/device/platform.h"
+#include "cuda/device/waiting.h"
 
 namespace xlstm::device {
 
@@ -73,7 +74,13 @@ XLSTM_DEVICE bool mbarrier_test(uint32_t mbarrier, uint32_t parity, [[maybe_unus
 #endif
 }
 
-#if !XLSTM_SIMT
+#if XLSTM_SIMT
+// Without a limit a thread sleeps until the phase is complete, and a deadlock is found at once.
+inline void mbarrier_wait_by_turns(uint32_t mbarrier, uint32_t parity, Patience& patience, Source where) {
+  if (simt::options().wait_limit == 0) return simt::mbarrier_wait(mbarrier, parity, where);
+  while (!simt::mbarrier_test(mbarrier, parity, where)) patience.spend(where);
+}
+#else
 // One attempt, suspended by the hardware for a while.
 XLSTM_DEVICE bool mbarrier_try_wait_cta(uint32_t mbarrier, uint32_t parity) {
   uint32_t done = 0;
@@ -97,23 +104,24 @@ XLSTM_DEVICE bool mbarrier_try_wait_cluster(uint32_t mbarrier, uint32_t parity) 
 #endif
 
 // Waits for the phase of that parity; sees what threads of this block wrote before they arrived, and what TMA wrote.
-XLSTM_DEVICE void mbarrier_wait(uint32_t mbarrier, uint32_t parity, [[maybe_unused]] Source where = Source::here()) {
+XLSTM_DEVICE void mbarrier_wait(uint32_t mbarrier, uint32_t parity, const Awaited& of = {"an mbarrier"},
+                                Source where = Source::here()) {
+  Patience patience(of);
 #if XLSTM_SIMT
-  simt::mbarrier_wait(mbarrier, parity, where);
+  mbarrier_wait_by_turns(mbarrier, parity, patience, where);
 #else
-  while (!mbarrier_try_wait_cta(mbarrier, parity)) {
-  }
+  while (!mbarrier_try_wait_cta(mbarrier, parity)) patience.spend(where);
 #endif
 }
 
 // The same for arrivals and st.async from other blocks of the cluster.
-XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity,
-                                        [[maybe_unused]] Source where = Source::here()) {
+XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity, const Awaited& of = {"an mbarrier"},
+                                        Source where = Source::here()) {
+  Patience patience(of);
 #if XLSTM_SIMT
-  simt::mbarrier_wait(mbarrier, parity, where);
+  mbarrier_wait_by_turns(mbarrier, parity, patience, where);
 #else
-  while (!mbarrier_try_wait_cluster(mbarrier, parity)) {
-  }
+  while (!mbarrier_try_wait_cluster(mbarrier, parity)) patience.spend(where);
 #endif
 }
 

@@ -4,7 +4,7 @@
 // In PTX that is built for tests (XLSTM_PTX_FAULTS) it is chosen at run time as well, by a hash of its name.
 // A fault is one statement of its kernel:
 //   a barrier is left out       sync_threads(XLSTM_MUTANT("..")), grid_sync(XLSTM_MUTANT(".."))
-//   a wait is left out          mbarrier_wait_cluster(mbarrier, parity, XLSTM_MUTANT(".."))
+//   a wait is left out          mbarrier_wait_cluster(mbarrier, parity, of, XLSTM_MUTANT(".."))
 //   a wait is too short         cp_async_wait<kGroups>(XLSTM_MUTANT(".."))
 //   an index is off by one      index + XLSTM_MUTANT("..")
 //   a value is wrong            XLSTM_MUTANT("..") ? wrong : right
@@ -46,9 +46,9 @@ XLSTM_DEVICE void grid_sync(bool left_out, Source where = Source::here()) {
   if (!left_out) device::grid_sync(where);
 }
 
-XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity, bool left_out,
+XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity, const Awaited& of, bool left_out,
                                         Source where = Source::here()) {
-  if (!left_out) device::mbarrier_wait_cluster(mbarrier, parity, where);
+  if (!left_out) device::mbarrier_wait_cluster(mbarrier, parity, of, where);
 }
 
 // too_short: one group more may be in flight.

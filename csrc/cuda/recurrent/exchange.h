@@ -132,7 +132,7 @@ struct ClusterExchange {
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
     const int phase = (t - 1) / 2 + XLSTM_MUTANT("resident_fwd: cluster waits for the wrong phase");
     if (t > 0) {
-      device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2,
+      device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2, {"h", t, tile},
                                     XLSTM_MUTANT("resident_fwd: cluster does not wait for h"));
     }
     if (threadIdx.x == 0 && t + 1 < steps) device::mbarrier_arrive_expect_tx(full((t + 1) % 2, tile), bytes(tile));
@@ -143,7 +143,7 @@ struct ClusterExchange {
     if (t + 1 >= steps && !XLSTM_MUTANT("resident_fwd: cluster sends h of the last step")) return;
     __syncwarp();  // all lanes have read h of the step before
     const uint4 packet = gather_packet<S::kLaneStride>(h);
-    if (row >= rows(tile)) return;
+    if (row >= rows(tile) || XLSTM_MUTANT("resident_fwd: cluster does not send h")) return;
     const int member = unit % S::kPacket, next = (t + 1) % 2;
     const int buffer = XLSTM_MUTANT("resident_fwd: cluster has one buffer of h") ? 0 : next;
     const int from = XLSTM_MUTANT("resident_fwd: cluster sends to the wrong slice") ? unit % S::kUnits : unit;
@@ -233,6 +233,7 @@ struct GridExchange {
     const uint4 packet = gather_packet<S::kLaneStride>(h);
     const int64_t b = team.first_row(tile) + row;
     const bool one = unit % S::kPacket == 0 && unit < width && b < p.shape.batch;
+    if (XLSTM_MUTANT("resident_fwd: grid does not send h")) return;
     if (one) device::store_relaxed(reinterpret_cast<uint4*>(padded_row(b, rows.token(tile, row, t)) + unit), packet);
   }
 
@@ -253,6 +254,7 @@ struct GridExchange {
       from[i] = b < p.shape.batch && unit < width ? padded_row(b, rows.token(tile, x / kRow, t)) + unit : nullptr;
       packets[i] = {};
     }
+    device::Patience patience({"h", t + 1, tile});
     bool all;
     do {
       all = true;
@@ -262,6 +264,7 @@ struct GridExchange {
       }
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) all = all && complete(packets[i]);
+      if (!all) patience.spend(device::Source::here());
     } while (!all && !XLSTM_MUTANT("resident_fwd: grid does not wait for h"));
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {

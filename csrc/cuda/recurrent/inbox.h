@@ -114,6 +114,7 @@ class ClusterInbox {
   XLSTM_DEVICE void send(int owner, int tile, int message, int source, int unit, int row, A first, A second) {
     const uint32_t to = device::shared_address(&s.sums[buffer(message)][tile][source][pair_position(unit, row)]);
     const uint32_t mbarrier = device::shared_address(&full(tile, message));
+    if (XLSTM_MUTANT("resident_bwd: cluster does not send sums")) return;
     device::st_async(device::map_to_rank(to, owner), RowPair<A>{{first, second}}, device::map_to_rank(mbarrier, owner));
   }
 
@@ -121,6 +122,7 @@ class ClusterInbox {
   XLSTM_DEVICE RowPair<A> receive(int tile, int message, const Reader& at) {
     const int phase = message / 2 + XLSTM_MUTANT("resident_bwd: cluster waits for the other parity");
     device::mbarrier_wait_cluster(device::shared_address(&full(tile, message)), phase % 2,
+                                  {"parts of dh", message, tile},
                                   XLSTM_MUTANT("resident_bwd: cluster reads sums before they are there"));
     if (!at.wanted) return {};
     return sum_of_sources<C::kHelpers, A>(at.helper, blocks, [&](int source) {
@@ -175,6 +177,7 @@ class GridInbox {
 
   XLSTM_DEVICE void send(int owner, int tile, int message, int source, int unit, int row, A x, A y) {
     uint64_t* to = at(owner, tile, message, source) + row * C::kUnits + unit;
+    if (XLSTM_MUTANT("resident_bwd: grid does not send sums")) return;
     device::store_relaxed(to, packet(x, message));
     device::store_relaxed(to + C::kUnits, packet(y, message));
   }
@@ -187,7 +190,8 @@ class GridInbox {
     for (int source = reader.helper; source < blocks; source += kAtOnce * C::kHelpers, from += kAtOnce * step) {
       const int count = (blocks - source + C::kHelpers - 1) / C::kHelpers;
       uint64_t packets[kAtOnce][2];
-      do {
+      device::Patience patience({"parts of dh", message, tile});
+      while (true) {
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
@@ -195,7 +199,9 @@ class GridInbox {
             packets[i][row] = i < count ? device::load_relaxed(from + i * step + row * C::kUnits) : packet(0, message);
           }
         }
-      } while (!all_of(packets, message) && !XLSTM_MUTANT("resident_bwd: grid does not wait for sums"));
+        if (all_of(packets, message) || XLSTM_MUTANT("resident_bwd: grid does not wait for sums")) break;
+        patience.spend(device::Source::here());
+      }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         sum.x[0] += value(packets[i][0]);

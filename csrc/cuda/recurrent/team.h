@@ -140,7 +140,8 @@ template <class... P, class... A>
 cudaError_t launch_teams(const RecurrentShape& shape, const RecurrentPlan& plan, device::Launch l, void (*kernel)(P...),
                          A&&... arguments) {
   const int64_t blocks = blocks_of(shape, plan);
-  if (blocks > device::kMaxGridX || shape.seqlen >= INT32_MAX) return cudaErrorLaunchOutOfResources;
+  if (blocks > device::kMaxGridX) return refused("more blocks than a grid has");
+  if (shape.seqlen >= INT32_MAX) return refused("more tokens than such a kernel counts");
   l.grid = dim3(static_cast<unsigned>(blocks));
   if (plan.variant == Variant::cluster) l.cluster = static_cast<unsigned>(plan.blocks);
   l.cooperative = plan.variant == Variant::grid;

@@ -2,30 +2,17 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <atomic>
 #include <stdexcept>
+#include <type_traits>
 
-#include "ops/backends/architecture.h"
+#include "ops/backends/cuda_device.h"
 #include "ops/backends/device.h"
-
-// Null where this library runs on a CPU build of torch, whose tensors never get here.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace xlstm::ops {
 namespace {
 
-constexpr int kMaxDevices = 64;
-
-int capability_of(int device) {
-  static std::atomic<int> known[kMaxDevices];
-  const int before = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (before != 0) return before;
-  int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (device < kMaxDevices) known[device].store(10 * major + minor, std::memory_order_relaxed);
-  return 10 * major + minor;
-}
+// As cuda_device.cpp declares torch's function.
+static_assert(std::is_same_v<AOTITorchError, int32_t> && AOTI_TORCH_SUCCESS == 0);
 
 const std::vector<std::string>& built_archs() {
   static const std::vector<std::string> archs = [] {
@@ -58,12 +45,10 @@ struct DeviceSession::State {
 
 DeviceSession::DeviceSession(const char* op, const Tensor& like)
     : arithmetic_(compute_type(like)), state_(new State(op, like)) {
-  const std::string problem = unsupported_device(capability_of(state_->device), built_archs());
-  if (!problem.empty()) refuse(problem);
   void* stream = nullptr;
-  const bool found = aoti_torch_get_current_cuda_stream != nullptr &&
-                     aoti_torch_get_current_cuda_stream(state_->device, &stream) == AOTI_TORCH_SUCCESS;
-  if (!found) refuse("torch gave no CUDA stream");
+  std::string problem = problem_of_device(state_->device, built_archs());
+  if (problem.empty()) problem = find_stream(state_->device, &stream);
+  if (!problem.empty()) refuse(problem);
   state_->stream = static_cast<cudaStream_t>(stream);
 }
 

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "cuda/refusal.h"
+
 namespace xlstm::ops {
 
 cuda::Allocator DeviceSession::allocator() {
@@ -10,7 +12,7 @@ cuda::Allocator DeviceSession::allocator() {
 
 void DeviceSession::check(cudaError_t error) const {
   if (error == cudaErrorLaunchOutOfResources) {
-    refuse("a kernel needs more shared memory than this GPU has: use smaller head dimensions or backend='reference'");
+    refuse(cuda::refusal() + ": use smaller head dimensions or backend='reference'");
   }
   if (error != cudaSuccess) refuse(text(error));
 }

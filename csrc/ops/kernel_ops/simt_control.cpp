@@ -44,6 +44,8 @@ bool set(simt::Options& options, const std::string& name, const std::string& val
     options.max_cluster = static_cast<unsigned>(std::stoul(value));
   } else if (name == "multiprocessors") {
     options.multiprocessors = static_cast<unsigned>(std::stoul(value));
+  } else if (name == "wait_limit") {
+    options.wait_limit = std::stoull(value);
   } else if (name == "adversary") {
     options.adversary = std::stoi(value) != 0;
   } else if (name == "counting") {
