@@ -163,16 +163,16 @@ struct WholeRows {
 
 constexpr int kRowsAtOnce = 8;  // whose loads are in flight together
 
-// 64 columns of a warp's rows, of which `columns` and `rows` exist. What the others hold does not matter.
+// 64 columns of a warp's 16 rows, of which `columns` and `rows` exist. What the others get does not matter.
 template <Product P, class A>
 XLSTM_DEVICE void read_rows(Exchange<A>& to, const AnyView& from, int64_t offset, int rows, int columns) {
   const int c = threadIdx.x % 32 * 2;
-  bool done = rows <= 0;
+  bool done = false;
   with_own_type<P>(from.type, [&]<class T>() {
     const WholeRows<T> whole(from, offset);
-    if (done || !whole.exist(from, columns)) return;
+    if (rows <= 0 || !whole.exist(from, columns)) return;
 #pragma unroll 1
-    for (int first = 0; first < rows; first += kRowsAtOnce) {
+    for (int first = 0; first < 16; first += kRowsAtOnce) {
       Pack<T, 2> two[kRowsAtOnce];
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) two[i] = load_whole(whole.at(min(first + i, rows - 1)));

@@ -164,10 +164,10 @@ template <class A, class C, int kRows, int kCount>
 XLSTM_DEVICE void load_columns(A (&to)[kRows][kCount], const C* from, int64_t pitch, int rows, bool whole,
                                int64_t columns) {
   Pack<C, kCount> packs[kRows];
-  if (whole) {
+  if (whole && rows > 0) {  // the last row for those that do not exist: no other thread writes it meanwhile
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      packs[j] = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from + (j < rows ? j : 0) * pitch));
+      packs[j] = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from + min(j, rows - 1) * pitch));
     }
   } else {
 #pragma unroll
@@ -259,8 +259,7 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
     A values[kLoads][kColumns];
     const int64_t left = p.shape.head_dim_qk - first - row;
     const int rows = left <= 0 ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
-    const int64_t first_row = rows > 0 ? first + row : 0;  // a row that exists, also where none of this thread's does
-    load_columns(values, from + first_row * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, whole, columns);
+    load_columns(values, from + (first + row) * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, whole, columns);
     if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
     stage(p, at, first, tokens, s);
     sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
