@@ -33,6 +33,7 @@ MARKS = "<!-- machine code -->\n", "<!-- /machine code -->"  # of what the page 
 PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
 ARCH = "sm_90a"
 HOT = 0.04  # loops with less of a kernel's instructions are left out
+USUAL = 0.6  # of a loop's instructions lie on the way that most turns take; else there is no such way
 BAND = 0.02  # a loop that is worse by more than this needs a new table
 
 Numbers = dict[str, Any]
@@ -85,11 +86,12 @@ def hot_turns(seen: Seen) -> list[Turn]:
 
 
 def loop_numbers(turn: Turn, per_scheduler: int) -> Numbers:
-    """Of a loop once around."""
+    """Of a loop once around. There is a model only where most of it is executed in every turn."""
+    has_path = len(turn.path) >= USUAL * turn.executed
     return {
         "instructions": round(turn.executed, 1),
         "stalls": round(turn.stalls, 1),
-        "model cycles": round(cycles_of_turn(turn.path, per_scheduler)),
+        "model cycles": round(cycles_of_turn(turn.path, per_scheduler)) if has_path else None,
         "classes": {kind: round(n, 1) for kind, n in sorted(turn.instructions.items()) if n >= 0.05},
         "load batches": load_batches(turn.path),
         "divisions": turn.divisions,
@@ -187,6 +189,7 @@ def report(case: str, kernels: dict[str, Numbers]) -> str:
         for number, loop in enumerate(kernel["loops"], 1):
             kinds = [f"{loop['classes'].get(kind, 0):g}" for kind in ("tensor", "shared", "global")]
             loads = " ".join(map(str, loop["load batches"])) or "-"
-            first = f"{loop['instructions']:g} | {loop['stalls']:g} | {loop['model cycles']:,}"
+            model = f"{loop['model cycles']:,}" if loop["model cycles"] else "-"
+            first = f"{loop['instructions']:g} | {loop['stalls']:g} | {model}"
             lines.append(f"| `{name}`, {number} | {first} | {' | '.join(kinds)} | {loads} | {loop['divisions']} |")
     return "\n".join(lines) + "\n"

@@ -224,10 +224,10 @@ def test_the_committed_table_and_its_page() -> None:
 
 
 def test_counts_of_the_machine_code_are_near_those_of_its_ptx() -> None:
-    """ptxas folds addresses and conversions, and makes several instructions of a division."""
+    """ptxas folds addresses and conversions, and makes several instructions of one in double or of a division."""
     for case in machine_code.read()["cases"].values():
         for name, code in case.items():
-            assert 0.3 * code["PTX instructions"] < code["instructions"] < 1.5 * code["PTX instructions"], name
+            assert 0.5 * code["PTX instructions"] < code["instructions"] < 2 * code["PTX instructions"], name
 
 
 # ---- small kernels through ptxas ----

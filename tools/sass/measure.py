@@ -101,16 +101,41 @@ def _turn(kernel: Kernel, blocks: list[Block], weight: list[float], loop: Loop) 
 
 
 def usual_path(kernel: Kernel, blocks: list[Block], weight: list[float], loop: Loop) -> list[Instruction]:
-    """Once around by the successor that is executed more often, each block once."""
+    """Once around, each block once: the way with most instructions in blocks that most turns execute, and with fewest
+    in others."""
+    turns = weight[loop.header]
+    best: dict[int, tuple[float, int | None]] = {}  # of the way from a block on: its value, and the next block
+
+    def value(n: int) -> float:
+        return (blocks[n].last - blocks[n].first) * (weight[n] - turns / 2)
+
+    for n in _from_the_end(blocks, loop):
+        following = [s for s in blocks[n].successors if s in best]
+        onward = max(following, key=lambda s: best[s][0], default=None)
+        best[n] = (value(n) + (best[onward][0] if onward is not None else 0), onward)
     path: list[Instruction] = []
-    seen: set[int] = set()
     n: int | None = loop.header
     while n is not None:
-        seen.add(n)
         path += kernel.instructions[blocks[n].first : blocks[n].last]
-        following = [s for s in blocks[n].successors if s in loop.blocks and s not in seen]
-        n = max(following, key=lambda s: weight[s], default=None)
+        n = best[n][1]
     return path
+
+
+def _from_the_end(blocks: list[Block], loop: Loop) -> list[int]:
+    """The blocks of a loop, each after those that follow it; where they go round, one of them comes first."""
+    order: list[int] = []
+    seen = {loop.header}
+    stack = [(loop.header, iter(blocks[loop.header].successors))]
+    while stack:
+        n, successors = stack[-1]
+        following = next((s for s in successors if s in loop.blocks and s not in seen), None)
+        if following is None:
+            order.append(n)
+            stack.pop()
+        else:
+            seen.add(following)
+            stack.append((following, iter(blocks[following].successors)))
+    return order
 
 
 LOADS = ("LDG", "LD")

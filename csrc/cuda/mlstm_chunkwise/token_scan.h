@@ -99,13 +99,14 @@ XLSTM_DEVICE void load_tokens(double (&to)[kTokens], const AnyView& x, int64_t o
   });
 }
 
-// The whole tokens of a lane and of its neighbour, an even lane's in front of those of the odd one after it. The two
-// write sectors of 32 bytes together: vectors 2n and 2n + 1 of the pair in one access. Of more than 64 bytes a lane
-// writes its own: there are no registers for the exchange.
-template <class T, class Value>
+template <class T>
+constexpr int kTokenVectors = kTokens / Vector<T>::kCount;
+
+// Tokens of a lane, whole. kPair: of its neighbour as well, an even lane's in front of those of the odd one after it.
+// The two write sectors of 32 bytes together then: vectors 2n and 2n + 1 of the pair in one access.
+template <bool kPair, class T, class Value>
 XLSTM_DEVICE void give_whole_tokens(T* to, Value value) {
-  constexpr int kCount = Vector<T>::kCount, kVectors = kTokens / kCount, kHalf = kVectors / 2;
-  constexpr bool kPair = kVectors == 2 || kVectors == 4;
+  constexpr int kCount = Vector<T>::kCount, kVectors = kTokenVectors<T>, kHalf = kVectors / 2;
   Vector<T> v[kVectors];  // of a pair: vector 2n of the lane in v[n], 2n + 1 in v[kHalf + n]
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
@@ -123,9 +124,13 @@ XLSTM_DEVICE void give_whole_tokens(T* to, Value value) {
 // value(j) for the first `count` tokens. By all lanes of a warp.
 template <class T, class Value>
 XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
+  // A single vector lies beside its neighbour's anyway; of more than four there are no registers for the exchange.
+  constexpr bool kPair = kTokenVectors<T> == 2 || kTokenVectors<T> == 4;
   const bool whole = count == kTokens && stride == 1 && device::aligned_for<Vector<T>>(to);
-  if (__all_sync(~0u, whole)) {
-    give_whole_tokens(to, value);
+  if (kPair && __all_sync(~0u, whole)) {
+    give_whole_tokens<kPair>(to, value);
+  } else if (whole) {
+    give_whole_tokens<false>(to, value);
   } else {
 #pragma unroll
     for (int j = 0; j < kTokens; ++j) {
