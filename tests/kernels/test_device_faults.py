@@ -41,11 +41,15 @@ def test_cases_and_names_exist() -> None:
     assert len(BY_NAME) == len(FAULTS)
 
 
+IN_DEBUG_BUILDS = {"waiting.h"}  # what ships has none of its asm: test_waits.py looks at the PTX of a debug build
+
+
 def test_every_wrapper_with_asm_has_faults() -> None:
     counts = Counter(fault.file for fault in FAULTS)
     assert len(FAULTS) >= 40
     for file in WRAPPERS.glob("*.h"):
-        assert counts[file.name] >= 2 or "asm" not in file.read_text(), file.name
+        if file.name not in IN_DEBUG_BUILDS:
+            assert counts[file.name] >= 2 or "asm" not in file.read_text(), file.name
 
 
 @pytest.mark.parametrize(
