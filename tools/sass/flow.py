@@ -57,19 +57,28 @@ def blocks_of(kernel: Kernel) -> list[Block]:
     return blocks
 
 
-def dominators(blocks: list[Block]) -> list[int | None]:
-    """The immediate dominator of each block; None for the entry and for what is never reached (Cooper, Harvey and
-    Kennedy, "A Simple, Fast Dominance Algorithm", 2001)."""
-    order, seen, stack = [], {0}, [(0, iter(blocks[0].successors))]
+def post_order(blocks: list[Block], start: int, members: set[int]) -> list[int]:
+    """The blocks that are reached from `start` inside of `members`, each after those that follow it; where they go
+    round, one of them comes first."""
+    order: list[int] = []
+    seen = {start}
+    stack = [(start, iter(blocks[start].successors))]
     while stack:
         n, successors = stack[-1]
-        following = next((s for s in successors if s not in seen), None)
+        following = next((s for s in successors if s in members and s not in seen), None)
         if following is None:
             order.append(n)
             stack.pop()
         else:
             seen.add(following)
             stack.append((following, iter(blocks[following].successors)))
+    return order
+
+
+def dominators(blocks: list[Block]) -> list[int | None]:
+    """The immediate dominator of each block; None for the entry and for what is never reached (Cooper, Harvey and
+    Kennedy, "A Simple, Fast Dominance Algorithm", 2001)."""
+    order = post_order(blocks, 0, set(range(len(blocks))))
     rank = {n: i for i, n in enumerate(order)}
     parent: dict[int, int] = {0: 0}
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from .flow import Block, Loop, blocks_of, loops_of
+from .flow import Block, Loop, blocks_of, loops_of, post_order
 from .listing import Instruction, Kernel, Site
 from .profile import weights
 
@@ -109,7 +109,7 @@ def usual_path(kernel: Kernel, blocks: list[Block], weight: list[float], loop: L
     def value(n: int) -> float:
         return (blocks[n].last - blocks[n].first) * (weight[n] - turns / 2)
 
-    for n in _from_the_end(blocks, loop):
+    for n in post_order(blocks, loop.header, loop.blocks):
         following = [s for s in blocks[n].successors if s in best]
         onward = max(following, key=lambda s: best[s][0], default=None)
         best[n] = (value(n) + (best[onward][0] if onward is not None else 0), onward)
@@ -119,23 +119,6 @@ def usual_path(kernel: Kernel, blocks: list[Block], weight: list[float], loop: L
         path += kernel.instructions[blocks[n].first : blocks[n].last]
         n = best[n][1]
     return path
-
-
-def _from_the_end(blocks: list[Block], loop: Loop) -> list[int]:
-    """The blocks of a loop, each after those that follow it; where they go round, one of them comes first."""
-    order: list[int] = []
-    seen = {loop.header}
-    stack = [(loop.header, iter(blocks[loop.header].successors))]
-    while stack:
-        n, successors = stack[-1]
-        following = next((s for s in successors if s in loop.blocks and s not in seen), None)
-        if following is None:
-            order.append(n)
-            stack.pop()
-        else:
-            seen.add(following)
-            stack.append((following, iter(blocks[following].successors)))
-    return order
 
 
 LOADS = ("LDG", "LD")

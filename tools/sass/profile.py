@@ -14,7 +14,7 @@ from statistics import median
 from tools.ptx.cpp import basic_blocks
 from tools.ptx.parse import MOST_FRAMES, Function, Module
 
-from .flow import Block
+from .flow import Block, post_order
 from .listing import Kernel, Site
 
 
@@ -40,7 +40,7 @@ def _frames(text: str, line: int) -> Site:
 def weights(kernel: Kernel, blocks: list[Block], lines: dict[Site, float]) -> list[float]:
     """Executions of each basic block by all warps. Zero for what is only called: slow paths."""
     result: list[float] = []
-    reached = _reached(blocks)
+    reached = set(post_order(blocks, 0, set(range(len(blocks)))))
     for n, block in enumerate(blocks):
         known = []
         for instruction in kernel.instructions[block.first : block.last]:
@@ -50,13 +50,3 @@ def weights(kernel: Kernel, blocks: list[Block], lines: dict[Site, float]) -> li
                 known.append(count)
         result.append(median(known) if known and n in reached else 0)
     return result
-
-
-def _reached(blocks: list[Block]) -> set[int]:
-    reached, open_ = {0}, [0]
-    while open_:
-        for successor in blocks[open_.pop()].successors:
-            if successor not in reached:
-                reached.add(successor)
-                open_.append(successor)
-    return reached
