@@ -104,7 +104,7 @@ ON_PTX = XLSTM_EXECUTOR=ptx $(PY) -m pytest -n 2 --dist worksteal -m 'simt and n
 test-ptx: $(STAMP) ptx
 	$(ON_PTX)
 
-# On the PTX of both architectures, as it ships and with the planted faults. Three quarters of an hour on two cores.
+# On the PTX of both architectures, as it ships and with the planted faults: two builds, four runs of the tests.
 AN_A100 := compute_capability=80 max_shared_bytes=166912 max_cluster=1 multiprocessors=108
 test-ptx-all: $(STAMP)
 	for faults in on off; do $(MAKE) ptx PTX_ARCHS='sm_90a sm_80' PTX_FAULTS=$$faults && $(ON_PTX) && XLSTM_SIMT_OPTIONS='$(AN_A100)' $(ON_PTX) || exit 1; done

@@ -62,23 +62,26 @@ def parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("counters", help="what the CUDA kernels execute, counted without a device (make ptx)")
     p.set_defaults(command=counters_command)
-    p.add_argument("--case", default="", help="only the cases with this in their name")
-    action = p.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="exit status 1 where a count is worse than the table's")
-    action.add_argument("--write", action="store_true", help="replace the table, bench/counters.json")
+    _add_table_options(p, "a count", counters.FILE)
 
     p = commands.add_parser("sass", help="the machine code of the CUDA kernels, and a model of its time (make sass)")
     p.set_defaults(command=sass_command)
-    p.add_argument("--case", default="", help="only the cases with this in their name")
-    action = p.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="exit status 1 where a loop is worse than the table's")
-    action.add_argument("--write", action="store_true", help="replace the table, bench/machine_code.json")
+    _add_table_options(p, "a loop", machine_code.FILE)
 
     p = commands.add_parser("goals", help="which of the library's goals result files show to be met")
     p.set_defaults(command=goals_command)
     p.add_argument("--device", choices=list(goals.GOALS), default="cpu", help="the goals on a CPU or on a GPU")
     p.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return top
+
+
+def _add_table_options(p: argparse.ArgumentParser, compared: str, table: Path) -> None:
+    p.add_argument("--case", default="", help="only the cases with this in their name")
+    action = p.add_mutually_exclusive_group()
+    action.add_argument(
+        "--check", action="store_true", help=f"exit status 1 where {compared} is worse than the table's"
+    )
+    action.add_argument("--write", action="store_true", help=f"replace the table, bench/{table.name}")
 
 
 def _positive(text: str) -> int:

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 
 from .listing import Instruction
 
-GHZ = 1.755  # boost clock of an H100 SXM5 under load; an H200 has the same multiprocessors
-
-# Cycles until a result is there, for instructions that say so by a barrier; others are timed by their stalls. Latencies
-# of LDS, LDSM, LDG (an L2 hit) and SHFL: Luo et al., "Dissecting the NVIDIA Hopper Architecture through
-# Microbenchmarking and Multiple Level Analysis" (2025); MUFU and conversions: the same. The rest: as on Volta (Jia et
-# al., 2018).
+# Cycles until a result is there, for instructions that say so by a barrier; others are timed by their stalls. These and
+# the numbers below are those of public microbenchmarks of Hopper, or of Volta (Jia et al., 2018) where these give none.
+# None of them was measured here.
 LATENCY = {
     "LDS": 29,
     "LDSM": 33,
