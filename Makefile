@@ -92,12 +92,14 @@ test-torches: test-sdist
 simt: build/.simt
 
 # What nvcc makes of the kernels, translated to C++ and linked to the executor: the libraries of backend="ptx". PTX_ARCHS:
-# of which architectures. PTX_FAULTS=on: with the planted faults, which what ships does not have.
-PTX_ARCHS  ?= sm_90a
-PTX_FAULTS ?= off
+# of which architectures. PTX_FAULTS=on: with the planted faults, which what ships does not have. PTX_SOURCES: some sources
+# alone, as "resident_fwd_bf16", for a quick look at their kernels; others are then no part of the libraries.
+PTX_ARCHS   ?= sm_90a
+PTX_FAULTS  ?= off
+PTX_SOURCES ?=
 ptx: build/.simt
 	@command -v nvcc >/dev/null || { echo 'ptx: no nvcc on the PATH'; exit 1; }
-	PATH="$(abspath $(dir $(PY))):$$PATH"; { cmake -S csrc/simt -B build/simt '-DXLSTM_PTX_ARCHS=$(call joined,$(PTX_ARCHS))' -DXLSTM_PTX_FAULTS=$(PTX_FAULTS) && cmake --build build/simt --target _ptx _ptx_race $(if $(filter sm_90a,$(PTX_ARCHS)),simt_selftest_ptx) && cmake --install build/simt --prefix . --component ptx; } >build/ptx.log || { cat build/ptx.log; exit 1; }
+	PATH="$(abspath $(dir $(PY))):$$PATH"; { cmake -S csrc/simt -B build/simt '-DXLSTM_PTX_ARCHS=$(call joined,$(PTX_ARCHS))' -DXLSTM_PTX_FAULTS=$(PTX_FAULTS) '-DXLSTM_PTX_SOURCES=$(call joined,$(PTX_SOURCES))' && cmake --build build/simt --target _ptx _ptx_race $(if $(and $(filter sm_90a,$(PTX_ARCHS)),$(if $(PTX_SOURCES),,all)),simt_selftest_ptx) && cmake --install build/simt --prefix . --component ptx; } >build/ptx.log || { cat build/ptx.log; exit 1; }
 
 # The tests of the CUDA kernels on their PTX. ARGS="-k ..." chooses among them.
 ON_PTX = XLSTM_EXECUTOR=ptx $(PY) -m pytest -n 2 --dist worksteal -m 'simt and not slow' $(ARGS)

@@ -184,13 +184,16 @@ def test_any_order_of_blocks_and_messages(case: Case, order: str, landing: str) 
 
 
 # Fault: a call that shows it.
-BLOCK = Case("block", BF16, 2, 3, 1, 16)
+BLOCK, FLOAT = Case("block", BF16, 2, 3, 1, 16), Case("block", F32, 2, 6, 1, 16)
 CLUSTER, SPLIT = Case("cluster", BF16, 2, 4, 1, 72), Case("grid", F32, 2, 3, 1, 130)
 GRID = Case("grid", BF16, 2, 4, 1, 72)
 FAULTS = {
     "resident_fwd: block reads h before all warps wrote it": BLOCK,
     "resident_fwd: block has one buffer of h": BLOCK,
     "resident_fwd: rows past the batch": BLOCK,
+    "resident_fwd: x of rows that are none": BLOCK,
+    "resident_fwd: x read before it has landed": FLOAT,
+    "resident_fwd: results read before all lanes wrote them": FLOAT,
     "resident_fwd: h is not reset": BLOCK,
     "resident_fwd: the state is not reset": BLOCK,
     "resident_fwd: cluster waits for the wrong phase": CLUSTER,

@@ -15,6 +15,22 @@ XLSTM_DEVICE uint32_t shared_address(const void* pointer, [[maybe_unused]] Sourc
 #endif
 }
 
+// 16 bytes of shared memory, read here: the compiler would put the access off until their use, and wait there.
+template <class T>
+XLSTM_DEVICE T load_shared_now(const T* pointer) {
+  static_assert(sizeof(T) == 16);
+#if XLSTM_SIMT
+  return *pointer;
+#else
+  uint4 r;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "r"(shared_address(pointer))
+               : "memory");
+  return bits_as<T>(r);
+#endif
+}
+
 }  // namespace xlstm::device
 
 // XLSTM_SHARED(GemmShared, s); makes `s` the kernel's shared memory. Launch with sizeof(GemmShared) bytes.

@@ -1,5 +1,6 @@
 #pragma once
-// The cells of the recurrent family as functors over one hidden unit (docs/kernels/recurrent.md); A: float or double.
+// The cells of the recurrent family as functors over one hidden unit (docs/kernels/recurrent.md), on the functions of M
+// (cell_math.h).
 //
 // A cell has kStates carried values, kGrads carried gradients and 5 saved values per hidden unit. The kernel calls
 //   load_state, store_state   between the public state (h, c, n, m) and the carried values
@@ -7,24 +8,11 @@
 //   load_grad, store_grad     between gradients of the public final or initial state and the carried ones
 //   backward                  gradient of h -> gradients of the raw gates and of the state before
 // The same functions, on vectors: csrc/cpu/simd/recurrent_cells.h.
-#include <cmath>
-
 #include "core/gates.h"
 #include "core/recurrent.h"
-#include "cuda/device/platform.h"
+#include "cuda/recurrent/cell_math.h"
 
 namespace xlstm::cuda {
-
-// exp(-|x|) has no overflow and serves both signs.
-template <class A>
-XLSTM_DEVICE A cell_sigmoid(A x) {
-  const A e = std::exp(-std::fabs(x));
-  return (x < 0 ? e : A{1}) / (1 + e);
-}
-template <class A>
-XLSTM_DEVICE A cell_log_sigmoid(A x) {
-  return (x < 0 ? x : A{0}) - std::log1p(std::exp(-std::fabs(x)));
-}
 
 // Public state of one hidden unit, without h.
 template <class A>
@@ -32,8 +20,9 @@ struct UnitState {
   A c, n, m;
 };
 
-template <class A>
+template <class M>
 struct LstmCell {
+  using A = typename M::Number;
   static constexpr int kStates = 1;  // c
   static constexpr int kGrads = 1;   // dc
 
@@ -42,13 +31,13 @@ struct LstmCell {
 
   // raw: i, f, g, o. saved: sigmoid(i), sigmoid(f), tanh(g), sigmoid(o), c before.
   XLSTM_DEVICE static A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) {
-    saved[0] = cell_sigmoid(raw[0]);
-    saved[1] = cell_sigmoid(raw[1]);
-    saved[2] = std::tanh(raw[2]);
-    saved[3] = cell_sigmoid(raw[3]);
+    saved[0] = M::sigmoid(raw[0]);
+    saved[1] = M::sigmoid(raw[1]);
+    saved[2] = M::tanh(raw[2]);
+    saved[3] = M::sigmoid(raw[3]);
     saved[4] = state[0];
     state[0] = saved[1] * state[0] + saved[0] * saved[2];
-    return saved[3] * std::tanh(state[0]);
+    return saved[3] * M::tanh(state[0]);
   }
 
   XLSTM_DEVICE static void load_grad(const UnitState<A>&, const UnitState<A>& grad, A (&d)[kGrads]) { d[0] = grad.c; }
@@ -56,7 +45,7 @@ struct LstmCell {
 
   XLSTM_DEVICE static void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) {
     const A i = saved[0], f = saved[1], g = saved[2], o = saved[3], c_before = saved[4];
-    const A t = std::tanh(f * c_before + i * g);
+    const A t = M::tanh(f * c_before + i * g);
     const A dc = d[0] + dh * o * (1 - t * t);
     draw[0] = dc * g * i * (1 - i);
     draw[1] = dc * c_before * f * (1 - f);
@@ -67,11 +56,14 @@ struct LstmCell {
 };
 
 // c_bar = c / n, nu = log n and m; an empty unit has nu = kEmptyLog and keeps nothing, whatever f is.
-template <class A, bool kExpForget>
+template <class M>
 struct SlstmCell {
+  using A = typename M::Number;
   static constexpr int kStates = 3;  // c_bar, nu, m
   static constexpr int kGrads = 3;   // dc_bar, dl, mu: gradient of l = nu + m, and of m beyond its part in l
   static constexpr A kEmpty = static_cast<A>(kEmptyLog);
+
+  bool exp_forget;  // the forget gate is exp(f), not sigmoid(f): a selection, so that a kernel has one code for both
 
   // Well above kEmptyLog, far below any log that a unit can reach.
   XLSTM_DEVICE static bool is_empty(A log) { return log < static_cast<A>(kEmptyLog / 10); }
@@ -89,23 +81,23 @@ struct SlstmCell {
   }
 
   // raw: i, f, z, o. saved: alpha (its sign bit: m follows i), f, tanh(z), sigmoid(o), c_bar before.
-  XLSTM_DEVICE static A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) {
-    const A i = raw[0], log_f = kExpForget ? raw[1] : cell_log_sigmoid(raw[1]), none = -INFINITY;
+  XLSTM_DEVICE A forward(const A (&raw)[kGates], A (&state)[kStates], A (&saved)[kSaved]) const {
+    const A i = raw[0], log_f = exp_forget ? raw[1] : log_sigmoid<M>(raw[1]), none = -INFINITY;
     const bool was_empty = is_empty(state[1]);
     const A kept = was_empty ? none : log_f + state[2];
     const bool input_wins = was_empty || i > kept;
     const A m = input_wins ? i : kept;
-    const A input = i - m, decayed = kept - m + state[1], u = input - decayed;
-    const A e = std::exp(-std::fabs(u)), z = std::tanh(raw[2]);
+    const A input = i - m, decayed = kept - m + state[1], z = M::tanh(raw[2]);
+    const Logistic<A> u = M::logistic(input - decayed);
     const bool now_empty = i == none && m == none;  // nothing kept and nothing written
-    const A alpha = now_empty ? A{0} : (u < 0 ? e : A{1}) / (1 + e);
+    const A alpha = now_empty ? A{0} : u.sigmoid;
     saved[0] = input_wins ? -alpha : alpha;
     saved[1] = was_empty ? A{0} : raw[1];
     saved[2] = z;
-    saved[3] = now_empty ? A{0} : cell_sigmoid(raw[3]);
+    saved[3] = now_empty ? A{0} : M::sigmoid(raw[3]);
     saved[4] = state[0];
     state[0] = now_empty ? A{0} : state[0] + alpha * (z - state[0]);
-    state[1] = now_empty ? kEmpty : (input > decayed ? input : decayed) + std::log1p(e);
+    state[1] = now_empty ? kEmpty : (input > decayed ? input : decayed) + u.log1p;
     state[2] = now_empty ? A{0} : m;
     return saved[3] * state[0];
   }
@@ -125,7 +117,7 @@ struct SlstmCell {
     return {dc, (d[1] - dc * initial.c) / initial.n, d[1] + d[2]};
   }
 
-  XLSTM_DEVICE static void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) {
+  XLSTM_DEVICE void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) const {
     const A alpha = std::fabs(saved[0]), f = saved[1], z = saved[2], o = saved[3], before = saved[4];
     const bool input_wins = std::signbit(saved[0]);  // also of -0
     const A c_bar = before + alpha * (z - before);
@@ -134,7 +126,7 @@ struct SlstmCell {
     const A dl = d[1] - du;
     const A dlog_f = dl + (input_wins ? A{0} : d[2]);
     draw[0] = du + (input_wins ? d[2] : A{0});
-    draw[1] = kExpForget ? dlog_f : dlog_f * cell_sigmoid(-f);
+    draw[1] = exp_forget ? dlog_f : dlog_f * M::sigmoid(-f);
     draw[2] = dc * alpha * (1 - z * z);
     draw[3] = dh * c_bar * o * (1 - o);
     d[0] = dc * (1 - alpha);
@@ -144,16 +136,10 @@ struct SlstmCell {
 };
 
 // Calls f with the cell's functor.
-template <class A, class F>
+template <class M, class F>
 XLSTM_DEVICE void with_cell(Cell cell, F f) {
-  switch (cell) {
-    case Cell::lstm:
-      return f(LstmCell<A>{});
-    case Cell::slstm:
-      return f(SlstmCell<A, false>{});
-    case Cell::slstm_exp:
-      return f(SlstmCell<A, true>{});
-  }
+  if (cell == Cell::lstm) return f(LstmCell<M>{});
+  f(SlstmCell<M>{cell == Cell::slstm_exp});
 }
 
 }  // namespace xlstm::cuda

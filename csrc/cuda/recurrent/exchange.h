@@ -3,11 +3,13 @@
 // memory, row by row, as T, zeros past the batch and past the last unit.
 //   start()              after the rows before the first step are staged
 //   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
-//   give(t, tile, ..)    h of step t, by all lanes of a warp: one value each
-//   stores_h             whether `give` also writes the output
+//   put(t, tile, ..)     h of step t of a warp's cells (warp_tile.h): what stays in the block
+//   send(t, tile, ..)    the same, once it lies in the warp's memory in rows: what leaves the block
+//   stores_h             whether `send` also writes the output
+// unit: the first one of the warp, of the head.
 #include "cuda/recurrent/fragments.h"
 #include "cuda/recurrent/scan.h"
-#include "cuda/recurrent/team.h"
+#include "cuda/recurrent/warp_tile.h"
 
 namespace xlstm::cuda {
 
@@ -20,7 +22,8 @@ struct ForwardTraits {
   static constexpr Variant kVariant = kVariant_;
   static constexpr int kUnits = kUnits_;
   static constexpr int kThreads = kUnits == kWideUnits ? 512 : 256;
-  static constexpr int kGroups = kUnits / 8, kSplits = kThreads / 32 / kGroups;  // warps: (split, group of 8 units)
+  // Warps: (split, group of 8 units). Those of split 0 have the cells; others multiply a part of the rows of R.
+  static constexpr int kGroups = kUnits / kWarpUnits, kSplits = kThreads / 32 / kGroups;
   static constexpr int kWidth =
       kVariant == Variant::block ? kUnits : static_cast<int>(resident_head_dim(F::kDepth, kUnits));  // of a row of R
   static constexpr int kSteps = kWidth / F::kDepth / kSplits;                                        // of a warp
@@ -28,12 +31,7 @@ struct ForwardTraits {
   static constexpr int kPitch = padded_pitch<T>(kWidth);
   static constexpr int kPacket = 16 / sizeof(T);  // values in 16 bytes
 
-  // One warp has whole rows of R: then its lanes have all sums of the cells that they advance. Else sums of several
-  // warps are added up through shared memory, and the cells are dealt anew, lanes along the units.
-  static constexpr bool kDirect = kSplits == 1;
-  static constexpr int kLaneStride = kDirect ? 4 : 1;  // between lanes with neighbouring units
-  static constexpr int kRowsAtOnce = kThreads / kUnits;
-  static constexpr int kCells = kDirect ? 2 : kRowsAtOnce >= kBatchTile ? 1 : kBatchTile / kRowsAtOnce;  // of a thread
+  static constexpr int kRing = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;  // steps of x that are under way or read
 };
 
 template <class S>
@@ -54,10 +52,15 @@ XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentForwardParams<
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBatchTile * S::kWidth; i += S::kThreads) {
     const int row = i / S::kWidth, unit = i % S::kWidth;
-    const int64_t b = team.first_row(tile) + row;
+    const int b = team.first_row(tile) + row;
     const bool exists = h && b < p.shape.batch && unit < D;
     to.row[row][unit] = exists ? device::narrow<T>(h[b * p.shape.hidden() + int64_t{team.head} * D + unit]) : T{};
   }
+}
+
+template <class T>
+XLSTM_DEVICE uint4 load_packet(const T* from) {
+  return *reinterpret_cast<const uint4*>(from);
 }
 
 // ---- one block has all units ----
@@ -86,10 +89,11 @@ struct BlockExchange {
     return s.h[t % 2][tile];
   }
 
-  XLSTM_DEVICE void give(int t, int tile, int row, int unit, typename S::T h) {
+  XLSTM_DEVICE void put(int t, int tile, int unit, const device::Pack<typename S::T, 2>& h) {
     const int next = XLSTM_MUTANT("resident_fwd: block has one buffer of h") ? 0 : (t + 1) % 2;
-    s.h[next][tile].row[row][unit] = h;
+    write_cells<S::kPitch>(&s.h[next][tile].row[0][unit], {h});
   }
+  XLSTM_DEVICE void send(int, int, int, const typename S::T (&)[kBatchTile][kWarpUnits]) {}
 };
 
 // ---- a cluster: each block writes its h into the shared memory of all ----
@@ -100,6 +104,7 @@ struct BlockExchange {
 
 template <class S>
 struct ClusterExchange {
+  using T = typename S::T;
   struct Shared {
     HiddenRows<S> h[2][S::kTiles];
     alignas(8) uint64_t full[2][S::kTiles];  // h is there
@@ -108,12 +113,12 @@ struct ClusterExchange {
 
   Shared& s;
   const Team& team;
+  const Rows<S> rows;
   const int steps;
-  const int64_t batch;
 
-  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
-                               void*, int64_t)
-      : s(shared), team(of), steps(static_cast<int>(p.shape.seqlen)), batch(p.shape.batch) {
+  XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of,
+                               const Rows<S>& of_rows, void*, int64_t)
+      : s(shared), team(of), rows(of_rows), steps(static_cast<int>(p.shape.seqlen)) {
     for (int tile = 0; tile < team.tiles; ++tile) {
       stage_initial<S>(s.h[0][tile], p, team, tile);
       clear(s.h[1][tile]);
@@ -139,18 +144,24 @@ struct ClusterExchange {
     return s.h[t % 2][tile];
   }
 
-  XLSTM_DEVICE void give(int t, int tile, int row, int unit, typename S::T h) {
+  XLSTM_DEVICE void put(int, int, int, const device::Pack<T, 2>&) {}
+
+  // All lanes have read h of the step before. Each has a row for some of the blocks.
+  XLSTM_DEVICE void send(int t, int tile, int unit, const T (&h)[kBatchTile][kWarpUnits]) {
     if (t + 1 >= steps && !XLSTM_MUTANT("resident_fwd: cluster sends h of the last step")) return;
-    __syncwarp();  // all lanes have read h of the step before
-    const uint4 packet = gather_packet<S::kLaneStride>(h);
-    if (row >= rows(tile) || XLSTM_MUTANT("resident_fwd: cluster does not send h")) return;
-    const int member = unit % S::kPacket, next = (t + 1) % 2;
-    const int buffer = XLSTM_MUTANT("resident_fwd: cluster has one buffer of h") ? 0 : next;
-    const int from = XLSTM_MUTANT("resident_fwd: cluster sends to the wrong slice") ? unit % S::kUnits : unit;
-    const uint32_t to = device::shared_address(&s.h[buffer][tile].row[row][from - member]);
-    // each lane of the packet serves other blocks
-    for (int rank = member; rank < team.blocks; rank += S::kPacket) {
-      device::st_async(device::map_to_rank(to, rank), packet, device::map_to_rank(full(next, tile), rank));
+    const RowLane at;
+    if (at.row >= rows.count(tile) || XLSTM_MUTANT("resident_fwd: cluster does not send h")) return;
+    const int next = XLSTM_MUTANT("resident_fwd: cluster has one buffer of h") ? 0 : (t + 1) % 2;
+    const int first = XLSTM_MUTANT("resident_fwd: cluster sends to the wrong slice") ? unit % S::kUnits : unit;
+    const uint32_t to = device::shared_address(&s.h[next][tile].row[at.row][first]), there = full((t + 1) % 2, tile);
+    uint4 packets[kWarpUnits / S::kPacket];
+#pragma unroll
+    for (int i = 0; i < kWarpUnits / S::kPacket; ++i) packets[i] = load_packet(&h[at.row][i * S::kPacket]);
+    for (int rank = at.part; rank < team.blocks; rank += 4) {
+#pragma unroll
+      for (int i = 0; i < kWarpUnits / S::kPacket; ++i) {
+        device::st_async(device::map_to_rank(to + i * 16, rank), packets[i], device::map_to_rank(there, rank));
+      }
     }
   }
 
@@ -162,12 +173,8 @@ struct ClusterExchange {
       to.row[x / S::kWidth][x % S::kWidth] = typename S::T{};
     }
   }
-  XLSTM_DEVICE int rows(int tile) const {
-    const int64_t left = batch - team.first_row(tile);
-    return left < kBatchTile ? static_cast<int>(left) : kBatchTile;
-  }
   XLSTM_DEVICE uint32_t bytes(int tile) const {
-    return static_cast<uint32_t>(rows(tile) * S::kUnits * sizeof(typename S::T)) * team.blocks;
+    return static_cast<uint32_t>(rows.count(tile) * S::kUnits * sizeof(typename S::T)) * team.blocks;
   }
 };
 
@@ -187,31 +194,34 @@ struct GridExchange {
   const RecurrentForwardParams<void>& p;
   const Team& team;
   const Rows<S> rows;
-  T* const padded_h;
+  char* const of_head;  // in padded_h
   const int width;
+  const uint32_t row_step;  // bytes
   const bool stores_h;
   int turn = 0;  // of the two buffers
 
   XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& params, const Team& of,
-                            const Rows<S>& of_rows, void* padded_h_, int64_t width_)
+                            const Rows<S>& of_rows, void* padded_h, int64_t width_)
       : s(shared),
         p(params),
         team(of),
         rows(of_rows),
-        padded_h(static_cast<T*>(padded_h_)),
+        of_head(device::opaque(static_cast<char*>(padded_h) + of.head * width_ * sizeof(T))),
         width(static_cast<int>(width_)),
-        stores_h(padded_h_ == params.h) {}
+        row_step(device::opaque(static_cast<uint32_t>(p.shape.num_heads * width_ * sizeof(T)))),
+        stores_h(padded_h == params.h) {}
 
   XLSTM_DEVICE void start() {
     const int first = team.rank * S::kUnits, units = width - first < S::kUnits ? width - first : S::kUnits;
     const int packets = units / S::kPacket;
     const bool filled = !XLSTM_MUTANT("resident_fwd: grid does not mark h as absent");
     for (int i = 0; filled && i < team.tiles * kBatchTile; ++i) {
-      const int64_t b = team.first_row(i / kBatchTile) + i % kBatchTile;
-      if (b >= p.shape.batch) continue;
+      if (!rows.exists(i / kBatchTile, i % kBatchTile)) continue;
       for (int64_t x = threadIdx.x; x < p.shape.seqlen * packets; x += S::kThreads) {
+        const int t = static_cast<int>(x / packets);
         const uint4 absent{kAbsent, kAbsent, kAbsent, kAbsent};
-        *reinterpret_cast<uint4*>(padded_row(b, x / packets) + first + x % packets * S::kPacket) = absent;
+        const int tile = i / kBatchTile, row = i % kBatchTile;
+        *packet_at(rows.index(tile, row, t), first + static_cast<int>(x % packets) * S::kPacket) = absent;
       }
     }
     device::grid_sync(XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent"));
@@ -229,47 +239,51 @@ struct GridExchange {
     return to;
   }
 
-  XLSTM_DEVICE void give(int t, int tile, int row, int unit, T h) {
-    const uint4 packet = gather_packet<S::kLaneStride>(h);
-    const int64_t b = team.first_row(tile) + row;
-    const bool one = unit % S::kPacket == 0 && unit < width && b < p.shape.batch;
+  XLSTM_DEVICE void put(int, int, int, const device::Pack<T, 2>&) {}
+
+  XLSTM_DEVICE void send(int t, int tile, int unit, const T (&h)[kBatchTile][kWarpUnits]) {
+    const RowLane at;
+    const int first = at.part * S::kPacket;  // of 8
+    if (first >= kWarpUnits || unit + first >= width || !rows.exists(tile, at.row)) return;
     if (XLSTM_MUTANT("resident_fwd: grid does not send h")) return;
-    if (one) device::store_relaxed(reinterpret_cast<uint4*>(padded_row(b, rows.token(tile, row, t)) + unit), packet);
+    device::store_relaxed(packet_at(rows.index(tile, at.row, t), unit + first), load_packet(&h[at.row][first]));
   }
 
  private:
-  XLSTM_DEVICE T* padded_row(int64_t b, int64_t t) const {
-    return padded_h + ((b * p.shape.seqlen + t) * p.shape.num_heads + team.head) * width;
+  XLSTM_DEVICE uint4* packet_at(uint64_t token, int unit) const {
+    return reinterpret_cast<uint4*>(of_head + token * row_step + unit * static_cast<int>(sizeof(T)));
   }
 
   // h of step t from L2: every thread asks for its packets until all of them are there.
   XLSTM_DEVICE void stage(HiddenRows<S>& to, int t, int tile) {
-    constexpr int kRow = S::kWidth / S::kPacket, kLoads = kBatchTile * kRow / S::kThreads;
-    uint4 packets[kLoads];
-    const T* from[kLoads];
+    constexpr int kRow = S::kWidth / S::kPacket, kRows = S::kThreads / kRow, kLoads = kBatchTile / kRows;
+    static_assert(S::kThreads % kRow == 0 && kBatchTile % kRows == 0);
+    const int first = threadIdx.x / kRow, unit = threadIdx.x % kRow * S::kPacket;
+    int tokens[kLoads];
+    rows.template tokens_at<kRows>(tokens, tile, first, t);
+    uint4 packets[kLoads] = {};
+    const uint4* from[kLoads];
+    bool exists[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int x = threadIdx.x + i * S::kThreads, unit = x % kRow * S::kPacket;
-      const int64_t b = team.first_row(tile) + x / kRow;
-      from[i] = b < p.shape.batch && unit < width ? padded_row(b, rows.token(tile, x / kRow, t)) + unit : nullptr;
-      packets[i] = {};
+      from[i] = packet_at(rows.index_of(tile, first + i * kRows, tokens[i]), unit);
+      exists[i] = rows.exists(tile, first + i * kRows) && unit < width;
     }
     device::Patience patience({"h", t + 1, tile});
     bool all;
     do {
-      all = true;
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        if (from[i]) packets[i] = device::load_relaxed(reinterpret_cast<const uint4*>(from[i]));
+        if (exists[i]) packets[i] = device::load_relaxed(from[i]);
       }
+      all = true;
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) all = all && complete(packets[i]);
+      for (int i = 0; i < kLoads; ++i) all &= complete(packets[i]);
       if (!all) patience.spend(device::Source::here());
     } while (!all && !XLSTM_MUTANT("resident_fwd: grid does not wait for h"));
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int x = threadIdx.x + i * S::kThreads;
-      *reinterpret_cast<uint4*>(&to.row[x / kRow][x % kRow * S::kPacket]) = packets[i];
+      *reinterpret_cast<uint4*>(&to.row[first + i * kRows][unit]) = packets[i];
     }
   }
 };

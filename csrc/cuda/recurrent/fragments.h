@@ -22,6 +22,7 @@ inline constexpr int kFewRows<Fragments<float, Passes::three>> = 2;
 
 // The 16 x kDepth weights of a lane, from shared memory: rows `pitch` elements apart, aligned to 4 bytes.
 // multiply: d += weights times the kDepth values of batch row g, in shared memory from `from` on (of the lane's g).
+// load_values: of kCount steps along k, from batch row 0 in shared memory, for 16 bits aligned to 16 bytes.
 // weights_of, values_of: from 8 bytes of the rows g and g + 8, and of batch row g: kDepth / 4 elements along k, which
 // the four lanes of a row may share out as they like.
 template <class T>
@@ -56,6 +57,19 @@ struct HalfFragments {
   XLSTM_DEVICE static void multiply(float (&d)[4], const Weights& w, const T* from) {
     const auto* pairs = reinterpret_cast<const uint32_t*>(from) + threadIdx.x % 4;
     multiply(d, w, Values{{pairs[0], pairs[4]}});
+  }
+
+  template <int kCount>
+  XLSTM_DEVICE static void load_values(Values (&values)[kCount], const T* from, int pitch) {
+    static_assert(kCount % 2 == 0);
+    const int lane = threadIdx.x % 32;
+    const uint32_t at = device::shared_address(from + lane % 8 * pitch + lane / 8 * 8);
+#pragma unroll
+    for (int k = 0; k < kCount; k += 2) {
+      uint32_t x[4];
+      device::ldmatrix(x, at + k * kDepth * static_cast<uint32_t>(sizeof(T)));
+      values[k] = {{x[0], x[1]}}, values[k + 1] = {{x[2], x[3]}};
+    }
   }
 };
 
@@ -116,6 +130,13 @@ struct Fragments<float, kPasses> {
   XLSTM_DEVICE static void multiply(float (&d)[4], const Weights& w, const float* from) {
     const int t = threadIdx.x % 4;
     multiply(d, w, Values{{from[t], from[t + 4]}});
+  }
+
+  template <int kCount>
+  XLSTM_DEVICE static void load_values(Values (&values)[kCount], const float* from, int pitch) {
+    from += threadIdx.x % 32 / 4 * pitch + threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) values[k] = {{from[k * kDepth], from[k * kDepth + 4]}};
   }
 
   // kFewRows: the products of this lane's columns with the batch rows at `from` and a pitch after it, as d of
@@ -180,6 +201,13 @@ struct Fragments<double> {
 
   XLSTM_DEVICE static void multiply(double (&d)[4], const Weights& w, const double* from) {
     multiply(d, w, Values{from[threadIdx.x % 4]});
+  }
+
+  template <int kCount>
+  XLSTM_DEVICE static void load_values(Values (&values)[kCount], const double* from, int pitch) {
+    from += threadIdx.x % 32 / 4 * pitch + threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) values[k] = {from[k * kDepth]};
   }
 };
 

@@ -205,7 +205,7 @@ class BwdBlock {
       const int64_t at = state_offset(tile, row);
       const UnitState<A> final = load_unit_state<A>(p.final_state, at),
                          grad = load_unit_state<A>(p.final_state_grad, at);
-      with_cell<A>(p.cell, [&](auto cell) {
+      with_cell<CellMath<T>>(p.cell, [&](auto cell) {
         A d[decltype(cell)::kGrads];
         decltype(cell)::load_grad(final, grad, d);
         store_grads(d, tile, r);
@@ -281,12 +281,12 @@ class BwdBlock {
     if (cells.reader.helper > 1) return;  // helps others only
 #pragma unroll
     for (int r = 0; r < kRows; r += C::kTogether) {
-      with_cell<A>(p.cell, [&](auto cell) { step_rows<decltype(cell)>(r, tile, t, dh, draw); });
+      with_cell<CellMath<T>>(p.cell, [&](auto cell) { step_rows(cell, r, tile, t, dh, draw); });
     }
   }
 
   template <class Cell>
-  XLSTM_DEVICE void step_rows(int first, int tile, int t, const A (&dh)[kRows], Draw& draw) {
+  XLSTM_DEVICE void step_rows(const Cell& cell, int first, int tile, int t, const A (&dh)[kRows], Draw& draw) {
     A d[C::kTogether][Cell::kGrads], d_raw[C::kTogether][kGates];
 #pragma unroll
     for (int r = 0; r < C::kTogether; ++r) load_grads(d[r], tile, first + r, tokens[first + r].reset_behind());
@@ -295,7 +295,7 @@ class BwdBlock {
       A saved[kSaved];
 #pragma unroll
       for (int i = 0; i < kSaved; ++i) saved[i] = widen<A>(tokens[first + r].saved[i]);
-      Cell::backward(saved, dh[first + r], d[r], d_raw[r]);
+      cell.backward(saved, dh[first + r], d[r], d_raw[r]);
     }
 #pragma unroll
     for (int r = 0; r < C::kTogether; ++r) {
@@ -380,7 +380,7 @@ class BwdBlock {
       } else {
         const bool empty = p.reset.data && reset(tile, row, 0);
         *dh0 = empty ? A{0} : dh[r];
-        with_cell<A>(p.cell, [&](auto cell) {
+        with_cell<CellMath<T>>(p.cell, [&](auto cell) {
           A d[decltype(cell)::kGrads];
           load_grads(d, tile, r, empty);
           state = decltype(cell)::store_grad(load_unit_state<A>(p.initial_state, at), d);

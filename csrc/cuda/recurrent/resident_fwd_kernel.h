@@ -2,22 +2,33 @@
 // Forward scan of the recurrent cells with R in registers (docs/kernels/recurrent.md). A step of a batch tile:
 //   h of the step before (exchange.h) -> products with R -> raw gates -> the cell -> h of the step
 // A block has 8, 16 .. units of one head with all four gates; a warp multiplies 8 of these units, or a part of their
-// rows. Its two fragment tiles are gates 0 and 1, gates 2 and 3 of the 8 units.
+// rows. Its two fragment tiles are gates 0 and 1, gates 2 and 3 of the 8 units: a lane that has their sums has all
+// gates of its cells. x comes in and results leave in rows of 8 units (warp_tile.h).
 #include "cuda/recurrent/exchange.h"
 
 namespace xlstm::cuda {
 
+constexpr int kMaxCarried = 3;  // values of a cell from step to step
+
+// Sums of the warps that share rows of R, for the one that has the cells. Step by step one of two.
+template <class S, bool = (S::kSplits > 1)>
+struct Partials {};
+template <class S>
+struct Partials<S, true> {
+  device::Pack<typename S::A, 4> x[2][S::kSplits - 1][2][S::kGroups * 32];
+};
+
 template <class S>
 struct ForwardShared {
-  using A = typename S::A;
-  static constexpr int kPitch = S::kUnits + (sizeof(A) == 8 ? 2 : 4);  // lanes of a fragment write to different banks
-  static constexpr int kPartials = S::kDirect ? 0 : S::kSplits;
+  using T = typename S::T;
 
   typename ExchangeOf<S>::Shared exchange;
-  A state[S::kTiles][3][S::kCells * S::kThreads];                           // of a cell; read by its thread alone
-  A partial[2][kPartials > 0 ? kPartials : 1][kGates][kBatchTile][kPitch];  // step by step one of two
-  A bias[kGates][S::kUnits];
+  WarpTile<T, kGates> x[S::kGroups][S::kRing];
+  WarpTile<T, kSaved + 1> results[S::kGroups];                            // the saved values and h
+  device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried][S::kGroups * 32];  // of two cells; read by their thread alone
+  Partials<S> partials;
   int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
+  int full_steps[S::kTiles];          // steps that all rows of the batch have
 };
 
 // Weights pass through before anything else is in use.
@@ -38,7 +49,7 @@ struct Part {
     static_assert(S::kSteps % kAtOnce == 0);
     const int each = (steps + S::kSplits * kAtOnce - 1) / (S::kSplits * kAtOnce) * kAtOnce;
     group = warp % S::kGroups;
-    split = S::kDirect ? 0 : warp / S::kGroups;
+    split = warp / S::kGroups;
     first = split * each;
     count = steps - first < each ? steps - first : each;
   }
@@ -59,25 +70,19 @@ XLSTM_DEVICE void load_weights(typename S::F::Weights (&weights)[2][S::kSteps], 
   });
 }
 
-// The cells of a thread: one unit in kCells batch rows.
-template <class S>
-struct ThreadCells {
-  int unit;  // of the block
-  XLSTM_DEVICE ThreadCells()
-      : unit(S::kDirect ? threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4 : threadIdx.x % S::kUnits) {}
-  XLSTM_DEVICE int row(int cell) const {
-    return S::kDirect ? threadIdx.x % 4 * 2 + cell : threadIdx.x / S::kUnits + cell * S::kRowsAtOnce;
+// Whether rows of T can be read or written in vectors: all strides, in elements, and the pointer.
+template <class T, class... Strides>
+XLSTM_DEVICE bool whole_vectors(const void* pointer, Strides... strides) {
+  constexpr int kVector = device::Vector<T>::kCount;
+  return device::aligned_for<device::Vector<T>>(pointer) && ((strides % kVector == 0) && ...);
+}
+
+// The steps of a team: token by token, and of each the tiles.
+struct Position {
+  int t = 0, tile = 0;
+  XLSTM_DEVICE void next(int tiles) {
+    if (++tile == tiles) tile = 0, ++t;
   }
-  XLSTM_DEVICE bool has_cells() const { return S::kDirect || threadIdx.x / S::kUnits < kBatchTile; }  // per warp
-};
-
-constexpr int kStepsAhead = 4;  // of x on its way to L2
-
-// Inputs of a thread for the next step, read a step ahead and kept as they lie in memory: a conversion would wait.
-template <class S>
-struct Ahead {
-  typename S::T x[S::kCells][kGates];
-  uint8_t reset[S::kCells];
 };
 
 template <class S>
@@ -85,6 +90,10 @@ class ForwardScan {
   using F = typename S::F;
   using T = typename S::T;
   using A = typename S::A;
+  using Math = CellMath<T>;
+  static constexpr bool kRoomy = S::kThreads <= 256;  // more than 128 registers
+  // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
+  static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
 
  public:
   using Weights = typename F::Weights[2][S::kSteps];
@@ -94,25 +103,49 @@ class ForwardScan {
       : p(params),
         team(of),
         s(shared),
-        rows{shared.tokens, params.shape.is_reversed(of.head)},
-        exchange(shared.exchange, params, of, rows, padded_h, width) {}
+        rows(shared.tokens, params.shape, of),
+        exchange(shared.exchange, params, of, rows, padded_h, width) {
+    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
+    const RowLane at;
+    T *const saved = static_cast<T*>(p.saved) + of_hidden, *const h = static_cast<T*>(p.h) + of_hidden;
+    const bool fifth = at.part == 0, stores_last = fifth ? p.saved != nullptr : at.part == 1 && !exchange.stores_h;
+    x_from = static_cast<const T*>(p.x.data) + at.part * p.x.gate + team.head * p.x.head + first_unit;
+    saved_to = saved + at.part * hidden;
+    last_to = fifth ? saved + (kSaved - 1) * hidden : h;
+    saved_stride = static_cast<uint32_t>(kSaved * hidden);
+    last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
+    saved_units = p.saved ? units : 0, last_units = stores_last ? units : 0;
+    vectors = whole_vectors<T>(p.x.data, D, p.x.batch, p.x.time, p.x.gate, p.x.head) && whole_vectors<T>(p.h) &&
+              whole_vectors<T>(p.saved);
+    // Held in registers: the compiler would compute them anew in every step.
+    saved_to = device::opaque(saved_to), last_to = device::opaque(last_to);
+    if (kRoomy) {
+      x_from = device::opaque(x_from);
+      saved_stride = device::opaque(saved_stride), last_stride = device::opaque(last_stride);
+      saved_units = device::opaque(saved_units), last_units = device::opaque(last_units);
+    }
+  }
 
   XLSTM_DEVICE void run(const Weights& weights) {
     load_rows();
-    load_bias();
     __syncthreads();
-    if (p.shape.seqlen > 0) {
-      int64_t x[S::kCells];
-      find_x(x, 0, 0);
-      load_x(x, 0, 0);
+    plain = device::opaque(static_cast<int>(vectors && (!rows.reversed || all_full())));
+    if (has_cells()) {
+      load_bias();
+      load_initial();
+      for (unsigned i = 0; i < S::kRing; ++i) fetch_x(i);
+      wait_for_x();
+      if (kStartsWithX) read_x();
+      load_reset({});
     }
-    load_state();
     exchange.start();
 #pragma unroll 1
-    for (int t = 0; t < p.shape.seqlen; ++t) {
-#pragma unroll 1
-      for (int tile = 0; tile < team.tiles; ++tile) step(weights, t, tile);
+    for (Position at; at.t < seqlen; at.next(team.tiles)) {
+      step(weights, at.t, at.tile);
+      before = at;
     }
+    if (has_cells() && seqlen > 0) store_rows(before.t, before.tile);
+    device::cp_async_wait<0>();
   }
 
  private:
@@ -122,50 +155,80 @@ class ForwardScan {
   const Rows<S> rows;
   ExchangeOf<S> exchange;
   const Part<S> part{p.shape};
-  const ThreadCells<S> cells;
-  const int unit = team.rank * S::kUnits + cells.unit;  // of the head
-  Ahead<S> ahead;
-  int turn = 0;
+  const CellLane cell;
+  const int first_unit = team.rank * S::kUnits + part.group * kWarpUnits;  // of the head
+  const int units = static_cast<int>(p.shape.head_dim) - first_unit;       // that exist, of 8
+  const int seqlen = static_cast<int>(p.shape.seqlen);
+  A bias[kGates] = {};
+  uint8_t reset[2] = {};  // before the step to come
+  A x[2][4] = {};          // x + b where the sums lie
+  Position before{-1, 0};  // the step before this one, whose results are still to be stored
+  Position ahead;          // of the x to be fetched next
+  unsigned slot = kStartsWithX ? 0 : S::kRing - 1;  // of the ring: the x that has been read
+  int parity = 0;                                   // of the step
 
-  XLSTM_DEVICE bool unit_exists() const { return unit < p.shape.head_dim; }
-  XLSTM_DEVICE int64_t batch_row(int tile, int cell) const { return team.first_row(tile) + cells.row(cell); }
-  XLSTM_DEVICE bool in_batch(int64_t b) const {
-    return b < p.shape.batch || XLSTM_MUTANT("resident_fwd: rows past the batch");
+  // Of this lane's rows in memory. last: the fifth saved value, or h.
+  const T* x_from;
+  T *saved_to, *last_to;
+  uint32_t saved_stride, last_stride;
+  int saved_units, last_units;  // to be stored, of 8
+  int vectors;                  // whole ones can be read and written
+  int plain = 0;                // and rows take their tokens in step: no branches are needed
+
+  XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
+  XLSTM_DEVICE int state_index() const { return part.group * 32 + threadIdx.x % 32; }
+  XLSTM_DEVICE int64_t of_hidden() const { return team.head * p.shape.head_dim + first_unit + cell.unit; }
+  XLSTM_DEVICE int64_t state_offset(int tile, int i) const {
+    return rows.number(tile, cell.row + i) * p.shape.hidden() + of_hidden();
   }
-  XLSTM_DEVICE int64_t of_hidden() const { return team.head * p.shape.head_dim + unit; }
+  XLSTM_DEVICE WarpTile<T, kSaved + 1>& results() { return s.results[part.group]; }
 
   // ---- before the first step ----
 
   XLSTM_DEVICE void load_rows() {
-    if (threadIdx.x >= S::kTiles * kBatchTile) return;
-    const int tile = threadIdx.x / kBatchTile, row = threadIdx.x % kBatchTile;
-    s.tokens[tile][row] = tile < team.tiles ? tokens_of(p.shape, p.lengths, team.first_row(tile) + row) : 0;
+    if (threadIdx.x >= S::kTiles) return;
+    const int tile = threadIdx.x;
+    int full = static_cast<int>(p.shape.seqlen);
+    for (int row = 0; row < kBatchTile; ++row) {
+      const int tokens = tile < team.tiles ? tokens_of(p.shape, p.lengths, rows.number(tile, row)) : 0;
+      s.tokens[tile][row] = tokens;
+      if (rows.exists(tile, row)) full = min(full, tokens);
+    }
+    s.full_steps[tile] = full;
+  }
+
+  XLSTM_DEVICE bool all_full() const {
+    bool all = true;
+    for (int tile = 0; tile < team.tiles; ++tile) all &= s.full_steps[tile] == seqlen;
+    return all;
   }
 
   XLSTM_DEVICE void load_bias() {
-    for (int x = threadIdx.x; x < kGates * S::kUnits; x += S::kThreads) {
-      const int gate = x / S::kUnits, of_block = x % S::kUnits, of_head = team.rank * S::kUnits + of_block;
-      const bool exists = p.b.data && of_head < p.shape.head_dim;
-      const int64_t at = gate * p.shape.hidden() + team.head * p.shape.head_dim + of_head;
-      s.bias[gate][of_block] = exists ? device::load_any<A>(p.b.data, p.b.type, at) : A{0};
+    if (!p.b.data || cell.unit >= units) return;
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) {
+      bias[gate] = device::load_any<A>(p.b.data, p.b.type, gate * p.shape.hidden() + of_hidden());
     }
   }
 
   // Cells that do not exist are advanced too: from the empty state.
-  XLSTM_DEVICE void load_state() {
-    if (!cells.has_cells()) return;
+  XLSTM_DEVICE void load_initial() {
     for (int tile = 0; tile < team.tiles; ++tile) {
 #pragma unroll
-      for (int cell = 0; cell < S::kCells; ++cell) {
-        const int64_t b = batch_row(tile, cell), at = b * p.shape.hidden() + of_hidden();
-        const bool exists = unit_exists() && b < p.shape.batch;
+      for (int i = 0; i < 2; ++i) {
+        const int64_t at = state_offset(tile, i);
+        const bool exists = cell.unit < units && rows.exists(tile, cell.row + i);
         const UnitState<A> initial = exists ? load_unit_state<A>(p.initial_state, at) : UnitState<A>{};
-        with_cell<A>(p.cell, [&](auto functor) {
-          A state[decltype(functor)::kStates];
+        with_cell<Math>(p.cell, [&](auto functor) {
+          constexpr int kStates = decltype(functor)::kStates;
+          A state[kStates];
           functor.load_state(initial, state);
-          put_state(state, tile, cell);
+#pragma unroll
+          for (int n = 0; n < kMaxCarried; ++n) {
+            s.state[tile][n][state_index()].x[i] = n < kStates ? state[n < kStates ? n : 0] : A{0};
+          }
         });
-        if (exists && s.tokens[tile][cells.row(cell)] == 0) pass_through(initial, at);
+        if (exists && s.tokens[tile][cell.row + i] == 0) pass_through(initial, at);
       }
     }
   }
@@ -176,216 +239,263 @@ class ForwardScan {
     static_cast<A*>(p.final_state.h)[at] = p.initial_state.h ? static_cast<const A*>(p.initial_state.h)[at] : A{0};
   }
 
-  template <int kStates>
-  XLSTM_DEVICE void put_state(const A (&state)[kStates], int tile, int cell) {
+  // ---- inputs ----
+
+  // x of a step to come, for its cells: a lane takes a batch row of a gate. Past the last step, zeros.
+  XLSTM_DEVICE void fetch_x(unsigned to) {
+    const RowLane at;
+    T(&row)[kWarpUnits] = s.x[part.group][to].x[at.part][at.row];
+    if (plain) {
+      const bool exists = rows.exists(ahead.tile, at.row) || XLSTM_MUTANT("resident_fwd: x of rows that are none");
+      const int64_t offset = rows.plain_offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
+      fetch_row(row, x_from + offset, exists && ahead.t < seqlen ? units : 0);
+    } else {
+      const int count = ahead.t < s.tokens[ahead.tile][at.row] ? units : 0;
+      const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
+      if (vectors) {
+        fetch_row(row, from, count);
+      } else {
+        copy_row(row, from, count);
+      }
+    }
+    device::cp_async_commit();
+    ahead.next(team.tiles);
+  }
+
+  // All x but the latest kRing - 1.
+  XLSTM_DEVICE void wait_for_x() {
+    device::cp_async_wait<S::kRing - 1>();
+    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) __syncwarp();
+  }
+
+  XLSTM_DEVICE void read_x() {
+    A pairs[kGates][2];
+    read_cells(pairs, s.x[part.group][slot]);
 #pragma unroll
-    for (int x = 0; x < kStates; ++x) s.state[tile][x][cell * S::kThreads + threadIdx.x] = state[x];
+    for (int i = 0; i < 8; ++i) x[i / 4][i % 4] = pairs[i / 2][i % 2] + bias[i / 2];
+  }
+
+  XLSTM_DEVICE void load_reset(const Position& at) {
+    const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
+    if (!flags || at.t >= seqlen) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = cell.row + i;
+      const int64_t offset = rows.offset(at.tile, row, at.t, p.reset.batch, p.reset.time);
+      reset[i] = rows.exists(at.tile, row) ? flags[offset] : uint8_t{0};
+    }
   }
 
   // ---- products ----
 
-  // R h for the 8 units of this warp.
-  XLSTM_DEVICE void multiply(A (&sums)[2][4], const Weights& weights, const HiddenRows<S>& h) const {
-    const int first = part.first * F::kDepth;
+  // sums + odd: R h for the 8 units of this warp, in four chains, on top of what is in them. Values of kAtOnce steps at
+  // a time, read while those before are multiplied.
+  XLSTM_DEVICE void multiply(A (&sums)[2][4], A (&odd)[2][4], const Weights& weights, const HiddenRows<S>& h) const {
+    const T* from = &h.row[0][part.first * F::kDepth];
     if constexpr (kFewRows<F> > 0) {
-      if (p.shape.batch <= kFewRows<F>) {
-        const T* from = &h.row[0][first];
-        accumulate(sums, weights, [&](A(&d)[4], const typename F::Weights& w, int k) {
-          F::multiply_few(d, w, from + k * F::kDepth, S::kPitch);
-        });
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile) F::finish_few(sums[tile]);
-        return;
-      }
+      if (p.shape.batch <= kFewRows<F>) return multiply_few(sums, odd, weights, from);
     }
-    const T* from = &h.row[threadIdx.x % 32 / 4][first];
-    accumulate(sums, weights,
-               [&](A(&d)[4], const typename F::Weights& w, int k) { F::multiply(d, w, from + k * F::kDepth); });
+    constexpr int kBuffers = kRoomy ? 2 : 1;  // other warps multiply meanwhile
+    typename F::Values values[kBuffers][kAtOnce];
+    F::load_values(values[0], from, S::kPitch);
+#pragma unroll
+    for (int first = 0; first < S::kSteps; first += kAtOnce) {
+      const int group = first / kAtOnce;
+      const auto load_next = [&] {
+        const T* next = from + (first + kAtOnce) * F::kDepth;
+        if (first + kAtOnce < S::kSteps) F::load_values(values[(group + 1) % kBuffers], next, S::kPitch);
+      };
+      if (kBuffers > 1) load_next();
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          F::multiply(k % 2 ? odd[tile] : sums[tile], weights[tile][first + k], values[group % kBuffers][k]);
+        }
+      }
+      if (first + kAtOnce >= part.count) break;
+      if (kBuffers == 1) load_next();
+    }
   }
 
-  // Four chains of sums. Four steps at a time, so that their loads overlap; past the last step, zeros.
-  template <class Product>
-  XLSTM_DEVICE void accumulate(A (&sums)[2][4], const Weights& weights, Product product) const {
-    A odd[2][4] = {};
+  XLSTM_DEVICE void multiply_few(A (&sums)[2][4], A (&odd)[2][4], const Weights& weights, const T* from) const {
 #pragma unroll
     for (int first = 0; first < S::kSteps; first += kAtOnce) {
       if (first >= part.count) break;
 #pragma unroll
       for (int k = first; k < first + kAtOnce; ++k) {
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) product(k % 2 ? odd[tile] : sums[tile], weights[tile][k], k);
+        for (int tile = 0; tile < 2; ++tile) {
+          F::multiply_few(k % 2 ? odd[tile] : sums[tile], weights[tile][k], from + k * F::kDepth, S::kPitch);
+        }
       }
     }
 #pragma unroll
-    for (int x = 0; x < 8; ++x) sums[x / 4][x % 4] += odd[x / 4][x % 4];
+    for (int tile = 0; tile < 2; ++tile) F::finish_few(sums[tile]), F::finish_few(odd[tile]);
   }
 
-  // Sums of the cells of this thread.
-  XLSTM_DEVICE void raw_of_cells(A (&raw)[S::kCells][kGates], const A (&sums)[2][4]) {
-    if constexpr (S::kDirect) {
+  // All warps of a group have the same cells in the same lanes.
+  XLSTM_DEVICE void add_splits(A (&sums)[2][4]) {
+    if constexpr (S::kSplits > 1) {
+      auto& partial = s.partials.x[XLSTM_MUTANT("resident_fwd: one buffer of partial sums") ? 0 : parity];
+      parity ^= 1;
+      if (!has_cells()) {
 #pragma unroll
-      for (int x = 0; x < S::kCells * kGates; ++x) {
-        const int cell = x / kGates, gate = x % kGates;
-        raw[cell][gate] = sums[gate / 2][gate % 2 * 2 + cell];
+        for (int tile = 0; tile < 2; ++tile) {
+          const A(&x)[4] = sums[tile];
+          partial[part.split - 1][tile][state_index()] = {x[0], x[1], x[2], x[3]};
+        }
       }
-    } else {
-      add_splits(raw, sums);
-    }
-  }
-
-  XLSTM_DEVICE void add_splits(A (&raw)[S::kCells][kGates], const A (&sums)[2][4]) {
-    auto& partial = s.partial[XLSTM_MUTANT("resident_fwd: one buffer of partial sums") ? 0 : turn];
-    turn ^= 1;
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2, column = threadIdx.x / 32 % S::kGroups * 8 + g;
+      device::sync_threads(XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them"));
+      if (!has_cells()) return;
 #pragma unroll
-    for (int x = 0; x < 8; ++x) partial[part.split][x / 2][c + x % 2][column] = sums[x / 4][x % 4];
-    device::sync_threads(XLSTM_MUTANT("resident_fwd: sums read before all warps wrote them"));
-    if (!cells.has_cells()) return;
+      for (int i = 0; i < (S::kSplits - 1) * 2; ++i) {
+        const auto other = partial[i / 2][i % 2][state_index()];
 #pragma unroll
-    for (int x = 0; x < S::kCells * kGates; ++x) {
-      const int cell = x / kGates, gate = x % kGates;
-      A sum = 0;
-#pragma unroll
-      for (int split = 0; split < S::kSplits; ++split) sum += partial[split][gate][cells.row(cell)][cells.unit];
-      raw[cell][gate] = sum;
+        for (int x = 0; x < 4; ++x) sums[i % 2][x] += other.x[x];
+      }
     }
   }
 
   // ---- a step ----
 
-  // Where x of the cells of a step is; -1: there is none.
-  XLSTM_DEVICE void find_x(int64_t (&x)[S::kCells], int t, int tile) const {
-    const int64_t of_head = team.head * p.x.head + unit;
-#pragma unroll
-    for (int cell = 0; cell < S::kCells; ++cell) {
-      const int64_t b = batch_row(tile, cell);
-      const bool exists = cells.has_cells() && unit_exists() && in_batch(b);
-      x[cell] = exists ? of_head + b * p.x.batch + rows.token(tile, cells.row(cell), t) * p.x.time : -1;
-    }
-  }
-
-  XLSTM_DEVICE void load_x(const int64_t (&x)[S::kCells], int t, int tile) {
-    const T* data = static_cast<const T*>(p.x.data);
-#pragma unroll
-    for (int cell = 0; cell < S::kCells; ++cell) {
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        ahead.x[cell][gate] = x[cell] >= 0 ? data[x[cell] + gate * p.x.gate] : T{};
-      }
-      ahead.reset[cell] = load_reset(tile, cell, t);
-    }
-  }
-
-  // x of a later step comes to L2: a step is shorter than the way to memory. A lane takes a row and a gate.
-  XLSTM_DEVICE void prefetch_x(int t, int tile) const {
-    const int row = threadIdx.x % 32 / kGates, gate = threadIdx.x % kGates;
-    const int64_t b = team.first_row(tile) + row;
-    const int first = team.rank * S::kUnits + part.group * 8;
-    if (part.split > 0 || t >= p.shape.seqlen || b >= p.shape.batch || first >= p.shape.head_dim) return;
-    device::prefetch_l2(static_cast<const T*>(p.x.data) + b * p.x.batch + rows.token(tile, row, t) * p.x.time +
-                        gate * p.x.gate + team.head * p.x.head + first);
-  }
-
-  XLSTM_DEVICE uint8_t load_reset(int tile, int cell, int t) const {
-    const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
-    const int64_t b = batch_row(tile, cell);
-    if (!flags || b >= p.shape.batch) return 0;
-    return flags[b * p.reset.batch + rows.token(tile, cells.row(cell), t) * p.reset.time];
+  // What h of the next step does not wait for: results of the step before go out and x of a later one comes in.
+  XLSTM_DEVICE void move_rows() {
+    if (before.t >= 0) store_rows(before.t, before.tile);
+    if (kStartsWithX || before.t >= 0) fetch_x(slot);
+    slot = (slot + 1) % S::kRing;
+    wait_for_x();
   }
 
   XLSTM_DEVICE void step(const Weights& weights, int t, int tile) {
-    const bool last_tile = tile + 1 == team.tiles, more = !last_tile || t + 1 < p.shape.seqlen;
-    const int next_t = last_tile ? t + 1 : t, next_tile = last_tile ? 0 : tile + 1;
-    // with 128 registers: addresses where they are used, one cell after the other, and the loads after them
-    constexpr bool kRoomy = S::kThreads <= 256;
-    constexpr int kTogether = kRoomy ? S::kCells : 1;
-    int64_t next_x[S::kCells] = {};
-    if (kRoomy && more) {
-      find_x(next_x, next_t, next_tile);
+    A sums[2][4] = {}, odd[2][4] = {};
 #pragma unroll
-      for (int cell = 0; cell < S::kCells; ++cell) next_x[cell] = device::opaque(next_x[cell]);
-    }
-    prefetch_x(t + kStepsAhead, tile);
+    for (int i = 0; kStartsWithX && i < 8; ++i) sums[i / 4][i % 4] = x[i / 4][i % 4];
+    // While tensor cores work on a product: that of warps without cells, or the warp's own.
+    constexpr bool kMovesFirst = S::kSplits > 1;
     const HiddenRows<S>& h = exchange.wait(t, tile);
-    A sums[2][4] = {}, raw[S::kCells][kGates];
-    multiply(sums, weights, h);
-    raw_of_cells(raw, sums);
-    if (!cells.has_cells()) return;
-    uint8_t reset[S::kCells];
+    if (kMovesFirst && has_cells()) move_rows();
+    multiply(sums, odd, weights, h);
+    device::Pack<A, 2> state[kMaxCarried];
+    if (has_cells() && kRoomy) load_state(state, tile);
+    if (!kMovesFirst && has_cells()) move_rows();
 #pragma unroll
-    for (int cell = 0; cell < S::kCells; ++cell) {
-      // sums of a batch row depend on h of that row alone
-      const bool reset_h = ahead.reset[cell] && !XLSTM_MUTANT("resident_fwd: h is not reset");
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        if (reset_h) raw[cell][gate] = 0;
-        raw[cell][gate] += device::widen<A>(ahead.x[cell][gate]) + s.bias[gate][cells.unit];
-      }
-      reset[cell] = ahead.reset[cell];
-    }
-    if (kRoomy && more) load_x(next_x, next_t, next_tile);
-    with_cell<A>(p.cell, [&](auto functor) {
-#pragma unroll
-      for (int first = 0; first < S::kCells; first += kTogether) {
-        advance<decltype(functor), kTogether>(raw, reset, t, tile, first);
-      }
-    });
-    if (!kRoomy && more) {
-      find_x(next_x, next_t, next_tile);
-      load_x(next_x, next_t, next_tile);
-    }
+    for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] += odd[i / 4][i % 4];
+    add_splits(sums);
+    if (!has_cells()) return;
+    if (!kRoomy) load_state(state, tile);
+    with_cell<Math>(p.cell, [&](auto functor) { advance(functor, sums, state, t, tile); });
   }
 
-  template <class Cell, int kCount>
-  XLSTM_DEVICE void advance(const A (&raw)[S::kCells][kGates], const uint8_t (&reset)[S::kCells], int t, int tile,
-                            int first) {
-    A state[kCount][Cell::kStates], saved[kCount][kSaved], empty[Cell::kStates];
-    T h[kCount];
+  XLSTM_DEVICE void load_state(device::Pack<A, 2> (&state)[kMaxCarried], int tile) const {
+#pragma unroll
+    for (int n = 0; n < kMaxCarried; ++n) state[n] = s.state[tile][n][state_index()];
+  }
+
+  // Past the end of a row: zeros, and the state stays.
+  template <class Cell>
+  struct Cells {
+    A state[2][Cell::kStates], saved[2][kSaved], h[2];
+  };
+
+  template <class Cell>
+  XLSTM_DEVICE void advance(const Cell& functor, A (&sums)[2][4], const device::Pack<A, 2> (&state)[kMaxCarried], int t,
+                            int tile) {
+    Cells<Cell> c;
+#pragma unroll
+    for (int n = 0; n < Cell::kStates; ++n) c.state[0][n] = state[n].x[0], c.state[1][n] = state[n].x[1];
+    if (p.reset.data) start_anew(c, sums, t, tile);
+    read_x();
+#pragma unroll
+    for (int i = 0; !kStartsWithX && i < 8; ++i) sums[i / 4][i % 4] += x[i / 4][i % 4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const A raw[kGates] = {sums[0][i], sums[0][2 + i], sums[1][i], sums[1][2 + i]};
+      c.h[i] = functor.forward(raw, c.state[i], c.saved[i]);
+    }
+    if (t + 1 >= s.full_steps[tile]) end_rows(c, t, tile);
+    put(c, t, tile);
+  }
+
+  // Rows with a reset: no state, and of the sums, which depend on h of their row alone, only x and b.
+  template <class Cell>
+  XLSTM_DEVICE void start_anew(Cells<Cell>& c, A (&sums)[2][4], int t, int tile) {
+    A empty[Cell::kStates];
     Cell::load_state(UnitState<A>{}, empty);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < 2; ++i) {
+      if (!reset[i]) continue;
 #pragma unroll
-      for (int x = 0; x < Cell::kStates; ++x) {
-        const A before = s.state[tile][x][(first + i) * S::kThreads + threadIdx.x];
-        state[i][x] = reset[first + i] && !XLSTM_MUTANT("resident_fwd: the state is not reset") ? empty[x] : before;
+      for (int gate = 0; gate < kGates && !XLSTM_MUTANT("resident_fwd: h is not reset"); ++gate) {
+        sums[gate / 2][gate % 2 * 2 + i] = kStartsWithX ? x[gate / 2][gate % 2 * 2 + i] : 0;
       }
-      h[i] = narrow_one_nan<T>(Cell::forward(raw[first + i], state[i], saved[i]));
-    }
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int row = cells.row(first + i);
-      if (t >= s.tokens[tile][row] || !unit_exists()) h[i] = T{};
-      exchange.give(t, tile, row, unit, h[i]);
+      for (int n = 0; n < Cell::kStates && !XLSTM_MUTANT("resident_fwd: the state is not reset"); ++n) {
+        c.state[i][n] = empty[n];
+      }
     }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) store<Cell>(h[i], state[i], saved[i], t, tile, first + i);
+    Position following{t, tile};
+    following.next(team.tiles);
+    load_reset(following);
   }
 
-  // Behind the end of a row: zeros, and the state stays.
   template <class Cell>
-  XLSTM_DEVICE void store(T h, const A (&state)[Cell::kStates], const A (&saved)[kSaved], int t, int tile, int cell) {
-    const int64_t b = batch_row(tile, cell), hidden = p.shape.hidden();
-    const int64_t token = b * p.shape.seqlen + rows.token(tile, cells.row(cell), t);
-    if (!unit_exists() || !in_batch(b)) return;
-    if (!exchange.stores_h) static_cast<T*>(p.h)[token * hidden + of_hidden()] = h;
-    const int tokens = s.tokens[tile][cells.row(cell)];
-    if (p.saved) {
-      T* to = static_cast<T*>(p.saved) + token * kSaved * hidden + of_hidden();
+  XLSTM_DEVICE void end_rows(Cells<Cell>& c, int t, int tile) {
 #pragma unroll
-      for (int x = 0; x < kSaved; ++x) to[x * hidden] = t < tokens ? device::narrow<T>(saved[x]) : T{};
+    for (int i = 0; i < 2; ++i) {
+      const int tokens = s.tokens[tile][cell.row + i];
+      if (t >= tokens) {
+        c.h[i] = 0;
+#pragma unroll
+        for (int x = 0; x < kSaved; ++x) c.saved[i][x] = 0;
+#pragma unroll
+        for (int x = 0; x < Cell::kStates; ++x) c.state[i][x] = s.state[tile][x][state_index()].x[i];
+      } else if (t + 1 == tokens && cell.unit < units) {
+        const int64_t at = state_offset(tile, i);
+        store_unit_state(p.final_state, at, Cell::store_state(c.state[i]));
+        static_cast<A*>(p.final_state.h)[at] = device::widen<A>(device::narrow<T>(c.h[i]));
+      }
     }
-    if (t >= tokens) return;
-    put_state(state, tile, cell);
-    if (t + 1 < tokens) return;
-    const int64_t at = b * hidden + of_hidden();
-    store_unit_state(p.final_state, at, Cell::store_state(state));
-    static_cast<A*>(p.final_state.h)[at] = device::widen<A>(h);
+  }
+
+  template <class Cell>
+  XLSTM_DEVICE void put(const Cells<Cell>& c, int t, int tile) {
+    using Pair = device::Pack<T, 2>;
+    const Pair h = narrow_one_nan<T>(c.h[0], c.h[1]);
+    exchange.put(t, tile, first_unit, h);
+    Pair saved[kSaved];
+#pragma unroll
+    for (int x = 0; x < kSaved; ++x) saved[x] = device::narrow_two<T>(c.saved[0][x], c.saved[1][x]);
+    write_cells<kWarpUnits>(&results().x[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
+    write_cells<kWarpUnits>(&results().x[kSaved - 1][0][0], {saved[4], h});
+#pragma unroll
+    for (int x = 0; x < Cell::kStates; ++x) s.state[tile][x][state_index()] = {{c.state[0][x], c.state[1][x]}};
+    if (!XLSTM_MUTANT("resident_fwd: results read before all lanes wrote them")) __syncwarp();
+    exchange.send(t, tile, first_unit, results().x[kSaved]);
+  }
+
+  // A lane stores its part and batch row, and the first 16 of them the parts that are left.
+  XLSTM_DEVICE void store_rows(int t, int tile) {
+    const RowLane at;
+    const auto& from = results().x;
+    const bool exists = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_fwd: rows past the batch");
+    const int of_saved = exists ? saved_units : 0, of_last = exists ? last_units : 0;
+    if (plain) {
+      const RowVectors<T> first(from[at.part][at.row]), last(from[kSaved - 1 + at.part % 2][at.row]);
+      const uint64_t token = rows.plain_index(tile, at.row, t);
+      first.store(saved_to + token * saved_stride, of_saved);
+      last.store(last_to + token * last_stride, of_last);
+    } else {
+      const uint64_t token = rows.index(tile, at.row, t);
+      store_row(saved_to + token * saved_stride, from[at.part][at.row], of_saved);
+      store_row(last_to + token * last_stride, from[kSaved - 1 + at.part % 2][at.row], of_last);
+    }
   }
 };
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    resident_fwd_kernel(RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h, int64_t width) {
+    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h, int64_t width) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);

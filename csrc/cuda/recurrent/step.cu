@@ -259,11 +259,11 @@ XLSTM_DEVICE void advance(const RecurrentStepParams<void>& p, const StepShared<P
       raw[gate] += s.partial[split][gate][threadIdx.x / P::kUnits][threadIdx.x % P::kUnits];
     }
   }
-  with_cell<A>(p.cell, [&](auto cell) {
+  with_cell<CellMath<T>>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A state[Functor::kStates], saved[kSaved];
     Functor::load_state(u.state, state);
-    const A h = Functor::forward(raw, state, saved);
+    const A h = cell.forward(raw, state, saved);
     u.state = Functor::store_state(state);
     static_cast<A*>(p.next.h)[u.offset] = widen<A>(narrow<T>(h));
   });

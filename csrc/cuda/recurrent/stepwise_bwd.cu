@@ -65,7 +65,7 @@ XLSTM_DEVICE void advance(const RecurrentBackwardParams<void>& p, A* carried, co
     for (int gate = 0; gate < kGates; ++gate) dx[gate * item.hidden] = T(0.f);
     return;
   }
-  with_cell<A>(p.cell, [&](auto cell) {
+  with_cell<CellMath<T>>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A d[Functor::kGrads], saved[kSaved], draw[kGates], dh = widen<A>(token.dh) + sum;
 #pragma unroll
@@ -76,7 +76,7 @@ XLSTM_DEVICE void advance(const RecurrentBackwardParams<void>& p, A* carried, co
     }
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = widen<A>(token.saved[x]);
-    Functor::backward(saved, dh, d, draw);
+    cell.backward(saved, dh, d, draw);
     store_carried(carried, d, at, p.shape.batch * item.hidden);
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) dx[gate * item.hidden] = narrow<T>(draw[gate]);
@@ -87,7 +87,7 @@ template <class P, class A>
 XLSTM_DEVICE void finish(const RecurrentBackwardParams<void>& p, const Item<P>& item, const Token<P>& token, A sum) {
   const int64_t at = item.state();
   if (token.last) return pass_through<A>(p.initial_state_grad, p.final_state_grad, at);  // a row without tokens
-  with_cell<A>(p.cell, [&](auto cell) {
+  with_cell<CellMath<typename P::T>>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A d[Functor::kGrads];
 #pragma unroll

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kStartThreads)
   if (p.initial_state.h) h0[at] = narrow<T>(static_cast<const A*>(p.initial_state.h)[at]);
   if (length_of(p.lengths, at / hidden, p.shape.seqlen) == 0)
     return pass_through<A>(p.final_state, p.initial_state, at);
-  with_cell<A>(p.cell, [&](auto cell) {
+  with_cell<CellMath<T>>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A state[Functor::kStates];
     Functor::load_state(load_unit_state<A>(p.initial_state, at), state);
@@ -90,13 +90,13 @@ XLSTM_DEVICE void advance(const RecurrentForwardParams<void>& p, const TimeStep<
   }
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) raw[gate] += widen<A>(token.x[gate]);
-  with_cell<A>(p.cell, [&](auto cell) {
+  with_cell<CellMath<T>>(p.cell, [&](auto cell) {
     using Functor = decltype(cell);
     A state[Functor::kStates], saved[kSaved];
 #pragma unroll
     for (int s = 0; s < Functor::kStates; ++s) state[s] = token.carried[s];
     if (token.fresh) Functor::load_state({0, 0, 0}, state);
-    const T new_h = narrow<T>(Functor::forward(raw, state, saved));
+    const T new_h = narrow<T>(cell.forward(raw, state, saved));
     *h = new_h;
     store_carried(step.carried, state, at, p.shape.batch * item.hidden);
 #pragma unroll

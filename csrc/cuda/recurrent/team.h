@@ -15,7 +15,7 @@ struct Team {
   int head;
 
   // First batch row of its tile number k.
-  XLSTM_DEVICE int64_t first_row(int k) const { return (index + int64_t{k} * teams) * kBatchTile; }
+  XLSTM_DEVICE int first_row(int k) const { return (index + k * teams) * kBatchTile; }
 };
 
 XLSTM_DEVICE Team team_of(int block, const RecurrentShape& shape, const RecurrentPlan& plan) {
@@ -36,17 +36,70 @@ XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, 
   return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
 }
 
-// The batch rows of a block: how many tokens each has, and which one its head takes as token number t.
+// The batch rows of a block, by tile and place in it: where they are, and which of their tokens the head takes as number
+// t. Numbers of rows and tokens fit 32 bits (launch_teams), so that an address costs few instructions.
 template <int kTiles>
-struct BatchRows {
-  const int (&tokens)[kTiles][kBatchTile];  // in shared memory
-  const bool reversed;                      // RecurrentShape::token, without a look at the tokens where it is not
+class BatchRows {
+ public:
+  XLSTM_DEVICE BatchRows(const int (&of_rows)[kTiles][kBatchTile], const RecurrentShape& shape, const Team& team)
+      : tokens(of_rows),
+        first(team.index * kBatchTile),
+        step(team.teams * kBatchTile),
+        batch(static_cast<int>(shape.batch)),
+        seqlen(static_cast<int>(shape.seqlen)),
+        reversed(device::opaque(static_cast<int>(shape.is_reversed(team.head)))),
+        first_token(device::opaque(reversed ? seqlen - 1 : 0)),
+        direction(device::opaque(reversed ? -1 : 1)) {}
 
-  XLSTM_DEVICE int64_t token(int tile, int row, int t) const {
+  XLSTM_DEVICE int number(int tile, int row) const { return first + tile * step + row; }
+  XLSTM_DEVICE bool exists(int tile, int row) const { return number(tile, row) < batch; }
+  XLSTM_DEVICE int count(int tile) const { return min(kBatchTile, batch - number(tile, 0)); }
+  // RecurrentShape::token
+  XLSTM_DEVICE int token(int tile, int row, int t) const {
     if (!reversed) return t;
-    const int count = tokens[tile][row];
-    return t < count ? count - 1 - t : t;
+    const int length = tokens[tile][row];
+    return t < length ? length - 1 - t : t;
   }
+  // The token among all of the batch.
+  XLSTM_DEVICE uint64_t index(int tile, int row, int t) const { return index_of(tile, row, token(tile, row, t)); }
+  XLSTM_DEVICE uint64_t index_of(int tile, int row, int token) const {
+    return uint64_t{unsigned_(number(tile, row))} * unsigned_(seqlen) + unsigned_(token);
+  }
+  // token() of several rows, kStep apart, with one branch.
+  template <int kStep, int kCount>
+  XLSTM_DEVICE void tokens_at(int (&of_rows)[kCount], int tile, int row, int t) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) of_rows[i] = t;
+    if (!reversed) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) of_rows[i] = token(tile, row + i * kStep, t);
+  }
+  // Of the token, from the first row's first one.
+  XLSTM_DEVICE int64_t offset(int tile, int row, int t, int64_t batch_stride, int64_t time_stride) const {
+    return offset_of(tile, row, token(tile, row, t), batch_stride, time_stride);
+  }
+  // The same where no row ends early in a reversed head: without branches.
+  XLSTM_DEVICE uint64_t plain_index(int tile, int row, int t) const { return index_of(tile, row, plain_token(t)); }
+  XLSTM_DEVICE int64_t plain_offset(int tile, int row, int t, int64_t batch_stride, int64_t time_stride) const {
+    return offset_of(tile, row, plain_token(t), batch_stride, time_stride);
+  }
+
+ private:
+  const int (&tokens)[kTiles][kBatchTile];  // that the rows have; in shared memory
+  const int first, step, batch, seqlen;
+
+ public:
+  const int reversed;
+
+ private:
+  const int first_token, direction;
+
+  XLSTM_DEVICE int plain_token(int t) const { return first_token + direction * t; }
+  XLSTM_DEVICE int64_t offset_of(int tile, int row, int token, int64_t batch_stride, int64_t time_stride) const {
+    return unsigned_(number(tile, row)) * batch_stride + unsigned_(token) * time_stride;
+  }
+
+  XLSTM_DEVICE static uint32_t unsigned_(int x) { return static_cast<uint32_t>(x); }
 };
 
 // A row of shared memory, padded so that the lanes of a fragment meet no bank twice.
@@ -105,33 +158,15 @@ XLSTM_DEVICE void load_weights(typename F::Weights (&weights)[kTiles][kSteps],
 constexpr uint32_t kAbsent = 0xfff1fff1;  // a NaN as bf16, f16 and f32; results that are NaN have other bits
 
 XLSTM_DEVICE bool complete(const uint4& words) {
-  return words.x != kAbsent && words.y != kAbsent && words.z != kAbsent && words.w != kAbsent;
+  return (words.x != kAbsent) & (words.y != kAbsent) & (words.z != kAbsent) & (words.w != kAbsent);  // no branches
 }
 
-// x to the precision of T; one NaN for all.
+// x and y to the precision of T; one NaN for all.
 template <class T, class A>
-XLSTM_DEVICE T narrow_one_nan(A x) {
-  return device::narrow<T>(x == x ? x : static_cast<A>(NAN));
-}
-
-// The values of 16 / sizeof(T) lanes that differ in the bits kStride, 2 kStride, .. of their numbers, in that order,
-// for each of them.
-template <int kStride, class T>
-XLSTM_DEVICE uint4 gather_packet(T value) {
-  const int lane = threadIdx.x % 32;
-  uint32_t word;
-  int stride = kStride;
-  if constexpr (sizeof(T) == 2) {
-    const uint32_t own = device::bits_as<uint16_t>(value), other = __shfl_xor_sync(~0u, own, stride);
-    word = lane & stride ? other | own << 16 : own | other << 16;
-    stride *= 2;
-  } else {
-    word = device::bits_as<uint32_t>(value);
-  }
-  const uint32_t next = __shfl_xor_sync(~0u, word, stride);
-  const uint32_t a = lane & stride ? next : word, b = lane & stride ? word : next;
-  const uint32_t c = __shfl_xor_sync(~0u, a, 2 * stride), d = __shfl_xor_sync(~0u, b, 2 * stride);
-  return lane & 2 * stride ? uint4{c, d, a, b} : uint4{a, b, c, d};
+XLSTM_DEVICE device::Pack<T, 2> narrow_one_nan(A x, A y) {
+  if constexpr (sizeof(T) == 2) return device::narrow_two<T>(x, y);  // conversions have one
+  constexpr A none = static_cast<A>(NAN);
+  return device::narrow_two<T>(x == x ? x : none, y == y ? y : none);
 }
 
 // ---- launches ----
@@ -141,7 +176,8 @@ cudaError_t launch_teams(const RecurrentShape& shape, const RecurrentPlan& plan,
                          A&&... arguments) {
   const int64_t blocks = blocks_of(shape, plan);
   if (blocks > device::kMaxGridX) return refused("more blocks than a grid has");
-  if (shape.seqlen >= INT32_MAX) return refused("more tokens than such a kernel counts");
+  if (shape.seqlen >= INT32_MAX || shape.batch > INT32_MAX - kBatchTile || kSaved * shape.hidden() > INT32_MAX)
+    return refused("more tokens, rows or units than such a kernel counts");
   l.grid = dim3(static_cast<unsigned>(blocks));
   if (plan.variant == Variant::cluster) l.cluster = static_cast<unsigned>(plan.blocks);
   l.cooperative = plan.variant == Variant::grid;

@@ -1,0 +1,121 @@
+#pragma once
+// Values of 8 hidden units in 8 batch rows, in the shared memory of one warp. It has two views of them:
+//   cells    lane l has unit l / 4 of the batch rows 2 (l % 4) and the next one, as the products' sums lie (fragments.h)
+//   rows     lane l has 8 units side by side: batch row l % 8, of part l / 8
+// A part is one value of each cell: a gate, a saved value, h. Between the views: __syncwarp().
+#include "cuda/recurrent/team.h"
+
+namespace xlstm::cuda {
+
+constexpr int kWarpUnits = 8;
+
+template <class T, int kParts>
+struct WarpTile {
+  alignas(16) T x[kParts][kBatchTile][kWarpUnits];
+};
+
+// ---- cells ----
+
+struct CellLane {
+  int unit, row;  // and row + 1
+  XLSTM_DEVICE CellLane() : unit(threadIdx.x % 32 / 4), row(threadIdx.x % 4 * 2) {}
+};
+
+template <class A, class T, int kParts>
+XLSTM_DEVICE void read_cells(A (&pairs)[kParts][2], const WarpTile<T, kParts>& from) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t packed[kParts];
+    device::ldmatrix_trans(packed, device::shared_address(&from.x[0][0][0] + threadIdx.x % 32 * kWarpUnits));
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const auto pair = device::bits_as<device::Pack<T, 2>>(packed[i]);
+      pairs[i][0] = device::widen<A>(pair.x[0]), pairs[i][1] = device::widen<A>(pair.x[1]);
+    }
+  } else {
+    const CellLane at;
+#pragma unroll
+    for (int i = 0; i < kParts * 2; ++i) pairs[i / 2][i % 2] = from.x[i / 2][at.row + i % 2][at.unit];
+  }
+}
+
+// `to`: the first part, whose rows are kPitch elements apart. kCount parts: 1, 2 or 4.
+template <int kPitch, int kCount, class T>
+XLSTM_DEVICE void write_cells(T* to, const device::Pack<T, 2> (&pairs)[kCount]) {
+  constexpr int kPart = kBatchTile * kPitch;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(T) == 2) {
+    uint32_t packed[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) packed[i] = device::bits_as<uint32_t>(pairs[i]);
+#if XLSTM_SM90
+    device::stmatrix_trans(device::shared_address(to + lane / 8 % kCount * kPart + lane % 8 * kPitch), packed);
+#else
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      *reinterpret_cast<uint32_t*>(to + i * kPart + lane / 4 * kPitch + lane % 4 * 2) =
+          device::movmatrix_trans(packed[i]);
+    }
+#endif
+  } else {
+    const CellLane at;
+#pragma unroll
+    for (int i = 0; i < kCount * 2; ++i) to[i / 2 * kPart + (at.row + i % 2) * kPitch + at.unit] = pairs[i / 2].x[i % 2];
+  }
+}
+
+// ---- rows ----
+
+struct RowLane {
+  int part, row;
+  XLSTM_DEVICE RowLane() : part(threadIdx.x % 32 / 8), row(threadIdx.x % 8) {}
+};
+
+template <class T>
+struct RowVectors {
+  static constexpr int kVector = device::Vector<T>::kCount, kCount = kWarpUnits / kVector;
+  device::Vector<T> x[kCount];
+
+  XLSTM_DEVICE explicit RowVectors(const T (&from)[kWarpUnits]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      x[i] = device::load_shared_now(reinterpret_cast<const device::Vector<T>*>(from) + i);
+    }
+  }
+  // The first `units` of the row.
+  XLSTM_DEVICE void store(T* to, int units) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i * kVector < units) device::store_whole(reinterpret_cast<device::Vector<T>*>(to) + i, x[i]);
+    }
+  }
+};
+
+// A row from memory, which allows whole vectors; zeros past `units` of it. It is under way: cp_async.h.
+template <class T>
+XLSTM_DEVICE void fetch_row(T (&to)[kWarpUnits], const T* from, int units) {
+  constexpr int kVector = RowVectors<T>::kVector;
+#pragma unroll
+  for (int u = 0; u < kWarpUnits; u += kVector) {
+    device::cp_async<16>(device::shared_address(&to[u]), from + u, u < units);
+  }
+}
+
+// The same one by one, for any address.
+template <class T>
+XLSTM_DEVICE void copy_row(T (&to)[kWarpUnits], const T* from, int units) {
+  T row[kWarpUnits];
+#pragma unroll
+  for (int u = 0; u < kWarpUnits; ++u) row[u] = u < units ? from[u] : T{};
+#pragma unroll
+  for (int u = 0; u < kWarpUnits; ++u) to[u] = row[u];
+}
+
+template <class T>
+XLSTM_DEVICE void store_row(T* to, const T (&from)[kWarpUnits], int units) {
+#pragma unroll
+  for (int u = 0; u < kWarpUnits; ++u) {
+    if (u < units) to[u] = from[u];
+  }
+}
+
+}  // namespace xlstm::cuda
