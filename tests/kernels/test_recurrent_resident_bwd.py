@@ -199,6 +199,8 @@ FAULTS: dict[str, dict[str, tuple[int, int, int, int]]] = {
     "resident_bwd: a block leaves before the last message": {"block": (1, 2, 1, 8), "cluster": (1, 2, 1, 72)},
     "resident_bwd: sums sent to another block": {"cluster": (1, 2, 1, 72), "grid": (1, 2, 1, 72)},
     "resident_bwd: the last source left out": {"block": (1, 2, 1, 8), "cluster": (1, 2, 1, 72)},
+    "resident_bwd: sums of helpers read before they are there": {"grid": (1, 2, 1, 264)},
+    "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8)},
     "resident_bwd: reset ignored": {"block": (1, 3, 1, 8)},
     "resident_bwd: rows past the batch": {"block": (3, 1, 1, 8)},
 }

@@ -21,16 +21,15 @@ struct alignas(2 * sizeof(A)) RowPair {
   A x[2];
 };
 
-// Where rows `row` (even) and `row + 1` of a unit lie in shared memory. A warp writes pairs of one unit side by side,
-// and reads one pair of units side by side: no bank twice, in halves of a warp.
+// Where rows `row` (even) and `row + 1` of a unit lie in shared memory: a warp writes and reads 8 units side by side.
 XLSTM_DEVICE int pair_position(int unit, int row) {
-  return unit * (kBatchTile / 2) + (row / 2 ^ unit / 4 % 4);
+  return unit * (kBatchTile / 2) + row / 2;
 }
 
 // What a thread reads: every kHelpers'th source.
 struct Reader {
   int unit, row, helper;
-  bool wanted;  // the unit exists
+  bool wanted;  // the cells exist
 };
 
 // Adds pair(source) of all sources of this helper.
@@ -215,9 +214,9 @@ class GridInbox {
   int rank, blocks, tiles;
   uint64_t* first;  // of the team
 
+  // In 32 bits: 64 blocks squared with 16 tiles and buffers of 128 cells are the most that a team has.
   XLSTM_DEVICE uint64_t* at(int owner, int tile, int message, int source) const {
-    const int buffer = message % 2;
-    return first + ((((int64_t{owner} * 2 + buffer) * tiles + tile) * blocks) + source) * kCells;
+    return first + (((owner * 2 + message % 2) * tiles + tile) * blocks + source) * kCells;
   }
 
   XLSTM_DEVICE static uint64_t packet(A x, int message) {

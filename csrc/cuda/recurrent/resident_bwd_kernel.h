@@ -5,6 +5,7 @@
 #include "cuda/recurrent/fragments.h"
 #include "cuda/recurrent/inbox.h"
 #include "cuda/recurrent/scan.h"
+#include "cuda/recurrent/warp_tile.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -31,11 +32,9 @@ struct BwdTraits {
   // Sums of a tile that do not wait for each other; of many warps, some multiply while others wait.
   static constexpr int kChains = kMTiles >= 4 ? 1 : (kWarps > 8 ? 2 : 4) / kMTiles;
   static constexpr int kSources = kDimension / kUnits * kSplits;
-  // Cells: a thread has a unit and two batch rows, or shares these with others, who add up other sources.
-  static constexpr int kHelpers = kThreads / (kUnits * kBatchTile / 2);
-  static constexpr int kAcross = 32 / kHelpers;                 // lanes with different units
-  static constexpr int kRows = kHelpers > 1 ? 1 : 2;            // a thread's cells
-  static constexpr int kTogether = kThreads > 256 ? 1 : kRows;  // of these: few registers
+  // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the cells.
+  static constexpr int kGroups = kUnits / kWarpUnits, kHelpers = kWarps / kGroups;
+  static constexpr int kRing = sizeof(T) == 8 ? 1 : sizeof(T) == 4 || kThreads > 256 ? 2 : 4;  // tokens under way
   static constexpr int kPitch = padded_pitch<T>(kGates * kUnits);
   static_assert(kMTiles * kSteps * sizeof(typename F::Weights) <= (kThreads > 256 ? 256 : 512));
   static_assert(kSplits == 1 || kVariant == Variant::block);
@@ -57,10 +56,14 @@ template <class C>
 using Inbox = typename InboxOf<C>::Type;
 
 constexpr int kMaxGrads = 3;
+constexpr int kInputs = kSaved + 1;  // the saved values and dh
 
-struct BatchRow {
-  int64_t offset;  // of its first token among the tokens, times the hidden units of all heads
-  int tokens;      // 0 past the batch
+// Sums of the helpers, for the warp that has the cells.
+template <class C, bool = (C::kHelpers > 1)>
+struct HelperSums {};
+template <class C>
+struct HelperSums<C, true> {
+  RowPair<typename C::A> x[C::kHelpers - 1][C::kGroups * 32];
 };
 
 // Two buffers of d raw: the message of a tile may be there while a warp still multiplies, so that others write the next
@@ -68,8 +71,11 @@ struct BatchRow {
 template <class C>
 struct BwdShared {
   alignas(16) typename C::T draw[2][kBatchTile][C::kPitch];
-  typename C::A grads[C::kTiles][kMaxGrads][C::kRows][C::kThreads];  // carried, each read and written by one thread
-  BatchRow rows[C::kTiles][kBatchTile];
+  WarpTile<typename C::T, kInputs> inputs[C::kGroups][C::kRing];
+  RowPair<typename C::A> grads[C::kTiles][kMaxGrads][C::kGroups * 32];  // carried; read and written by one thread
+  HelperSums<C> helpers;
+  int tokens[C::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
+  int full_steps[C::kTiles];          // tokens that all rows of the batch have
   typename Inbox<C>::Shared inbox;
 };
 
@@ -79,30 +85,14 @@ union BwdMemory {
   WeightStage<typename C::F, C::kMTiles, C::kSteps, C::kWarps> weights[C::kWarps];
 };
 
-// A thread's cells in every tile: rows `row`, .. of the tile, one unit.
-struct Cells {
-  Reader reader;
-  int row;
-  bool exist;       // the unit does, and the thread has cells
-  int64_t of_head;  // head * D + unit of the head
-};
-
-template <class C>
-XLSTM_DEVICE Cells cells_of(const RecurrentShape& shape, const Team& team) {
-  const int lane = threadIdx.x % 32, helper = lane / C::kAcross;
-  const int index = static_cast<int>(threadIdx.x) / 32 * C::kAcross + lane % C::kAcross;
-  const int unit = index % C::kUnits, pair = index / C::kUnits * 2, of_head = team.rank * C::kUnits + unit;
-  const bool inside = of_head < shape.head_dim;
-  return {{unit, pair, helper, inside}, pair + helper % 2, inside && helper < 2, team.head * shape.head_dim + of_head};
-}
-
 template <class C>
 class BwdBlock {
   using F = typename C::F;
   using T = typename C::T;
   using A = typename C::A;
+  using Math = CellMath<T>;
   using Draw = T[kBatchTile][C::kPitch];
-  static constexpr int kRows = C::kRows;
+  static constexpr bool kRoomy = C::kThreads <= 256;  // more than 128 registers
 
  public:
   // The weights come through memory that is used for the scan later.
@@ -111,279 +101,379 @@ class BwdBlock {
       : s(memory.scan),
         p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
-        cells(cells_of<C>(p.shape, team)),
+        rows(s.tokens, p.shape, team),
         inbox(s.inbox, p, team, plan, workspace) {
     load_weights(memory);
+    find_rows();
   }
 
   XLSTM_DEVICE void run() {
-    const int S = static_cast<int>(p.shape.seqlen);
-    describe_rows();
+    load_tokens();
     inbox.start();
     __syncthreads();
-    for (int tile = 0; tile < team.tiles; ++tile) load_final(tile);
-    load_token(0, S - 1);
+    plain = opaque(static_cast<int>(vectors && (!rows.reversed || all_full())));
+    if (has_cells()) {
+      load_final();
+      for (int i = 0; i < C::kRing; ++i) fetch(i);
+      load_reset(seqlen - 1, 0);
+    }
     int draw = 0;
 #pragma unroll 1
-    for (int message = 0; message < S; ++message) {
-      const int t = S - 1 - message;
-#pragma unroll 1
-      for (int tile = 0; tile < team.tiles; ++tile) {
-        A dh[kRows] = {};
-        if (message > 0) receive(dh, tile, message - 1);
-        draw = XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
-        step(tile, t, dh, s.draw[draw]);
-        sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
-        const bool more = tile + 1 < team.tiles;
-        load_token(more ? tile + 1 : 0, more ? t : t - 1);
-        send(tile, message, s.draw[draw]);
-      }
+    for (Position at; at.t < seqlen; at.next(team.tiles)) {
+      draw = XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
+      RowPair<A> dh{};
+      if (at.t > 0) dh = receive(at.tile, at.t - 1);
+      const int t = seqlen - 1 - at.t;
+      if (has_cells()) step(t, at.tile, dh, s.draw[draw]);
+      sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
+      send(t, at.tile, at.t, s.draw[draw]);
     }
 #pragma unroll 1
     for (int tile = 0; tile < team.tiles; ++tile) {
-      A dh[kRows] = {};
-      if (S > 0 && !XLSTM_MUTANT("resident_bwd: a block leaves before the last message")) receive(dh, tile, S - 1);
-      store_initial(tile, dh);
+      RowPair<A> dh{};
+      if (seqlen > 0 && !XLSTM_MUTANT("resident_bwd: a block leaves before the last message"))
+        dh = receive(tile, seqlen - 1);
+      if (has_cells()) store_initial(tile, dh);
+      if (C::kHelpers > 1) __syncthreads();  // the sums of helpers have been read
     }
+    cp_async_wait<0>();
   }
 
  private:
-  // Inputs of a thread for the next token, as they lie in memory.
-  struct Token {
-    T saved[kSaved], dh;
-    int left;       // of the row: 1 at its last token, at most 0 past it and past the batch
-    uint8_t reset;  // before the token after it; a byte, as a comparison would wait for it
-
-    XLSTM_DEVICE bool reset_behind() const { return reset != 0 && !XLSTM_MUTANT("resident_bwd: reset ignored"); }
-  };
-
   BwdShared<C>& s;
   const RecurrentBackwardParams<void>& p;
   const Team team;
-  const Cells cells;
+  const BatchRows<C::kTiles> rows;
   Inbox<C> inbox;
   typename F::Weights weights[C::kMTiles][C::kSteps];
-  Token tokens[kRows];
+  const CellLane cell;
+  const int group = static_cast<int>(threadIdx.x) / 32 % C::kGroups;
+  const int helper = static_cast<int>(threadIdx.x) / 32 / C::kGroups;
+  const int first_unit = team.rank * C::kUnits + group * kWarpUnits;  // of the head
+  const int units = static_cast<int>(p.shape.head_dim) - first_unit;  // that exist, of 8
+  const int seqlen = static_cast<int>(p.shape.seqlen);
+  uint8_t reset[2] = {};  // before the token after the one to come
+  Position ahead;         // of the inputs to be fetched next, in steps
+  int slot = 0;           // of the ring: inputs of this step
+
+  // Of this lane's rows in memory. last: the fifth saved value, or dh.
+  const T *saved_from, *last_from;
+  T* dx_to;
+  uint32_t saved_stride, last_stride, dx_stride;
+  int last_units;  // to be read, of 8
+  int vectors;     // whole ones can be read and written
+  int plain = 0;   // and rows take their tokens in step: no branches are needed
 
   XLSTM_DEVICE int warp() const { return threadIdx.x / 32; }
   XLSTM_DEVICE int split() const { return warp() / C::kTileWarps; }
+  XLSTM_DEVICE bool has_cells() const { return C::kHelpers == 1 || helper == 0; }
+  XLSTM_DEVICE int cell_index() const { return group * 32 + threadIdx.x % 32; }
   // Tiles of R^T are dealt in turn, so that each warp has some where the head is short.
   XLSTM_DEVICE int first_in(int mtile) const { return (mtile * C::kTileWarps + warp() % C::kTileWarps) * 16; }
-  XLSTM_DEVICE int64_t hidden() const { return p.shape.hidden(); }
-  XLSTM_DEVICE int64_t batch_row(int tile, int row) const { return team.first_row(tile) + row; }
-  XLSTM_DEVICE int64_t state_offset(int tile, int row) const { return batch_row(tile, row) * hidden() + cells.of_head; }
-  XLSTM_DEVICE bool exists(int tile, int row) const { return cells.exist && batch_row(tile, row) < p.shape.batch; }
+  XLSTM_DEVICE bool exists(int tile, int i) const { return cell.unit < units && rows.exists(tile, cell.row + i); }
+  XLSTM_DEVICE int64_t state_offset(int tile, int i) const {
+    return rows.number(tile, cell.row + i) * p.shape.hidden() + team.head * p.shape.head_dim + first_unit + cell.unit;
+  }
+
+  // ---- before the first step ----
 
   // Of R^T: rows `in` of the head, columns the d raw of this split.
   XLSTM_DEVICE void load_weights(BwdMemory<C>& memory) {
-    const int D = static_cast<int>(p.shape.head_dim), first = team.rank * C::kUnits, units = D - first;
+    const int D = static_cast<int>(p.shape.head_dim), first = team.rank * C::kUnits, count = D - first;
     const T* from = static_cast<const T*>(p.R.data) + team.head * p.R.head + first * p.R.out;
     cuda::load_weights<F>(weights, memory.weights[warp()], p.R.in != 1, [&](int mtile, int row, int k) {
       const int column = split() * C::kSplitGates + k, gate = column / C::kUnits, out = column % C::kUnits;
       const int in = first_in(mtile) + row;
-      return in < D && out < units ? from[gate * p.R.gate + out * p.R.out + in * p.R.in] : T{};
+      return in < D && out < count ? from[gate * p.R.gate + out * p.R.out + in * p.R.in] : T{};
     });
     __syncthreads();
   }
 
-  XLSTM_DEVICE void describe_rows() {
-    for (int i = threadIdx.x; i < team.tiles * kBatchTile; i += C::kThreads) {
-      const int tile = i / kBatchTile, row = i % kBatchTile;
-      const int64_t b = batch_row(tile, row);
-      s.rows[tile][row] = {b * p.shape.seqlen * hidden(), tokens_of(p.shape, p.lengths, b)};
+  XLSTM_DEVICE void find_rows() {
+    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
+    const RowLane at;
+    const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh = static_cast<const T*>(p.dh) + of_hidden;
+    const bool fifth = at.part == 0;
+    saved_from = saved + at.part * hidden;
+    last_from = fifth ? saved + (kSaved - 1) * hidden : dh;
+    dx_to = static_cast<T*>(p.dx) + at.part * hidden + of_hidden;
+    saved_stride = static_cast<uint32_t>(kSaved * hidden), dx_stride = static_cast<uint32_t>(kGates * hidden);
+    last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
+    last_units = units;
+    vectors = whole_vectors<T>(p.saved, D) && whole_vectors<T>(p.dh) && whole_vectors<T>(p.dx);
+    // Held in registers: the compiler would compute them anew in every step.
+    saved_from = opaque(saved_from), last_from = opaque(last_from), dx_to = opaque(dx_to);
+    if (kRoomy) {
+      saved_stride = opaque(saved_stride), dx_stride = opaque(dx_stride), last_stride = opaque(last_stride);
     }
   }
 
-  XLSTM_DEVICE void load_final(int tile) {
+  XLSTM_DEVICE void load_tokens() {
+    if (threadIdx.x >= C::kTiles) return;
+    const int tile = threadIdx.x;
+    int full = seqlen;
+    for (int row = 0; row < kBatchTile; ++row) {
+      const int tokens = tile < team.tiles ? tokens_of(p.shape, p.lengths, rows.number(tile, row)) : 0;
+      s.tokens[tile][row] = tokens;
+      if (rows.exists(tile, row)) full = min(full, tokens);
+    }
+    s.full_steps[tile] = full;
+  }
+
+  XLSTM_DEVICE bool all_full() const {
+    bool all = true;
+    for (int tile = 0; tile < team.tiles; ++tile) all &= s.full_steps[tile] == seqlen;
+    return all;
+  }
+
+  XLSTM_DEVICE void load_final() {
+    for (int tile = 0; tile < team.tiles; ++tile) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int row = cells.row + r;
-      if (!exists(tile, row)) {
-        store_grads<kMaxGrads>({}, tile, r);
-        continue;
+      for (int i = 0; i < 2; ++i) {
+        const bool there = exists(tile, i);
+        const int64_t at = state_offset(tile, i);
+        const UnitState<A> final = there ? load_unit_state<A>(p.final_state, at) : UnitState<A>{},
+                           grad = there ? load_unit_state<A>(p.final_state_grad, at) : UnitState<A>{};
+        with_cell<Math>(p.cell, [&](auto functor) {
+          constexpr int kGrads = decltype(functor)::kGrads;
+          A d[kGrads];
+          functor.load_grad(final, grad, d);
+#pragma unroll
+          for (int n = 0; n < kMaxGrads; ++n) {
+            s.grads[tile][n][cell_index()].x[i] = n < kGrads ? d[n < kGrads ? n : 0] : A{0};
+          }
+        });
       }
-      const int64_t at = state_offset(tile, row);
-      const UnitState<A> final = load_unit_state<A>(p.final_state, at),
-                         grad = load_unit_state<A>(p.final_state_grad, at);
-      with_cell<CellMath<T>>(p.cell, [&](auto cell) {
-        A d[decltype(cell)::kGrads];
-        decltype(cell)::load_grad(final, grad, d);
-        store_grads(d, tile, r);
-      });
     }
   }
 
-  template <int kCount>
-  XLSTM_DEVICE void load_grads(A (&d)[kCount], int tile, int r, bool reset) const {
-#pragma unroll
-    for (int x = 0; x < kCount; ++x) d[x] = reset ? A{0} : s.grads[tile][x][r][threadIdx.x];
-  }
-  template <int kCount>
-  XLSTM_DEVICE void store_grads(const A (&d)[kCount], int tile, int r) {
-#pragma unroll
-    for (int x = 0; x < kCount; ++x) s.grads[tile][x][r][threadIdx.x] = d[x];
-  }
+  // ---- inputs ----
 
-  // Where a row's token number t lies, times the hidden units of all heads.
-  XLSTM_DEVICE int64_t token_offset(int tile, int row, int t) const {
-    const BatchRow& r = s.rows[tile][row];
-    return r.offset + p.shape.token(team.head, t, r.tokens) * hidden();
-  }
-  XLSTM_DEVICE uint8_t reset(int tile, int row, int t) const {
-    const int64_t token = p.shape.token(team.head, t, s.rows[tile][row].tokens);
-    const Flags& flags = p.reset;
-    return reinterpret_cast<const uint8_t*>(flags.data)[batch_row(tile, row) * flags.batch + token * flags.time];
-  }
-
-  XLSTM_DEVICE void load_token(int tile, int t) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int row = cells.row + r, length = cells.exist ? s.rows[tile][row].tokens : 0;
-      Token& x = tokens[r];
-      x.left = t < 0 ? 0 : length - t;
-      const int64_t token = token_offset(tile, row, t);
-      const T* saved = static_cast<const T*>(p.saved) + token * kSaved + cells.of_head;
-#pragma unroll
-      for (int i = 0; i < kSaved; ++i, saved += hidden()) x.saved[i] = x.left > 0 ? *saved : T{};
-      x.dh = x.left > 0 ? static_cast<const T*>(p.dh)[token + cells.of_head] : T{};
-      x.reset = x.left > 1 && p.reset.data ? reset(tile, row, t + 1) : uint8_t{0};
-    }
-  }
-
-  // dh: of this thread's cells, the sums of all sources.
-  XLSTM_DEVICE void receive(A (&dh)[kRows], int tile, int message) {
-    Reader at = cells.reader;
-    at.wanted = at.wanted && batch_row(tile, at.row) < p.shape.batch;
-    RowPair<A> sum = inbox.receive(tile, message, at);
-    if constexpr (C::kHelpers == 1) {
-      dh[0] = sum.x[0];
-      dh[1] = sum.x[1];
+  // Of a step to come: a lane takes a batch row of a saved value; the first 16 also what is left. Before the first token,
+  // past the end of a row and past the batch: zeros.
+  XLSTM_DEVICE void fetch(int to) {
+    const RowLane at;
+    const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
+    auto& into = s.inputs[group][to].x;
+    T(&first)[kWarpUnits] = into[at.part][at.row];
+    T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
+    const int count = t >= 0 && t < s.tokens[tile][at.row] ? units : 0;
+    const uint64_t token = plain ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t);
+    const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
+    if (vectors) {
+      fetch_row(first, saved, count);
+      if (at.part < 2) fetch_row(last, other, count);
     } else {
-      if constexpr (C::kHelpers == 4) {
-        sum.x[0] += __shfl_xor_sync(~0u, sum.x[0], 2 * C::kAcross);
-        sum.x[1] += __shfl_xor_sync(~0u, sum.x[1], 2 * C::kAcross);
+      copy_row(first, saved, count);
+      if (at.part < 2) copy_row(last, other, count);
+    }
+    cp_async_commit();
+    ahead.next(team.tiles);
+  }
+
+  XLSTM_DEVICE void load_reset(int t, int tile) {
+    const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
+    if (!flags || t < 0) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      reset[i] = t + 1 < s.tokens[tile][cell.row + i] && reset_before(t + 1, tile, i);
+    }
+  }
+  XLSTM_DEVICE bool reset_before(int t, int tile, int i) const {
+    const int64_t at = rows.offset(tile, cell.row + i, t, p.reset.batch, p.reset.time);
+    return reinterpret_cast<const uint8_t*>(p.reset.data)[at] != 0;
+  }
+
+  // The sums of all sources for two cells.
+  XLSTM_DEVICE RowPair<A> receive(int tile, int message) {
+    const bool wanted = cell.unit < units && rows.exists(tile, cell.row);
+    RowPair<A> sum = inbox.receive(tile, message, {group * kWarpUnits + cell.unit, cell.row, helper, wanted});
+    if constexpr (C::kHelpers > 1) {
+      if (helper > 0) s.helpers.x[helper - 1][cell_index()] = sum;
+      sync_threads(XLSTM_MUTANT("resident_bwd: sums of helpers read before they are there"));
+      if (helper > 0) return {};
+#pragma unroll
+      for (int i = 0; i < C::kHelpers - 1; ++i) {
+        const RowPair<A> other = s.helpers.x[i][cell_index()];
+        sum.x[0] += other.x[0], sum.x[1] += other.x[1];
       }
-      const bool second = at.helper % 2;
-      const A give = second ? sum.x[0] : sum.x[1], keep = second ? sum.x[1] : sum.x[0];
-      dh[0] = keep + __shfl_xor_sync(~0u, give, C::kAcross);
+    }
+    return sum;
+  }
+
+  // ---- a step ----
+
+  // d raw of a token: for the product, which takes it rounded.
+  XLSTM_DEVICE void step(int t, int tile, RowPair<A>& dh, Draw& draw) {
+    if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<C::kRing - 1>();
+    __syncwarp();
+    A inputs[kInputs][2];
+    {
+      A first[4][2], last[2][2];
+      read_cells(first, s.inputs[group][slot]);
+      read_cells<4>(last, s.inputs[group][slot]);
+#pragma unroll
+      for (int i = 0; i < kInputs * 2; ++i) inputs[i / 2][i % 2] = i < 8 ? first[i / 2 % 4][i % 2] : last[i / 2 % 2][i % 2];
+    }
+    RowPair<A> grads[kMaxGrads];
+#pragma unroll
+    for (int n = 0; n < kMaxGrads; ++n) grads[n] = s.grads[tile][n][cell_index()];
+    if (p.reset.data) drop_after_reset(grads, dh, t, tile);
+    if (t + 1 >= s.full_steps[tile]) end_rows(dh, t, tile);
+    A d_raw[2][kGates];
+    with_cell<Math>(p.cell, [&](auto functor) {
+      constexpr int kGrads = decltype(functor)::kGrads;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        A saved[kSaved], d[kGrads];
+#pragma unroll
+        for (int x = 0; x < kSaved; ++x) saved[x] = inputs[x][i];
+#pragma unroll
+        for (int n = 0; n < kGrads; ++n) d[n] = grads[n].x[i];
+        functor.backward(saved, inputs[kSaved][i] + dh.x[i], d, d_raw[i]);
+#pragma unroll
+        for (int n = 0; n < kGrads; ++n) grads[n].x[i] = d[n];
+      }
+    });
+    if (t >= s.full_steps[tile]) clear_past_the_end(grads, d_raw, t, tile);
+    device::Pack<T, 2> pairs[kGates];
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_two<T>(d_raw[0][gate], d_raw[1][gate]);
+    write_cells<C::kPitch, C::kUnits>(&draw[0][group * kWarpUnits], pairs);
+#pragma unroll
+    for (int n = 0; n < kMaxGrads; ++n) s.grads[tile][n][cell_index()] = grads[n];
+  }
+
+  // Nothing comes from behind a reset.
+  XLSTM_DEVICE void drop_after_reset(RowPair<A> (&grads)[kMaxGrads], RowPair<A>& dh, int t, int tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (!reset[i] || XLSTM_MUTANT("resident_bwd: reset ignored")) continue;
+      dh.x[i] = 0;
+#pragma unroll
+      for (int n = 0; n < kMaxGrads; ++n) grads[n].x[i] = 0;
+    }
+    const bool last_tile = tile + 1 == team.tiles;
+    load_reset(last_tile ? t - 1 : t, last_tile ? 0 : tile + 1);
+  }
+
+  // At the last token of a row dh is that of the final state.
+  XLSTM_DEVICE void end_rows(RowPair<A>& dh, int t, int tile) const {
+    const A* final = static_cast<const A*>(p.final_state_grad.h);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int left = s.tokens[tile][cell.row + i] - t;
+      if (left > 1) continue;
+      dh.x[i] = left == 1 && final && cell.unit < units ? final[state_offset(tile, i)] : A{0};
     }
   }
 
-  // d raw of a token: to dx, and rounded to the product's operand. Cells without a token have zeros.
-  XLSTM_DEVICE void step(int tile, int t, A (&dh)[kRows], Draw& draw) {
+  // Rows without this token: zeros, and the carried gradients stay.
+  XLSTM_DEVICE void clear_past_the_end(RowPair<A> (&grads)[kMaxGrads], A (&d_raw)[2][kGates], int t, int tile) const {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const Token& x = tokens[r];
-      dh[r] = widen<A>(x.dh) + (x.left > 1 && !x.reset_behind() ? dh[r] : A{0});
-      if (x.left == 1 && p.final_state_grad.h)
-        dh[r] += static_cast<const A*>(p.final_state_grad.h)[state_offset(tile, cells.row + r)];
-    }
-    if (cells.reader.helper > 1) return;  // helps others only
+    for (int i = 0; i < 2; ++i) {
+      if (t < s.tokens[tile][cell.row + i]) continue;
 #pragma unroll
-    for (int r = 0; r < kRows; r += C::kTogether) {
-      with_cell<CellMath<T>>(p.cell, [&](auto cell) { step_rows(cell, r, tile, t, dh, draw); });
+      for (int gate = 0; gate < kGates; ++gate) d_raw[i][gate] = 0;
+#pragma unroll
+      for (int n = 0; n < kMaxGrads; ++n) grads[n].x[i] = s.grads[tile][n][cell_index()].x[i];
     }
   }
 
-  template <class Cell>
-  XLSTM_DEVICE void step_rows(const Cell& cell, int first, int tile, int t, const A (&dh)[kRows], Draw& draw) {
-    A d[C::kTogether][Cell::kGrads], d_raw[C::kTogether][kGates];
-#pragma unroll
-    for (int r = 0; r < C::kTogether; ++r) load_grads(d[r], tile, first + r, tokens[first + r].reset_behind());
-#pragma unroll
-    for (int r = 0; r < C::kTogether; ++r) {
-      A saved[kSaved];
-#pragma unroll
-      for (int i = 0; i < kSaved; ++i) saved[i] = widen<A>(tokens[first + r].saved[i]);
-      cell.backward(saved, dh[first + r], d[r], d_raw[r]);
+  // What the next step does not wait for: dx goes out, and inputs of a later step come in.
+  XLSTM_DEVICE void move_rows(int t, int tile, const Draw& draw) {
+    const RowLane at;
+    const bool there = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_bwd: rows past the batch");
+    const T(&row)[kWarpUnits] =
+        *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + group * kWarpUnits]);
+    if (plain) {
+      const RowVectors<T> values(row);
+      values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, there ? units : 0);
+    } else {
+      store_row(dx_to + rows.index(tile, at.row, t) * dx_stride, row, there ? units : 0);
     }
-#pragma unroll
-    for (int r = 0; r < C::kTogether; ++r) {
-      const int row = cells.row + first + r;
-      const bool counts = tokens[first + r].left > 0;
-      if (counts) store_grads(d[r], tile, first + r);
-      const bool stored = exists(tile, row) || (cells.exist && XLSTM_MUTANT("resident_bwd: rows past the batch"));
-      T* dx = static_cast<T*>(p.dx) + token_offset(tile, row, t) * kGates + cells.of_head;
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate, dx += hidden()) {
-        const T rounded = counts ? narrow<T>(d_raw[r][gate]) : T{};
-        if (stored) *dx = rounded;
-        draw[row][gate * C::kUnits + cells.reader.unit] = rounded;
-      }
-    }
+    fetch(slot);
+    slot = (slot + 1) % C::kRing;
   }
+
+  // ---- products ----
 
   XLSTM_DEVICE void multiply(A (&sums)[C::kMTiles][C::kChains][4], const Draw& draw) const {
-    const int first = split() * C::kSplitGates;
+    const T* from = &draw[0][split() * C::kSplitGates];
     if constexpr (kFewRows<F> > 0) {
-      if (p.shape.batch <= kFewRows<F>) {
-        accumulate(sums, [&](A(&d)[4], const typename F::Weights& w, int step) {
-          F::multiply_few(d, w, &draw[0][first + step * F::kDepth], C::kPitch);
-        });
+      if (p.shape.batch <= kFewRows<F>) return multiply_few(sums, from);
+    }
+    constexpr int kAtOnce = 4;
+    static_assert(C::kSteps % kAtOnce == 0);
 #pragma unroll
-        for (int i = 0; i < C::kMTiles * C::kChains; ++i) F::finish_few(sums[i / C::kChains][i % C::kChains]);
-        return;
+    for (int first = 0; first < C::kSteps; first += kAtOnce) {
+      typename F::Values values[kAtOnce];
+      F::load_values(values, from + first * F::kDepth, C::kPitch);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (int i = 0; i < C::kMTiles; ++i) F::multiply(sums[i][k % C::kChains], weights[i][first + k], values[k]);
       }
     }
-    const T* from = &draw[threadIdx.x % 32 / 4][first];
-    accumulate(sums,
-               [&](A(&d)[4], const typename F::Weights& w, int step) { F::multiply(d, w, from + step * F::kDepth); });
   }
 
-  template <class Product>
-  XLSTM_DEVICE void accumulate(A (&sums)[C::kMTiles][C::kChains][4], Product product) const {
+  XLSTM_DEVICE void multiply_few(A (&sums)[C::kMTiles][C::kChains][4], const T* from) const {
 #pragma unroll
     for (int step = 0; step < C::kSteps; ++step) {
 #pragma unroll
-      for (int i = 0; i < C::kMTiles; ++i) product(sums[i][step % C::kChains], weights[i][step], step);
+      for (int i = 0; i < C::kMTiles; ++i) {
+        F::multiply_few(sums[i][step % C::kChains], weights[i][step], from + step * F::kDepth, C::kPitch);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < C::kMTiles * C::kChains; ++i) F::finish_few(sums[i / C::kChains][i % C::kChains]);
   }
 
   // This warp's part of dh for all units of the head.
-  XLSTM_DEVICE void send(int tile, int message, const Draw& draw) {
-    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4 * 2;
-    const int D = static_cast<int>(p.shape.head_dim);
-    const int64_t left = p.shape.batch - team.first_row(tile);
-    const int rows = left < kBatchTile ? static_cast<int>(left) : kBatchTile;
-    inbox.expect(tile, message, rows);
+  XLSTM_DEVICE void send(int t, int tile, int message, const Draw& draw) {
+    const int D = static_cast<int>(p.shape.head_dim), count = rows.count(tile);
+    inbox.expect(tile, message, count);
     A sums[C::kMTiles][C::kChains][4] = {};
     multiply(sums, draw);
+    constexpr bool kMovesFirst = C::kVariant == Variant::block;  // while tensor cores work; or messages travel
+    if (kMovesFirst && has_cells()) move_rows(t, tile, draw);
     const int source = team.rank * C::kSplits + split();
 #pragma unroll
     for (int i = 0; i < C::kMTiles; ++i) {
-      if (first_in(i) >= D || c >= rows) continue;
+      if (first_in(i) >= D || cell.row >= count) continue;
 #pragma unroll
       for (int chain = 1; chain < C::kChains; ++chain) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[i][0][j] += sums[i][chain][j];
       }
       const A(&sum)[4] = sums[i][0];
-      const int unit = first_in(i) % C::kUnits + g, of_unit = first_in(i) / C::kUnits;
+      const int unit = first_in(i) % C::kUnits + cell.unit, of_unit = first_in(i) / C::kUnits;
       const int owner =
           XLSTM_MUTANT("resident_bwd: sums sent to another block") ? (of_unit + 1) % team.blocks : of_unit;
-      inbox.send(owner, tile, message, source, unit, c, sum[0], sum[1]);
-      inbox.send(owner, tile, message, source, unit + 8, c, sum[2], sum[3]);
+      inbox.send(owner, tile, message, source, unit, cell.row, sum[0], sum[1]);
+      inbox.send(owner, tile, message, source, unit + 8, cell.row, sum[2], sum[3]);
     }
+    if (!kMovesFirst && has_cells()) move_rows(t, tile, draw);
   }
 
-  XLSTM_DEVICE void store_initial(int tile, const A (&dh)[kRows]) {
+  XLSTM_DEVICE void store_initial(int tile, const RowPair<A>& dh) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int row = cells.row + r;
-      if (!exists(tile, row)) continue;
-      const int64_t at = state_offset(tile, row);
+    for (int i = 0; i < 2; ++i) {
+      if (!exists(tile, i)) continue;
+      const int64_t at = state_offset(tile, i);
       const A* last = static_cast<const A*>(p.final_state_grad.h);
       A* dh0 = static_cast<A*>(p.initial_state_grad.h) + at;
       UnitState<A> state = load_unit_state<A>(p.final_state_grad, at);
-      if (s.rows[tile][row].tokens == 0) {  // the final state is the initial one
+      if (s.tokens[tile][cell.row + i] == 0) {  // the final state is the initial one
         *dh0 = last ? last[at] : A{0};
       } else {
-        const bool empty = p.reset.data && reset(tile, row, 0);
-        *dh0 = empty ? A{0} : dh[r];
-        with_cell<CellMath<T>>(p.cell, [&](auto cell) {
-          A d[decltype(cell)::kGrads];
-          load_grads(d, tile, r, empty);
-          state = decltype(cell)::store_grad(load_unit_state<A>(p.initial_state, at), d);
+        const bool empty = p.reset.data && reset_before(0, tile, i);
+        *dh0 = empty ? A{0} : dh.x[i];
+        with_cell<Math>(p.cell, [&](auto functor) {
+          A d[decltype(functor)::kGrads];
+#pragma unroll
+          for (int n = 0; n < decltype(functor)::kGrads; ++n) d[n] = empty ? A{0} : s.grads[tile][n][cell_index()].x[i];
+          state = functor.store_grad(load_unit_state<A>(p.initial_state, at), d);
         });
       }
       store_unit_state<A>(p.initial_state_grad, at, state);

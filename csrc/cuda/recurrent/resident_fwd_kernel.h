@@ -70,21 +70,6 @@ XLSTM_DEVICE void load_weights(typename S::F::Weights (&weights)[2][S::kSteps], 
   });
 }
 
-// Whether rows of T can be read or written in vectors: all strides, in elements, and the pointer.
-template <class T, class... Strides>
-XLSTM_DEVICE bool whole_vectors(const void* pointer, Strides... strides) {
-  constexpr int kVector = device::Vector<T>::kCount;
-  return device::aligned_for<device::Vector<T>>(pointer) && ((strides % kVector == 0) && ...);
-}
-
-// The steps of a team: token by token, and of each the tiles.
-struct Position {
-  int t = 0, tile = 0;
-  XLSTM_DEVICE void next(int tiles) {
-    if (++tile == tiles) tile = 0, ++t;
-  }
-};
-
 template <class S>
 class ForwardScan {
   using F = typename S::F;
@@ -264,8 +249,8 @@ class ForwardScan {
 
   // All x but the latest kRing - 1.
   XLSTM_DEVICE void wait_for_x() {
-    device::cp_async_wait<S::kRing - 1>();
-    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) __syncwarp();
+    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) device::cp_async_wait<S::kRing - 1>();
+    __syncwarp();
   }
 
   XLSTM_DEVICE void read_x() {
@@ -466,8 +451,8 @@ class ForwardScan {
     Pair saved[kSaved];
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = device::narrow_two<T>(c.saved[0][x], c.saved[1][x]);
-    write_cells<kWarpUnits>(&results().x[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
-    write_cells<kWarpUnits>(&results().x[kSaved - 1][0][0], {saved[4], h});
+    write_cells(&results().x[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
+    write_cells(&results().x[kSaved - 1][0][0], {saved[4], h});
 #pragma unroll
     for (int x = 0; x < Cell::kStates; ++x) s.state[tile][x][state_index()] = {{c.state[0][x], c.state[1][x]}};
     if (!XLSTM_MUTANT("resident_fwd: results read before all lanes wrote them")) __syncwarp();

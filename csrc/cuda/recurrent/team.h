@@ -102,6 +102,14 @@ class BatchRows {
   XLSTM_DEVICE static uint32_t unsigned_(int x) { return static_cast<uint32_t>(x); }
 };
 
+// The steps of a team: token by token, and of each the tiles.
+struct Position {
+  int t = 0, tile = 0;
+  XLSTM_DEVICE void next(int tiles) {
+    if (++tile == tiles) tile = 0, ++t;
+  }
+};
+
 // A row of shared memory, padded so that the lanes of a fragment meet no bank twice.
 template <class T>
 constexpr int padded_pitch(int elements) {

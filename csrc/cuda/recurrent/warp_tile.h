@@ -21,27 +21,29 @@ struct CellLane {
   XLSTM_DEVICE CellLane() : unit(threadIdx.x % 32 / 4), row(threadIdx.x % 4 * 2) {}
 };
 
-template <class A, class T, int kParts>
-XLSTM_DEVICE void read_cells(A (&pairs)[kParts][2], const WarpTile<T, kParts>& from) {
+// Parts kFirst, .. of a tile; 1, 2 or 4 of them.
+template <int kFirst = 0, int kCount, class A, class T, int kParts>
+XLSTM_DEVICE void read_cells(A (&pairs)[kCount][2], const WarpTile<T, kParts>& from) {
+  static_assert(kFirst + kCount <= kParts);
   if constexpr (sizeof(T) == 2) {
-    uint32_t packed[kParts];
-    device::ldmatrix_trans(packed, device::shared_address(&from.x[0][0][0] + threadIdx.x % 32 * kWarpUnits));
+    uint32_t packed[kCount];
+    const int row = threadIdx.x % (8 * kCount);  // of all parts
+    device::ldmatrix_trans(packed, device::shared_address(&from.x[kFirst][0][0] + row * kWarpUnits));
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       const auto pair = device::bits_as<device::Pack<T, 2>>(packed[i]);
       pairs[i][0] = device::widen<A>(pair.x[0]), pairs[i][1] = device::widen<A>(pair.x[1]);
     }
   } else {
     const CellLane at;
 #pragma unroll
-    for (int i = 0; i < kParts * 2; ++i) pairs[i / 2][i % 2] = from.x[i / 2][at.row + i % 2][at.unit];
+    for (int i = 0; i < kCount * 2; ++i) pairs[i / 2][i % 2] = from.x[kFirst + i / 2][at.row + i % 2][at.unit];
   }
 }
 
-// `to`: the first part, whose rows are kPitch elements apart. kCount parts: 1, 2 or 4.
-template <int kPitch, int kCount, class T>
+// `to`: the first part. Its rows are kPitch elements apart, and kPart elements lie between parts; 1, 2 or 4 of them.
+template <int kPitch = kWarpUnits, int kPart = kBatchTile * kPitch, int kCount, class T>
 XLSTM_DEVICE void write_cells(T* to, const device::Pack<T, 2> (&pairs)[kCount]) {
-  constexpr int kPart = kBatchTile * kPitch;
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
     uint32_t packed[kCount];
@@ -64,6 +66,13 @@ XLSTM_DEVICE void write_cells(T* to, const device::Pack<T, 2> (&pairs)[kCount]) 
 }
 
 // ---- rows ----
+
+// Whether rows of T can be read or written in vectors: all strides, in elements, and the pointer.
+template <class T, class... Strides>
+XLSTM_DEVICE bool whole_vectors(const void* pointer, Strides... strides) {
+  constexpr int kVector = device::Vector<T>::kCount;
+  return device::aligned_for<device::Vector<T>>(pointer) && ((strides % kVector == 0) && ...);
+}
 
 struct RowLane {
   int part, row;
