@@ -12,7 +12,7 @@ import torch
 
 from xlstm_cuda import _ops
 
-from . import counters, files, goals, machine_code
+from . import accuracy, counters, files, goals, machine_code
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
 from .report import insert, markdown, plot
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|goals")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|accuracy|goals")
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -67,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("sass", help="the machine code of the CUDA kernels, and a model of its time (make sass)")
     p.set_defaults(command=sass_command)
     _add_table_options(p, "a loop", machine_code.FILE)
+
+    p = commands.add_parser("accuracy", help="errors of the recurrent CUDA kernels in 16 bits (make ptx)")
+    p.set_defaults(command=accuracy_command)
+    p.add_argument("--tokens", type=_positive, default=2048)
 
     p = commands.add_parser("goals", help="which of the library's goals result files show to be met")
     p.set_defaults(command=goals_command)
@@ -192,9 +196,19 @@ def sass_command(args: argparse.Namespace) -> int:
     return said(mistakes) if args.check else 0
 
 
-def counted_cases(args: argparse.Namespace) -> list[str]:
+def accuracy_command(args: argparse.Namespace) -> int:
+    needs_ptx()
+    print(accuracy.table(args.tokens), end="")
+    return 0
+
+
+def needs_ptx() -> None:
     if not _ops.available(_ops.PTX_NAMESPACE):
         raise UsageError("the library of backend='ptx' is not built: run `make ptx`")
+
+
+def counted_cases(args: argparse.Namespace) -> list[str]:
+    needs_ptx()
     cases = [name for name in counters.CASES if args.case in name]
     if not cases:
         raise UsageError(f"--case {args.case}: no case has this in its name")

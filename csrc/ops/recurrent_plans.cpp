@@ -1,20 +1,47 @@
 // recurrent_plans and recurrent_variant: how the recurrent CUDA kernels run a call, and the request of a test for one
 // way.
+#include <sstream>
+#include <utility>
+
 #include "cuda/recurrent/scan.h"
 #include "ops/library.h"
 
 namespace xlstm::ops {
 namespace {
 
-// The name of the one variant to use, "" for the best that fits. Returns the one before.
-std::string recurrent_variant(std::string name) {
-  std::optional<cuda::Variant> wanted;
-  for (const auto v : {cuda::Variant::block, cuda::Variant::cluster, cuda::Variant::grid, cuda::Variant::launch}) {
-    if (name == cuda::name_of(v)) wanted = v;
+constexpr const char* kRequest = "recurrent_variant: 'block', 'cluster', 'grid' or 'launch', units=N, teams=N, or '', got ";
+
+// "cluster units=32 teams=4": any of these words, in any order.
+cuda::PlanRequest request_named(const std::string& name) {
+  cuda::PlanRequest request;
+  std::istringstream words(name);
+  for (std::string word; words >> word;) {
+    bool known = false;
+    for (const auto v : {cuda::Variant::block, cuda::Variant::cluster, cuda::Variant::grid, cuda::Variant::launch}) {
+      if (word == cuda::name_of(v)) request.variant = v, known = true;
+    }
+    for (const auto& [key, value] : {std::pair{"units=", &request.units}, std::pair{"teams=", &request.teams}}) {
+      const std::string digits = word.starts_with(key) ? word.substr(6) : "";
+      if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789") != std::string::npos) continue;
+      *value = std::stoi(digits), known = true;
+    }
+    STD_TORCH_CHECK(known, kRequest, name);
   }
-  STD_TORCH_CHECK(wanted || name.empty(), "recurrent_variant: block, cluster, grid, launch or nothing, got ", name);
-  const std::optional<cuda::Variant> before = cuda::only_variant(wanted);
-  return before ? cuda::name_of(*before) : "";
+  return request;
+}
+
+std::string name_of(const cuda::PlanRequest& request) {
+  std::string name = request.variant ? cuda::name_of(*request.variant) : "";
+  const auto add = [&](const char* key, int value) {
+    if (value) name += (name.empty() ? "" : " ") + std::string(key) + std::to_string(value);
+  };
+  add("units=", request.units), add("teams=", request.teams);
+  return name;
+}
+
+// What the next calls of all threads use; "": the best that fits. Returns the request before.
+std::string recurrent_variant(std::string name) {
+  return name_of(cuda::request_plans(request_named(name)));
 }
 
 Type type_named(const std::string& name) {
@@ -27,11 +54,12 @@ Type type_named(const std::string& name) {
 
 // The plans for a call on a device, best first, a line each: variant, units, blocks, teams and tiles.
 std::string recurrent_plans(int64_t B, int64_t H, int64_t D, std::string type, int64_t compute_capability,
-                            int64_t multiprocessors, int64_t max_cluster) {
+                            int64_t multiprocessors, int64_t max_cluster, std::string request) {
   const cuda::RecurrentDevice device = {static_cast<int>(compute_capability), static_cast<int>(multiprocessors),
                                         static_cast<int>(max_cluster)};
   std::string lines;
-  for (const cuda::RecurrentPlan& plan : cuda::recurrent_plans({B, 1, H, D}, type_named(type), device)) {
+  const auto plans = cuda::recurrent_plans({B, 1, H, D}, type_named(type), device, request_named(request));
+  for (const cuda::RecurrentPlan& plan : plans) {
     lines += cuda::name_of(plan.variant);
     for (const int x : {plan.units, plan.blocks, plan.teams, plan.tiles}) lines += " " + std::to_string(x);
     lines += "\n";
@@ -44,8 +72,8 @@ std::string recurrent_plans(int64_t B, int64_t H, int64_t D, std::string type, i
 XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("recurrent_variant(str name) -> str");
   m.def(
-      "recurrent_plans(int B, int H, int D, str dtype, int compute_capability, int multiprocessors, int max_cluster) "
-      "-> str");
+      "recurrent_plans(int B, int H, int D, str dtype, int compute_capability, int multiprocessors, int max_cluster, "
+      "str request='') -> str");
 }
 
 XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
 LAUNCH = Plan("launch", 0, 0, 0, 0)
 
 
-def plans(B: int, H: int, D: int, dtype: str = "bf16", device: Device = H200) -> list[Plan]:
-    lines = _ops.library(_ops.SIMT_NAMESPACE).recurrent_plans(B, H, D, dtype, *device).splitlines()
+def plans(B: int, H: int, D: int, dtype: str = "bf16", device: Device = H200, request: str = "") -> list[Plan]:
+    lines = _ops.library(_ops.SIMT_NAMESPACE).recurrent_plans(B, H, D, dtype, *device, request).splitlines()
     return [Plan(variant, *map(int, numbers)) for variant, *numbers in map(str.split, lines)]
 
 
@@ -106,6 +106,42 @@ def test_devices() -> None:
 def test_teams(B: int, H: int, D: int, expected: tuple[str, int, int]) -> None:
     first = plans(B, H, D)[0]
     assert (first.variant, first.teams, first.tiles) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ("cluster", [Plan("cluster", 64, 4, 2, 1)]),
+        ("cluster units=32", [Plan("cluster", 32, 8, 2, 1)]),
+        ("units=32 teams=1", [Plan("cluster", 32, 8, 1, 2), Plan("grid", 32, 8, 1, 2), LAUNCH]),
+        ("grid units=16", [Plan("grid", 16, 16, 2, 1)]),
+        ("grid units=16 teams=9", [Plan("grid", 16, 16, 2, 1)]),  # no more than there are tiles
+        ("launch", [LAUNCH]),
+        ("block", []),
+        ("cluster units=16", []),  # no such kernel
+    ],
+)
+def test_what_is_asked_for(request_: str, expected: list[Plan]) -> None:
+    assert plans(16, 1, 256, request=request_) == expected
+
+
+def test_heads_that_fit_a_block_in_several() -> None:
+    assert plans(8, 1, 64, request="cluster") == []
+    assert plans(8, 1, 64, request="cluster units=32") == [Plan("cluster", 32, 2, 1, 1)]
+
+
+@pytest.mark.parametrize("request_", ["blocks", "units=", "units=x", "units=1234567", "teams=-1", "grid,units=16"])
+def test_requests_that_say_nothing(request_: str) -> None:
+    with pytest.raises(RuntimeError, match="recurrent_variant: 'block', 'cluster'"):
+        plans(8, 1, 64, request=request_)
+
+
+def test_a_request_holds_until_the_next_one() -> None:
+    use = _ops.library(_ops.SIMT_NAMESPACE).recurrent_variant
+    assert use("cluster units=32 teams=4") == ""
+    assert use("units=16") == "cluster units=32 teams=4"
+    assert use("") == "units=16"
+    assert use("") == ""
 
 
 def test_empty_batch() -> None:

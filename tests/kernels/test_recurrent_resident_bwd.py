@@ -119,6 +119,10 @@ SHAPES: list[tuple[str, str, tuple[int, int, int, int], int]] = [
     ("cluster", "tf32", (3, 3, 1, 128), 132),
     ("cluster", "tf32x3", (3, 3, 1, 136), 132),  # 32 units
     ("cluster", "bf16", (17, 3, 1, 200), 8),
+    # What no plan takes by itself.
+    ("cluster units=32", "bf16", (9, 3, 1, 40), 2),
+    ("grid units=32 teams=1", "f16", (17, 3, 1, 72), 132),
+    ("grid units=16", "tf32x3", (3, 3, 2, 24), 132),
     ("grid", "bf16", (9, 4, 1, 200), 4),
     ("grid", "f16", (1, 4, 2, 72), 132),
     ("grid", "tf32x3", (17, 3, 1, 72), 2),

@@ -72,6 +72,12 @@ SHAPES = [
     Case("grid", BF16, 9, 3, 1, 200, 4),
     Case("grid", BF16, 1, 3, 1, 264),
     Case("grid", F32, 2, 3, 1, 264),
+    # What no plan takes by itself.
+    Case("cluster units=32", BF16, 9, 3, 1, 40, 2),
+    Case("cluster units=32", F16, 3, 3, 1, 136),
+    Case("grid units=32 teams=1", BF16, 17, 3, 1, 72),
+    Case("grid units=16", BF16, 9, 3, 1, 72, 20),
+    Case("grid units=16", F32, 3, 3, 2, 24),
 ]
 
 

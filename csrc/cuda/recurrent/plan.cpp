@@ -34,43 +34,53 @@ int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& de
 
 // As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
 // tiles. Blocks of a grid wait for each other, so that all must be there at once: zero teams where there is no room.
-RecurrentPlan with_teams(Variant variant, int units, const RecurrentShape& shape, const RecurrentDevice& device) {
+RecurrentPlan with_teams(Variant variant, int units, int wanted, const RecurrentShape& shape,
+                         const RecurrentDevice& device) {
   const int64_t blocks = ceil_div(shape.head_dim, units), tiles = ceil_div(shape.batch, kBatchTile);
   const int64_t at_once = teams_at_once(variant, blocks, device) / shape.num_heads;
-  int64_t teams = std::min(tiles, std::max<int64_t>(at_once, 1));
+  int64_t teams = std::min(tiles, wanted > 0 ? wanted : std::max<int64_t>(at_once, 1));
   if (ceil_div(tiles, teams) > max_tiles(variant)) teams = ceil_div(tiles, max_tiles(variant));
   if (variant == Variant::grid && teams > at_once) teams = 0;
   const int64_t each = teams > 0 ? ceil_div(tiles, teams) : 0;
   return {variant, units, static_cast<int>(blocks), static_cast<int>(teams), static_cast<int>(each)};
 }
 
+// The units of blocks that there are kernels for, best first. Fewest blocks: fewest messages.
+std::vector<int> units_of(Variant variant, Type type, const RecurrentShape& shape, const RecurrentDevice& device) {
+  const int64_t D = shape.head_dim;
+  if (variant == Variant::block) {
+    if (D <= kResidentUnits) return {kResidentUnits};
+    if (D <= kWideUnits && depth_of(type) == 16) return {kWideUnits};
+    return {};
+  }
+  std::vector<int> units;
+  const int most = variant == Variant::cluster ? device.max_cluster : device.multiprocessors;
+  for (int x : {64, 32, 16}) {
+    const bool fits = D <= resident_head_dim(depth_of(type), x) && ceil_div(D, x) <= most;
+    // 16 units in a cluster would be 64 blocks
+    if (type != Type::f64 && fits && (variant == Variant::grid || x > 16)) units.push_back(x);
+  }
+  return units;
+}
+
 }  // namespace
 
-std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device) {
+std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device,
+                                           const PlanRequest& request) {
   std::vector<RecurrentPlan> plans;
-  const auto add = [&](Variant variant, int units) {
-    const RecurrentPlan plan = with_teams(variant, units, shape, device);
-    if (plan.teams > 0) plans.push_back(plan);
-  };
   if (shape.batch == 0) return plans;
-  const int64_t D = shape.head_dim;
-  if (D <= kResidentUnits) {
-    add(Variant::block, kResidentUnits);
-  } else if (D <= kWideUnits && depth_of(type) == 16) {
-    add(Variant::block, kWideUnits);
-  }
-  // Fewest blocks: fewest messages.
-  for (Variant variant : {Variant::cluster, Variant::grid}) {
-    const int most = variant == Variant::cluster ? device.max_cluster : device.multiprocessors;
-    for (int units : {64, 32, 16}) {
-      const bool fits = D <= resident_head_dim(depth_of(type), units) && ceil_div(D, units) <= most;
-      // 16 units in a cluster would be 64 blocks
-      if (type == Type::f64 || D <= kResidentUnits || !fits || (variant == Variant::cluster && units == 16)) continue;
-      add(variant, units);
+  const auto asked_for = [&](Variant variant) { return request.variant.value_or(variant) == variant; };
+  for (Variant variant : {Variant::block, Variant::cluster, Variant::grid}) {
+    // Heads that one block of few units holds gain nothing from several, unless somebody wants to see it.
+    if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units)) continue;
+    for (int units : units_of(variant, type, shape, device)) {
+      if (request.units && units != request.units) continue;
+      const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);
+      if (plan.teams > 0) plans.push_back(plan);
       break;
     }
   }
-  plans.push_back({Variant::launch, 0, 0, 0, 0});
+  if (asked_for(Variant::launch)) plans.push_back({Variant::launch, 0, 0, 0, 0});
   return plans;
 }
 

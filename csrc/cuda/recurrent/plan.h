@@ -1,6 +1,7 @@
 #pragma once
 // How a scan over time is cut into blocks, and how these tell each other about a step: a pure function of the shape and
 // of the device (docs/kernels/recurrent.md).
+#include <optional>
 #include <vector>
 
 #include "core/recurrent.h"
@@ -45,8 +46,15 @@ struct RecurrentPlan {
   int tiles;   // of a team at most
 };
 
+// What tests and measurements ask for; none or 0: as planned.
+struct PlanRequest {
+  std::optional<Variant> variant;
+  int units = 0, teams = 0;
+};
+
 // The plans that fit, best first. The last one is a launch per step. A device may still refuse one at its launch.
-std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device);
+std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device,
+                                           const PlanRequest& request = {});
 
 const char* name_of(Variant variant);
 

@@ -1,6 +1,7 @@
 #include "cuda/recurrent/scan.h"
 
-#include <atomic>
+#include <mutex>
+#include <utility>
 
 #include "cuda/recurrent/device.h"
 #include "cuda/recurrent/resident.h"
@@ -10,15 +11,20 @@
 namespace xlstm::cuda {
 namespace {
 
-constexpr int kAny = -1;
-std::atomic<int> only{kAny};  // a Variant
+// A request of one thread holds for all: backward passes run on threads of their own.
+std::mutex mutex;
+PlanRequest requested;
+
+PlanRequest current_request() {
+  const std::lock_guard lock(mutex);
+  return requested;
+}
 
 // Launches the first plan that the device has room for. launch(plan) asks for memory and launches.
 template <class Launch>
 cudaError_t run_plans(const RecurrentShape& shape, Type type, Launch launch) {
-  cudaError_t error = cudaErrorInvalidConfiguration;  // of a variant that was asked for and does not fit
-  for (const RecurrentPlan& plan : recurrent_plans(shape, type, recurrent_device())) {
-    if (only != kAny && static_cast<int>(plan.variant) != only) continue;
+  cudaError_t error = cudaErrorInvalidConfiguration;  // where what was asked for does not fit
+  for (const RecurrentPlan& plan : recurrent_plans(shape, type, recurrent_device(), current_request())) {
     error = launch(plan);
     if (error != cudaErrorLaunchOutOfResources) break;
   }
@@ -27,9 +33,9 @@ cudaError_t run_plans(const RecurrentShape& shape, Type type, Launch launch) {
 
 }  // namespace
 
-std::optional<Variant> only_variant(std::optional<Variant> variant) {
-  const int before = only.exchange(variant ? static_cast<int>(*variant) : kAny);
-  return before == kAny ? std::nullopt : std::optional(static_cast<Variant>(before));
+PlanRequest request_plans(const PlanRequest& request) {
+  const std::lock_guard lock(mutex);
+  return std::exchange(requested, request);
 }
 
 cudaError_t run(const RecurrentForwardParams<void>& p, const Allocator& memory, cudaStream_t stream) {
