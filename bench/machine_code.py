@@ -88,10 +88,12 @@ def hot_turns(seen: Seen) -> list[Turn]:
 def loop_numbers(turn: Turn, per_scheduler: int) -> Numbers:
     """Of a loop once around. There is a model only where most of it is executed in every turn."""
     has_path = len(turn.path) >= USUAL * turn.executed
+    busiest = max(turn.pipes, key=lambda pipe: turn.pipes[pipe])
     return {
         "instructions": round(turn.executed, 1),
         "stalls": round(turn.stalls, 1),
         "model cycles": round(cycles_of_turn(turn.path, per_scheduler)) if has_path else None,
+        "bound": [busiest, round(turn.pipes[busiest] * per_scheduler)],
         "classes": {kind: round(n, 1) for kind, n in sorted(turn.instructions.items()) if n >= 0.05},
         "load batches": load_batches(turn.path),
         "divisions": turn.divisions,
@@ -182,14 +184,16 @@ def report(case: str, kernels: dict[str, Numbers]) -> str:
     lines = [
         f"### {case}",
         "",
-        "| kernel, loop | instructions | stalls | model: cycles | tensor | shared | global | loads | divisions |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+        "| kernel, loop | instructions | stalls | model: cycles | bound "
+        "| tensor | shared | global | loads | divisions |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for name, kernel in kernels.items():
         for number, loop in enumerate(kernel["loops"], 1):
             kinds = [f"{loop['classes'].get(kind, 0):g}" for kind in ("tensor", "shared", "global")]
             loads = " ".join(map(str, loop["load batches"])) or "-"
             model = f"{loop['model cycles']:,}" if loop["model cycles"] else "-"
-            first = f"{loop['instructions']:g} | {loop['stalls']:g} | {model}"
+            pipe, cycles = loop["bound"]
+            first = f"{loop['instructions']:g} | {loop['stalls']:g} | {model} | {pipe} {cycles:,}"
             lines.append(f"| `{name}`, {number} | {first} | {' | '.join(kinds)} | {loads} | {loop['divisions']} |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@
 namespace xlstm::ops {
 namespace {
 
-constexpr const char* kRequest = "recurrent_variant: 'block', 'cluster', 'grid' or 'launch', units=N, teams=N, or '', got ";
+constexpr const char* kRequest = "recurrent_variant: words are block, cluster, grid, launch, units=N, teams=N; got ";
 
 // "cluster units=32 teams=4": any of these words, in any order.
 cuda::PlanRequest request_named(const std::string& name) {

@@ -166,6 +166,13 @@ def test_the_model_is_bound_by_a_pipe() -> None:
     assert cycles_of_turn(path, warps=8) == pytest.approx(8 * 4 * 8, rel=0.02)  # 8 cycles each
 
 
+def test_the_pipes_that_a_turn_takes() -> None:
+    body = [line(text) for text in ("MUFU.EX2 R0, R9", "HMMA.16816 R4, R8, R10, R4", "FADD R0, R0, R1", "LOP3 R0, R1")]
+    turn = turn_of(*LOOP, *body, BACK, *END)
+    assert turn.pipes == {"special": 8, "tensor": 7, "fma": 1, "alu": 2, "issue": 5}
+    assert machine_code.loop_numbers(turn, 2)["bound"] == ["special", 16]
+
+
 def test_a_block_barrier_waits_for_all_warps() -> None:
     path = turn_of(*LOOP, line("BAR.SYNC.DEFER_BLOCKING 0x0", stall=1), BACK, *END).path
     assert cycles_of_turn(path, warps=1) == pytest.approx(BARRIER + BRANCH, abs=1)
@@ -183,8 +190,9 @@ def test_a_message_takes_its_time() -> None:
 
 
 def numbers_of(instructions: float, stalls: float, loads: list[int]) -> dict[str, Any]:
-    loop = {"instructions": instructions, "stalls": stalls, "model cycles": 1, "classes": {}, "load batches": loads}
-    return {"k<1>": {"local memory": 0, "loops": [loop | {"divisions": 0, "slow paths": 0}]}}
+    loop = {"instructions": instructions, "stalls": stalls, "model cycles": 1, "bound": ["issue", 9], "classes": {}}
+    rest = {"load batches": loads, "divisions": 0, "slow paths": 0}
+    return {"k<1>": {"local memory": 0, "loops": [loop | rest]}}
 
 
 OLD = numbers_of(300, 700, [8])

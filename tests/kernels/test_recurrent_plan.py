@@ -132,7 +132,7 @@ def test_heads_that_fit_a_block_in_several() -> None:
 
 @pytest.mark.parametrize("request_", ["blocks", "units=", "units=x", "units=1234567", "teams=-1", "grid,units=16"])
 def test_requests_that_say_nothing(request_: str) -> None:
-    with pytest.raises(RuntimeError, match="recurrent_variant: 'block', 'cluster'"):
+    with pytest.raises(RuntimeError, match="block, cluster, grid, launch, units=N"):
         plans(8, 1, 64, request=request_)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .flow import Block, Loop, blocks_of, loops_of, post_order
 from .listing import Instruction, Kernel, Site
+from .model import pipe_of
 from .profile import weights
 
 # Instructions by what executes them, by the first word of the opcode.
@@ -42,6 +43,7 @@ class Turn:
     turns: float  # by all warps
     instructions: dict[str, float]  # by class
     stalls: float  # encoded cycles
+    pipes: dict[str, float]  # cycles that a warp takes of each pipe of its scheduler; "issue": of the scheduler itself
     lines: dict[Site, float]  # instructions by source line with its frames
     path: list[Instruction]  # the usual way around
     slow_paths: dict[str, int]  # calls in the loop's code, by name
@@ -85,6 +87,7 @@ def _turn(kernel: Kernel, blocks: list[Block], weight: list[float], loop: Loop) 
     kinds: Counter[str] = Counter()
     lines: Counter[Site] = Counter()
     slow: Counter[str] = Counter()
+    pipes: Counter[str] = Counter()
     stalls, divisions = 0.0, 0
     for n in loop.blocks:
         share = weight[n] / turns
@@ -92,12 +95,16 @@ def _turn(kernel: Kernel, blocks: list[Block], weight: list[float], loop: Loop) 
             kinds[class_of(instruction)] += share
             lines[instruction.site] += share
             stalls += share * instruction.control.stall
+            pipe, cycles = pipe_of(instruction)
+            pipes["issue"] += share
+            if pipe != "issue":
+                pipes[pipe] += share * cycles
             divisions += instruction.name == "FCHK"
             if called := SLOW_PATHS.search(instruction.operands):
                 slow[called[1]] += 1
                 divisions += "div_s" in called[1] or "div_u" in called[1]
     path = usual_path(kernel, blocks, weight, loop)
-    return Turn(loop, turns, dict(kinds), stalls, dict(lines), path, dict(slow), divisions)
+    return Turn(loop, turns, dict(kinds), stalls, dict(pipes), dict(lines), path, dict(slow), divisions)
 
 
 def usual_path(kernel: Kernel, blocks: list[Block], weight: list[float], loop: Loop) -> list[Instruction]:

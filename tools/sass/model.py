@@ -58,6 +58,12 @@ PIPES = {
 }
 OTHER_PIPE = ("alu", 2)
 
+
+def pipe_of(instruction: Instruction) -> tuple[str, int]:
+    """The pipe that it takes, and the cycles."""
+    return PIPES.get(instruction.name, OTHER_PIPE)
+
+
 # What sends to other blocks and what receives, with the time of a message in cycles: a store to distributed shared
 # memory with its mbarrier, or a store and a polling load of L2 (both one way).
 CLUSTER_MESSAGE, GRID_MESSAGE = 250, 900
@@ -126,7 +132,7 @@ class _Scheduler:
 
     def may_issue(self, warp: _Warp, now: int) -> bool:
         instruction = self.path[warp.at % len(self.path)]
-        if now < warp.ready or now < self.pipes[PIPES.get(instruction.name, OTHER_PIPE)[0]]:
+        if now < warp.ready or now < self.pipes[pipe_of(instruction)[0]]:
             return False
         if warp.arrivals and now < self.released.get(warp.arrivals, now + 1):
             return False
@@ -137,7 +143,7 @@ class _Scheduler:
         place, turn = warp.at % len(self.path), warp.at // len(self.path)
         instruction = self.path[place]
         control = instruction.control
-        pipe, cycles = PIPES.get(instruction.name, OTHER_PIPE)
+        pipe, cycles = pipe_of(instruction)
         self.pipes[pipe] = now + cycles
         warp.ready = now + max(control.stall, BRANCH if instruction.name in ("BRA", "BRX") else 1)
         if control.write_barrier is not None:

@@ -172,13 +172,6 @@ XLSTM_DEVICE void store_streaming(T* pointer, const T& value) {
   __stcs(reinterpret_cast<uint4*>(pointer), bits_as<uint4>(value));
 }
 
-// Brings a line to L2 ahead of its use.
-XLSTM_DEVICE void prefetch_l2([[maybe_unused]] const void* pointer) {
-#if !XLSTM_SIMT
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
-#endif
-}
-
 // ---- 16 bytes through L2 only: what other blocks wrote while this one runs ----
 template <class T>
 XLSTM_DEVICE T load_l2(const T* pointer) {

@@ -38,9 +38,7 @@ struct FastMath {
     const float e = device::exp2_approx(-kLog2E * std::fabs(x)), r = device::reciprocal_approx(1 + e);
     return {(x < 0 ? e : 1.f) * r, kLn2 * device::log2_approx(1 + e)};
   }
-  XLSTM_DEVICE static float sigmoid(float x) {
-    return device::reciprocal_approx(1 + device::exp2_approx(-kLog2E * x));
-  }
+  XLSTM_DEVICE static float sigmoid(float x) { return device::reciprocal_approx(1 + device::exp2_approx(-kLog2E * x)); }
   // bfloat16 goes down to 1e-38, where an absolute error would be everything; float16 ends at 6e-8.
   XLSTM_DEVICE static float tanh(float x) {
     if constexpr (std::is_same_v<T, __nv_bfloat16>) return device::tanh_approx(x);

@@ -72,7 +72,8 @@ std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type typ
   const auto asked_for = [&](Variant variant) { return request.variant.value_or(variant) == variant; };
   for (Variant variant : {Variant::block, Variant::cluster, Variant::grid}) {
     // Heads that one block of few units holds gain nothing from several, unless somebody wants to see it.
-    if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units)) continue;
+    if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units))
+      continue;
     for (int units : units_of(variant, type, shape, device)) {
       if (request.units && units != request.units) continue;
       const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);

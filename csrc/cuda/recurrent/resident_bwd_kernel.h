@@ -32,7 +32,8 @@ struct BwdTraits {
   // Sums of a tile that do not wait for each other; of many warps, some multiply while others wait.
   static constexpr int kChains = kMTiles >= 4 ? 1 : (kWarps > 8 ? 2 : 4) / kMTiles;
   static constexpr int kSources = kDimension / kUnits * kSplits;
-  // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the cells.
+  // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the
+  // cells.
   static constexpr int kGroups = kUnits / kWarpUnits, kHelpers = kWarps / kGroups;
   static constexpr int kRing = sizeof(T) == 8 ? 1 : sizeof(T) == 4 || kThreads > 256 ? 2 : 4;  // tokens under way
   static constexpr int kPitch = padded_pitch<T>(kGates * kUnits);
@@ -74,8 +75,7 @@ struct BwdShared {
   WarpTile<typename C::T, kInputs> inputs[C::kGroups][C::kRing];
   RowPair<typename C::A> grads[C::kTiles][kMaxGrads][C::kGroups * 32];  // carried; read and written by one thread
   HelperSums<C> helpers;
-  int tokens[C::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
-  int full_steps[C::kTiles];          // tokens that all rows of the batch have
+  RowLengths<C::kTiles> lengths;
   typename Inbox<C>::Shared inbox;
 };
 
@@ -101,17 +101,17 @@ class BwdBlock {
       : s(memory.scan),
         p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
-        rows(s.tokens, p.shape, team),
+        rows(s.lengths, p.shape, team),
         inbox(s.inbox, p, team, plan, workspace) {
     load_weights(memory);
     find_rows();
   }
 
   XLSTM_DEVICE void run() {
-    load_tokens();
+    rows.find_lengths(p.shape, p.lengths);
     inbox.start();
     __syncthreads();
-    plain = opaque(static_cast<int>(vectors && (!rows.reversed || all_full())));
+    plain = opaque(static_cast<int>(vectors && rows.are_plain()));
     if (has_cells()) {
       load_final();
       for (int i = 0; i < C::kRing; ++i) fetch(i);
@@ -192,7 +192,8 @@ class BwdBlock {
   XLSTM_DEVICE void find_rows() {
     const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
     const RowLane at;
-    const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh = static_cast<const T*>(p.dh) + of_hidden;
+    const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh =
+                                                                           static_cast<const T*>(p.dh) + of_hidden;
     const bool fifth = at.part == 0;
     saved_from = saved + at.part * hidden;
     last_from = fifth ? saved + (kSaved - 1) * hidden : dh;
@@ -206,24 +207,6 @@ class BwdBlock {
     if (kRoomy) {
       saved_stride = opaque(saved_stride), dx_stride = opaque(dx_stride), last_stride = opaque(last_stride);
     }
-  }
-
-  XLSTM_DEVICE void load_tokens() {
-    if (threadIdx.x >= C::kTiles) return;
-    const int tile = threadIdx.x;
-    int full = seqlen;
-    for (int row = 0; row < kBatchTile; ++row) {
-      const int tokens = tile < team.tiles ? tokens_of(p.shape, p.lengths, rows.number(tile, row)) : 0;
-      s.tokens[tile][row] = tokens;
-      if (rows.exists(tile, row)) full = min(full, tokens);
-    }
-    s.full_steps[tile] = full;
-  }
-
-  XLSTM_DEVICE bool all_full() const {
-    bool all = true;
-    for (int tile = 0; tile < team.tiles; ++tile) all &= s.full_steps[tile] == seqlen;
-    return all;
   }
 
   XLSTM_DEVICE void load_final() {
@@ -249,15 +232,15 @@ class BwdBlock {
 
   // ---- inputs ----
 
-  // Of a step to come: a lane takes a batch row of a saved value; the first 16 also what is left. Before the first token,
-  // past the end of a row and past the batch: zeros.
+  // Of a step to come: a lane takes a batch row of a saved value; the first 16 also what is left. Before the first
+  // token, past the end of a row and past the batch: zeros.
   XLSTM_DEVICE void fetch(int to) {
     const RowLane at;
     const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
     auto& into = s.inputs[group][to].x;
     T(&first)[kWarpUnits] = into[at.part][at.row];
     T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
-    const int count = t >= 0 && t < s.tokens[tile][at.row] ? units : 0;
+    const int count = t >= 0 && t < rows.length(tile, at.row) ? units : 0;
     const uint64_t token = plain ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t);
     const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
     if (vectors) {
@@ -276,7 +259,7 @@ class BwdBlock {
     if (!flags || t < 0) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      reset[i] = t + 1 < s.tokens[tile][cell.row + i] && reset_before(t + 1, tile, i);
+      reset[i] = t + 1 < rows.length(tile, cell.row + i) && reset_before(t + 1, tile, i);
     }
   }
   XLSTM_DEVICE bool reset_before(int t, int tile, int i) const {
@@ -313,13 +296,14 @@ class BwdBlock {
       read_cells(first, s.inputs[group][slot]);
       read_cells<4>(last, s.inputs[group][slot]);
 #pragma unroll
-      for (int i = 0; i < kInputs * 2; ++i) inputs[i / 2][i % 2] = i < 8 ? first[i / 2 % 4][i % 2] : last[i / 2 % 2][i % 2];
+      for (int i = 0; i < kInputs * 2; ++i)
+        inputs[i / 2][i % 2] = i < 8 ? first[i / 2 % 4][i % 2] : last[i / 2 % 2][i % 2];
     }
     RowPair<A> grads[kMaxGrads];
 #pragma unroll
     for (int n = 0; n < kMaxGrads; ++n) grads[n] = s.grads[tile][n][cell_index()];
     if (p.reset.data) drop_after_reset(grads, dh, t, tile);
-    if (t + 1 >= s.full_steps[tile]) end_rows(dh, t, tile);
+    if (t + 1 >= rows.full_steps(tile)) end_rows(dh, t, tile);
     A d_raw[2][kGates];
     with_cell<Math>(p.cell, [&](auto functor) {
       constexpr int kGrads = decltype(functor)::kGrads;
@@ -335,7 +319,7 @@ class BwdBlock {
         for (int n = 0; n < kGrads; ++n) grads[n].x[i] = d[n];
       }
     });
-    if (t >= s.full_steps[tile]) clear_past_the_end(grads, d_raw, t, tile);
+    if (t >= rows.full_steps(tile)) clear_past_the_end(grads, d_raw, t, tile);
     device::Pack<T, 2> pairs[kGates];
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_two<T>(d_raw[0][gate], d_raw[1][gate]);
@@ -362,7 +346,7 @@ class BwdBlock {
     const A* final = static_cast<const A*>(p.final_state_grad.h);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int left = s.tokens[tile][cell.row + i] - t;
+      const int left = rows.length(tile, cell.row + i) - t;
       if (left > 1) continue;
       dh.x[i] = left == 1 && final && cell.unit < units ? final[state_offset(tile, i)] : A{0};
     }
@@ -372,7 +356,7 @@ class BwdBlock {
   XLSTM_DEVICE void clear_past_the_end(RowPair<A> (&grads)[kMaxGrads], A (&d_raw)[2][kGates], int t, int tile) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (t < s.tokens[tile][cell.row + i]) continue;
+      if (t < rows.length(tile, cell.row + i)) continue;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) d_raw[i][gate] = 0;
 #pragma unroll
@@ -464,7 +448,7 @@ class BwdBlock {
       const A* last = static_cast<const A*>(p.final_state_grad.h);
       A* dh0 = static_cast<A*>(p.initial_state_grad.h) + at;
       UnitState<A> state = load_unit_state<A>(p.final_state_grad, at);
-      if (s.tokens[tile][cell.row + i] == 0) {  // the final state is the initial one
+      if (rows.length(tile, cell.row + i) == 0) {  // the final state is the initial one
         *dh0 = last ? last[at] : A{0};
       } else {
         const bool empty = p.reset.data && reset_before(0, tile, i);

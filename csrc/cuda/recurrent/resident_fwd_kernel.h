@@ -24,11 +24,11 @@ struct ForwardShared {
 
   typename ExchangeOf<S>::Shared exchange;
   WarpTile<T, kGates> x[S::kGroups][S::kRing];
-  WarpTile<T, kSaved + 1> results[S::kGroups];                            // the saved values and h
-  device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried][S::kGroups * 32];  // of two cells; read by their thread alone
+  WarpTile<T, kSaved + 1> results[S::kGroups];  // the saved values and h
+  device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried]
+                                      [S::kGroups * 32];  // of two cells; read by their thread alone
   Partials<S> partials;
-  int tokens[S::kTiles][kBatchTile];  // of the batch rows; 0 past the batch
-  int full_steps[S::kTiles];          // steps that all rows of the batch have
+  RowLengths<S::kTiles> lengths;
 };
 
 // Weights pass through before anything else is in use.
@@ -88,7 +88,7 @@ class ForwardScan {
       : p(params),
         team(of),
         s(shared),
-        rows(shared.tokens, params.shape, of),
+        rows(shared.lengths, params.shape, of),
         exchange(shared.exchange, params, of, rows, padded_h, width) {
     const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
     const RowLane at;
@@ -112,9 +112,9 @@ class ForwardScan {
   }
 
   XLSTM_DEVICE void run(const Weights& weights) {
-    load_rows();
+    rows.find_lengths(p.shape, p.lengths);
     __syncthreads();
-    plain = device::opaque(static_cast<int>(vectors && (!rows.reversed || all_full())));
+    plain = device::opaque(static_cast<int>(vectors && rows.are_plain()));
     if (has_cells()) {
       load_bias();
       load_initial();
@@ -145,10 +145,10 @@ class ForwardScan {
   const int units = static_cast<int>(p.shape.head_dim) - first_unit;       // that exist, of 8
   const int seqlen = static_cast<int>(p.shape.seqlen);
   A bias[kGates] = {};
-  uint8_t reset[2] = {};  // before the step to come
-  A x[2][4] = {};          // x + b where the sums lie
-  Position before{-1, 0};  // the step before this one, whose results are still to be stored
-  Position ahead;          // of the x to be fetched next
+  uint8_t reset[2] = {};                            // before the step to come
+  A x[2][4] = {};                                   // x + b where the sums lie
+  Position before{-1, 0};                           // the step before this one, whose results are still to be stored
+  Position ahead;                                   // of the x to be fetched next
   unsigned slot = kStartsWithX ? 0 : S::kRing - 1;  // of the ring: the x that has been read
   int parity = 0;                                   // of the step
 
@@ -169,24 +169,6 @@ class ForwardScan {
   XLSTM_DEVICE WarpTile<T, kSaved + 1>& results() { return s.results[part.group]; }
 
   // ---- before the first step ----
-
-  XLSTM_DEVICE void load_rows() {
-    if (threadIdx.x >= S::kTiles) return;
-    const int tile = threadIdx.x;
-    int full = static_cast<int>(p.shape.seqlen);
-    for (int row = 0; row < kBatchTile; ++row) {
-      const int tokens = tile < team.tiles ? tokens_of(p.shape, p.lengths, rows.number(tile, row)) : 0;
-      s.tokens[tile][row] = tokens;
-      if (rows.exists(tile, row)) full = min(full, tokens);
-    }
-    s.full_steps[tile] = full;
-  }
-
-  XLSTM_DEVICE bool all_full() const {
-    bool all = true;
-    for (int tile = 0; tile < team.tiles; ++tile) all &= s.full_steps[tile] == seqlen;
-    return all;
-  }
 
   XLSTM_DEVICE void load_bias() {
     if (!p.b.data || cell.unit >= units) return;
@@ -213,7 +195,7 @@ class ForwardScan {
             s.state[tile][n][state_index()].x[i] = n < kStates ? state[n < kStates ? n : 0] : A{0};
           }
         });
-        if (exists && s.tokens[tile][cell.row + i] == 0) pass_through(initial, at);
+        if (exists && rows.length(tile, cell.row + i) == 0) pass_through(initial, at);
       }
     }
   }
@@ -235,7 +217,7 @@ class ForwardScan {
       const int64_t offset = rows.plain_offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
       fetch_row(row, x_from + offset, exists && ahead.t < seqlen ? units : 0);
     } else {
-      const int count = ahead.t < s.tokens[ahead.tile][at.row] ? units : 0;
+      const int count = ahead.t < rows.length(ahead.tile, at.row) ? units : 0;
       const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
       if (vectors) {
         fetch_row(row, from, count);
@@ -398,7 +380,7 @@ class ForwardScan {
       const A raw[kGates] = {sums[0][i], sums[0][2 + i], sums[1][i], sums[1][2 + i]};
       c.h[i] = functor.forward(raw, c.state[i], c.saved[i]);
     }
-    if (t + 1 >= s.full_steps[tile]) end_rows(c, t, tile);
+    if (t + 1 >= rows.full_steps(tile)) end_rows(c, t, tile);
     put(c, t, tile);
   }
 
@@ -428,7 +410,7 @@ class ForwardScan {
   XLSTM_DEVICE void end_rows(Cells<Cell>& c, int t, int tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int tokens = s.tokens[tile][cell.row + i];
+      const int tokens = rows.length(tile, cell.row + i);
       if (t >= tokens) {
         c.h[i] = 0;
 #pragma unroll
@@ -480,7 +462,8 @@ class ForwardScan {
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h, int64_t width) {
+    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h,
+                        int64_t width) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);

@@ -36,13 +36,21 @@ XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, 
   return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
 }
 
-// The batch rows of a block, by tile and place in it: where they are, and which of their tokens the head takes as number
-// t. Numbers of rows and tokens fit 32 bits (launch_teams), so that an address costs few instructions.
+// What a block keeps of its batch rows in shared memory.
+template <int kTiles>
+struct RowLengths {
+  int tokens[kTiles][kBatchTile];  // 0 past the batch
+  int full_steps[kTiles];          // tokens that all rows of the batch have
+};
+
+// The batch rows of a block, by tile and place in it: where they are, and which of their tokens the head takes as
+// number t. Numbers of rows and tokens fit 32 bits (launch_teams), so that an address costs few instructions.
 template <int kTiles>
 class BatchRows {
  public:
-  XLSTM_DEVICE BatchRows(const int (&of_rows)[kTiles][kBatchTile], const RecurrentShape& shape, const Team& team)
-      : tokens(of_rows),
+  XLSTM_DEVICE BatchRows(RowLengths<kTiles>& of_rows, const RecurrentShape& shape, const Team& team)
+      : lengths(of_rows),
+        tiles(team.tiles),
         first(team.index * kBatchTile),
         step(team.teams * kBatchTile),
         batch(static_cast<int>(shape.batch)),
@@ -51,14 +59,36 @@ class BatchRows {
         first_token(device::opaque(reversed ? seqlen - 1 : 0)),
         direction(device::opaque(reversed ? -1 : 1)) {}
 
+  // By all threads, before the rest; a barrier follows.
+  XLSTM_DEVICE void find_lengths(const RecurrentShape& shape, const int64_t* of_batch) const {
+    if (threadIdx.x >= kTiles) return;
+    const int tile = threadIdx.x;
+    int full = seqlen;
+    for (int row = 0; row < kBatchTile; ++row) {
+      const int tokens = tile < tiles ? tokens_of(shape, of_batch, number(tile, row)) : 0;
+      lengths.tokens[tile][row] = tokens;
+      if (exists(tile, row)) full = min(full, tokens);
+    }
+    lengths.full_steps[tile] = full;
+  }
+
+  XLSTM_DEVICE int length(int tile, int row) const { return lengths.tokens[tile][row]; }
+  XLSTM_DEVICE int full_steps(int tile) const { return lengths.full_steps[tile]; }
+  // Whether no row of a reversed head ends early: then plain_index and plain_offset hold.
+  XLSTM_DEVICE bool are_plain() const {
+    bool all = true;
+    for (int tile = 0; tile < tiles; ++tile) all &= full_steps(tile) == seqlen;
+    return all || !reversed;
+  }
+
   XLSTM_DEVICE int number(int tile, int row) const { return first + tile * step + row; }
   XLSTM_DEVICE bool exists(int tile, int row) const { return number(tile, row) < batch; }
   XLSTM_DEVICE int count(int tile) const { return min(kBatchTile, batch - number(tile, 0)); }
   // RecurrentShape::token
   XLSTM_DEVICE int token(int tile, int row, int t) const {
     if (!reversed) return t;
-    const int length = tokens[tile][row];
-    return t < length ? length - 1 - t : t;
+    const int count = length(tile, row);
+    return t < count ? count - 1 - t : t;
   }
   // The token among all of the batch.
   XLSTM_DEVICE uint64_t index(int tile, int row, int t) const { return index_of(tile, row, token(tile, row, t)); }
@@ -78,21 +108,15 @@ class BatchRows {
   XLSTM_DEVICE int64_t offset(int tile, int row, int t, int64_t batch_stride, int64_t time_stride) const {
     return offset_of(tile, row, token(tile, row, t), batch_stride, time_stride);
   }
-  // The same where no row ends early in a reversed head: without branches.
+  // The same without branches.
   XLSTM_DEVICE uint64_t plain_index(int tile, int row, int t) const { return index_of(tile, row, plain_token(t)); }
   XLSTM_DEVICE int64_t plain_offset(int tile, int row, int t, int64_t batch_stride, int64_t time_stride) const {
     return offset_of(tile, row, plain_token(t), batch_stride, time_stride);
   }
 
  private:
-  const int (&tokens)[kTiles][kBatchTile];  // that the rows have; in shared memory
-  const int first, step, batch, seqlen;
-
- public:
-  const int reversed;
-
- private:
-  const int first_token, direction;
+  RowLengths<kTiles>& lengths;
+  const int tiles, first, step, batch, seqlen, reversed, first_token, direction;
 
   XLSTM_DEVICE int plain_token(int t) const { return first_token + direction * t; }
   XLSTM_DEVICE int64_t offset_of(int tile, int row, int token, int64_t batch_stride, int64_t time_stride) const {

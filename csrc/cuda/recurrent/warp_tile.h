@@ -1,7 +1,7 @@
 #pragma once
 // Values of 8 hidden units in 8 batch rows, in the shared memory of one warp. It has two views of them:
-//   cells    lane l has unit l / 4 of the batch rows 2 (l % 4) and the next one, as the products' sums lie (fragments.h)
-//   rows     lane l has 8 units side by side: batch row l % 8, of part l / 8
+//   cells    lane l has unit l / 4 of the batch rows 2 (l % 4) and the next one, as the products' sums lie
+//   (fragments.h) rows     lane l has 8 units side by side: batch row l % 8, of part l / 8
 // A part is one value of each cell: a gate, a saved value, h. Between the views: __syncwarp().
 #include "cuda/recurrent/team.h"
 
@@ -61,7 +61,8 @@ XLSTM_DEVICE void write_cells(T* to, const device::Pack<T, 2> (&pairs)[kCount]) 
   } else {
     const CellLane at;
 #pragma unroll
-    for (int i = 0; i < kCount * 2; ++i) to[i / 2 * kPart + (at.row + i % 2) * kPitch + at.unit] = pairs[i / 2].x[i % 2];
+    for (int i = 0; i < kCount * 2; ++i)
+      to[i / 2 * kPart + (at.row + i % 2) * kPitch + at.unit] = pairs[i / 2].x[i % 2];
   }
 }
 
