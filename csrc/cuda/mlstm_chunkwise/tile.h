@@ -65,6 +65,14 @@ XLSTM_DEVICE Matrix token_matrix(const AnyView& x, int64_t batch, int64_t head, 
   return make_matrix<P>({x.data, x.type}, x.offset(batch, head, first), x.time, rows, columns);
 }
 
+// A matrix whose values stay in registers: the compiler would compute them again for each tile.
+XLSTM_DEVICE Matrix held(Matrix x) {
+  x.data = device::opaque(x.data);
+  x.row_bytes = device::opaque(x.row_bytes);
+  x.path = device::opaque(x.path);
+  return x;
+}
+
 template <class E>
 struct alignas(16) Piece {
   E x[kPiece<E>];
