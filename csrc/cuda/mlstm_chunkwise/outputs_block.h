@@ -50,19 +50,25 @@ struct Item {
   }
 };
 
+// The compiler would divide twice where one place asks for the quotient and another one for the remainder.
+struct Division {
+  int quotient, remainder;
+  XLSTM_DEVICE Division(unsigned x, unsigned by)
+      : quotient(static_cast<int>(x / by)), remainder(static_cast<int>(x - quotient * by)) {}
+};
+
 template <OutputKind O, class A>
 XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& tiling) {
-  const unsigned heads = static_cast<unsigned>(p.shape.num_heads);
-  const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles,
-                 batch_head = slot / tiling.slots;
-  const Chunk chunk = find_chunk(p.shape, p.chunk_size, batch_head / heads, slot % tiling.slots);
+  const Division tile(blockIdx.x, tiling.column_tiles), slot(tile.quotient, tiling.row_tiles),
+      batch_head(slot.quotient, tiling.slots), batch(batch_head.quotient, static_cast<unsigned>(p.shape.num_heads));
+  const Chunk chunk = find_chunk(p.shape, p.chunk_size, batch.quotient, batch_head.remainder);
   Item at;
-  at.batch = static_cast<int>(batch_head / heads), at.head = static_cast<int>(batch_head % heads);
-  at.batch_head = static_cast<int>(batch_head);
-  at.slot = static_cast<int>(slot);
+  at.batch = batch.quotient, at.head = batch.remainder;
+  at.batch_head = batch_head.quotient;
+  at.slot = slot.quotient;
   at.begin = static_cast<int>(chunk.begin), at.tokens = static_cast<int>(chunk.end - chunk.begin);
-  at.first_row = static_cast<int>(tile % tiling.row_tiles) * kTileRows;
-  at.column_tile = static_cast<int>(blockIdx.x % tiling.column_tiles);
+  at.first_row = slot.remainder * kTileRows;
+  at.column_tile = tile.remainder;
   at.first_column = at.column_tile * tiling.blocks * kTileRows;
   at.outermost = kRowsAreQueries<O> ? chunk.first : chunk.last;
   return at;
@@ -186,19 +192,32 @@ struct Loader {
   OutputsShared<P>& s;
   bool resident;
 
-  // By one thread: where everything is.
+  // By one thread of each warp: where everything is, a matrix for each warp.
   XLSTM_DEVICE void prepare(const OutputsTiling& tiling) const {
     const Item at = locate<O>(p, tiling);
     const int a = depth_of<O>(p.shape), b = columns_of<O>(p.shape);
     const int rows = at.tokens + XLSTM_MUTANT("mlstm_outputs: tokens past the chunk are read");
     const int64_t Dqk = p.shape.head_dim_qk, Dv = p.shape.head_dim_v;
-    s.X = token_matrix<P>(p.X, at.batch, at.head, at.begin, rows, a);
-    s.Y = token_matrix<P>(p.Y, at.batch, at.head, at.begin, rows, a);
-    s.Z = token_matrix<P>(p.Z, at.batch, at.head, at.begin, rows, b);
-    s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
-                             static_cast<int>(Dv));
-    s.at = at;
-    s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
+    const auto of_tokens = [&](const AnyView& x, int columns) {
+      return token_matrix<P>(x, at.batch, at.head, at.begin, rows, columns);
+    };
+    static_assert(kTileThreads / 32 == 4);
+    switch (threadIdx.x / 32) {
+      case 0:
+        s.X = of_tokens(p.X, a);
+        break;
+      case 1:
+        s.Y = of_tokens(p.Y, a);
+        break;
+      case 2:
+        s.Z = of_tokens(p.Z, b);
+        break;
+      default:
+        s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
+                                 static_cast<int>(Dv));
+        s.at = at;
+        s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
+    }
   }
 
   XLSTM_DEVICE TallTile<E>& x_tile(const TileStep& step, int stage) const { return s.x()[resident ? step.k : stage]; }

@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   using A = Accumulator<P>;
   XLSTM_SHARED(OutputsShared<P>, s);
   const Loader<P, O> loader = {p, s, tiling.resident};
-  if (threadIdx.x == 0) loader.prepare(tiling);
+  if (threadIdx.x % 32 == 0) loader.prepare(tiling);
   __syncthreads();
   if (s.at.first_row >= s.at.tokens) return;
 
