@@ -142,9 +142,12 @@ struct Exchange {
     A x, y;
   };
   static constexpr int kPitch = kTileRows + 8;  // rows of accumulators in different banks
+  static constexpr int kWidth = 16 / sizeof(A);
+  using Wide = Pack<A, kWidth>;
   A x[16 * kPitch];
 
   XLSTM_DEVICE Two& at(int row, int even_column) { return *reinterpret_cast<Two*>(&x[row * kPitch + even_column]); }
+  XLSTM_DEVICE Wide& wide(int row, int column) { return *reinterpret_cast<Wide*>(&x[row * kPitch + column]); }
 };
 
 template <class E>
