@@ -317,10 +317,15 @@ XLSTM_DEVICE Token<A> token_at(const TokenVectors<A>& vectors, int at, int first
   return token;
 }
 
+// blind: for its own token.
+template <class A>
+XLSTM_DEVICE bool sees(const Token<A>& query, const Token<A>& key, bool blind = false) {
+  return query.start <= key.index && key.index + blind <= query.index;
+}
+
 // P of a key and a query from their score. Selected, not multiplied by zero: the score may be anything.
 template <OutputKind O, bool kAccurate, class A>
-XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool blind) {
-  const bool visible = query.start <= key.index && key.index + blind <= query.index;
+XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool visible) {
   if (O == OutputKind::dv) score *= query.iota;
   if (kUsesRho<O>) score = query.iota * score + query.rho;
   return visible ? decay<kAccurate>(key.log, query.log) * score : 0;
@@ -335,21 +340,34 @@ XLSTM_DEVICE void weigh(A (&scores)[8][4], const RowVectors<A>& rows, int row, c
   const bool blind = XLSTM_MUTANT("mlstm_outputs: a token does not see itself");
   const Token<A> of_row[2] = {token_at<O>(rows, row + lane_group(), at.first_row, at, kQueries, scale),
                               token_at<O>(rows, row + lane_group() + 8, at.first_row, at, kQueries, scale)};
+  const auto of_column = [&](int c) { return token_at<O>(columns, c, tile * kTileRows, at, !kQueries, scale); };
+  const auto visible = [&](const Token<A>& in_row, const Token<A>& in_column) {
+    return kQueries ? sees(in_row, in_column, blind) : sees(in_column, in_row, blind);
+  };
+  const auto weigh_where = [&](auto is_visible) {
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int c = 8 * j + 2 * lane_pair() + e;
-      const Token<A> column = token_at<O>(columns, c, tile * kTileRows, at, !kQueries, scale);
+      for (int e = 0; e < 2; ++e) {
+        const Token<A> column = of_column(8 * j + 2 * lane_pair() + e);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        A& score = scores[j][2 * half + e];
-        const Token<A>& key = kQueries ? column : of_row[half];
-        const Token<A>& query = kQueries ? of_row[half] : column;
-        score = weighted<O, kAccurate>(score, key, query, blind);
-        if (O == OutputKind::h) sums[half] += score;
+        for (int half = 0; half < 2; ++half) {
+          A& score = scores[j][2 * half + e];
+          const Token<A>& key = kQueries ? column : of_row[half];
+          const Token<A>& query = kQueries ? of_row[half] : column;
+          score = weighted<O, kAccurate>(score, key, query, is_visible(of_row[half], column));
+          if (O == OutputKind::h) sums[half] += score;
+        }
       }
     }
+  };
+  // Starts never decrease: where the first and the last ones see each other, all do. That is off the diagonal.
+  const bool all =
+      kCheapDecay<kAccurate, A> && visible(of_row[0], of_column(kTileRows - 1)) && visible(of_row[1], of_column(0));
+  if (kCheapDecay<kAccurate, A> && __all_sync(~0u, all)) {
+    weigh_where([](const Token<A>&, const Token<A>&) { return true; });
+  } else {
+    weigh_where(visible);
   }
 }
 
