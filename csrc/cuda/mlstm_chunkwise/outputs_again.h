@@ -61,7 +61,7 @@ struct Again {
     constexpr bool kQueries = kRowsAreQueries<O>;
     const A x = score(other);
     const Token<A> key = token(kQueries ? other : index(), false), query = token(kQueries ? index() : other, true);
-    return weighted<O, P == Product::tf32x3>(x, key, query, false);
+    return weighted<O, P == Product::tf32x3>(x, key, query, sees(query, key));
   }
   XLSTM_DEVICE int start_of(int query) const { return max(0, p.gates.start[s.at.token(p.shape, query)] - s.at.begin); }
 

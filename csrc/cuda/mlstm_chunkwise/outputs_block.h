@@ -50,19 +50,25 @@ struct Item {
   }
 };
 
+// The compiler would divide twice where one place asks for the quotient and another one for the remainder.
+struct Division {
+  int quotient, remainder;
+  XLSTM_DEVICE Division(unsigned x, unsigned by)
+      : quotient(static_cast<int>(x / by)), remainder(static_cast<int>(x - quotient * by)) {}
+};
+
 template <OutputKind O, class A>
 XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& tiling) {
-  const unsigned heads = static_cast<unsigned>(p.shape.num_heads);
-  const unsigned tile = blockIdx.x / tiling.column_tiles, slot = tile / tiling.row_tiles,
-                 batch_head = slot / tiling.slots;
-  const Chunk chunk = find_chunk(p.shape, p.chunk_size, batch_head / heads, slot % tiling.slots);
+  const Division tile(blockIdx.x, tiling.column_tiles), slot(tile.quotient, tiling.row_tiles),
+      batch_head(slot.quotient, tiling.slots), batch(batch_head.quotient, static_cast<unsigned>(p.shape.num_heads));
+  const Chunk chunk = find_chunk(p.shape, p.chunk_size, batch.quotient, batch_head.remainder);
   Item at;
-  at.batch = static_cast<int>(batch_head / heads), at.head = static_cast<int>(batch_head % heads);
-  at.batch_head = static_cast<int>(batch_head);
-  at.slot = static_cast<int>(slot);
+  at.batch = batch.quotient, at.head = batch.remainder;
+  at.batch_head = batch_head.quotient;
+  at.slot = slot.quotient;
   at.begin = static_cast<int>(chunk.begin), at.tokens = static_cast<int>(chunk.end - chunk.begin);
-  at.first_row = static_cast<int>(tile % tiling.row_tiles) * kTileRows;
-  at.column_tile = static_cast<int>(blockIdx.x % tiling.column_tiles);
+  at.first_row = slot.remainder * kTileRows;
+  at.column_tile = tile.remainder;
   at.first_column = at.column_tile * tiling.blocks * kTileRows;
   at.outermost = kRowsAreQueries<O> ? chunk.first : chunk.last;
   return at;
@@ -136,9 +142,12 @@ struct Exchange {
     A x, y;
   };
   static constexpr int kPitch = kTileRows + 8;  // rows of accumulators in different banks
+  static constexpr int kWidth = 16 / sizeof(A);
+  using Wide = Pack<A, kWidth>;
   A x[16 * kPitch];
 
   XLSTM_DEVICE Two& at(int row, int even_column) { return *reinterpret_cast<Two*>(&x[row * kPitch + even_column]); }
+  XLSTM_DEVICE Wide& wide(int row, int column) { return *reinterpret_cast<Wide*>(&x[row * kPitch + column]); }
 };
 
 template <class E>
@@ -186,19 +195,32 @@ struct Loader {
   OutputsShared<P>& s;
   bool resident;
 
-  // By one thread: where everything is.
+  // By one thread of each warp: where everything is, a matrix for each warp.
   XLSTM_DEVICE void prepare(const OutputsTiling& tiling) const {
     const Item at = locate<O>(p, tiling);
     const int a = depth_of<O>(p.shape), b = columns_of<O>(p.shape);
     const int rows = at.tokens + XLSTM_MUTANT("mlstm_outputs: tokens past the chunk are read");
     const int64_t Dqk = p.shape.head_dim_qk, Dv = p.shape.head_dim_v;
-    s.X = token_matrix<P>(p.X, at.batch, at.head, at.begin, rows, a);
-    s.Y = token_matrix<P>(p.Y, at.batch, at.head, at.begin, rows, a);
-    s.Z = token_matrix<P>(p.Z, at.batch, at.head, at.begin, rows, b);
-    s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
-                             static_cast<int>(Dv));
-    s.at = at;
-    s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
+    const auto of_tokens = [&](const AnyView& x, int columns) {
+      return token_matrix<P>(x, at.batch, at.head, at.begin, rows, columns);
+    };
+    static_assert(kTileThreads / 32 == 4);
+    switch (threadIdx.x / 32) {
+      case 0:
+        s.X = of_tokens(p.X, a);
+        break;
+      case 1:
+        s.Y = of_tokens(p.Y, a);
+        break;
+      case 2:
+        s.Z = of_tokens(p.Z, b);
+        break;
+      default:
+        s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
+                                 static_cast<int>(Dv));
+        s.at = at;
+        s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
+    }
   }
 
   XLSTM_DEVICE TallTile<E>& x_tile(const TileStep& step, int stage) const { return s.x()[resident ? step.k : stage]; }
@@ -295,10 +317,15 @@ XLSTM_DEVICE Token<A> token_at(const TokenVectors<A>& vectors, int at, int first
   return token;
 }
 
+// blind: for its own token.
+template <class A>
+XLSTM_DEVICE bool sees(const Token<A>& query, const Token<A>& key, bool blind = false) {
+  return query.start <= key.index && key.index + blind <= query.index;
+}
+
 // P of a key and a query from their score. Selected, not multiplied by zero: the score may be anything.
 template <OutputKind O, bool kAccurate, class A>
-XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool blind) {
-  const bool visible = query.start <= key.index && key.index + blind <= query.index;
+XLSTM_DEVICE A weighted(A score, const Token<A>& key, const Token<A>& query, bool visible) {
   if (O == OutputKind::dv) score *= query.iota;
   if (kUsesRho<O>) score = query.iota * score + query.rho;
   return visible ? decay<kAccurate>(key.log, query.log) * score : 0;
@@ -313,21 +340,34 @@ XLSTM_DEVICE void weigh(A (&scores)[8][4], const RowVectors<A>& rows, int row, c
   const bool blind = XLSTM_MUTANT("mlstm_outputs: a token does not see itself");
   const Token<A> of_row[2] = {token_at<O>(rows, row + lane_group(), at.first_row, at, kQueries, scale),
                               token_at<O>(rows, row + lane_group() + 8, at.first_row, at, kQueries, scale)};
+  const auto of_column = [&](int c) { return token_at<O>(columns, c, tile * kTileRows, at, !kQueries, scale); };
+  const auto visible = [&](const Token<A>& in_row, const Token<A>& in_column) {
+    return kQueries ? sees(in_row, in_column, blind) : sees(in_column, in_row, blind);
+  };
+  const auto weigh_where = [&](auto is_visible) {
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int c = 8 * j + 2 * lane_pair() + e;
-      const Token<A> column = token_at<O>(columns, c, tile * kTileRows, at, !kQueries, scale);
+      for (int e = 0; e < 2; ++e) {
+        const Token<A> column = of_column(8 * j + 2 * lane_pair() + e);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        A& score = scores[j][2 * half + e];
-        const Token<A>& key = kQueries ? column : of_row[half];
-        const Token<A>& query = kQueries ? of_row[half] : column;
-        score = weighted<O, kAccurate>(score, key, query, blind);
-        if (O == OutputKind::h) sums[half] += score;
+        for (int half = 0; half < 2; ++half) {
+          A& score = scores[j][2 * half + e];
+          const Token<A>& key = kQueries ? column : of_row[half];
+          const Token<A>& query = kQueries ? of_row[half] : column;
+          score = weighted<O, kAccurate>(score, key, query, is_visible(of_row[half], column));
+          if (O == OutputKind::h) sums[half] += score;
+        }
       }
     }
+  };
+  // Starts never decrease: where the first and the last ones see each other, all do. That is off the diagonal.
+  const bool all =
+      kCheapDecay<kAccurate, A> && visible(of_row[0], of_column(kTileRows - 1)) && visible(of_row[1], of_column(0));
+  if (kCheapDecay<kAccurate, A> && __all_sync(~0u, all)) {
+    weigh_where([](const Token<A>&, const Token<A>&) { return true; });
+  } else {
+    weigh_where(visible);
   }
 }
 

@@ -146,22 +146,51 @@ XLSTM_DEVICE bool with_own_type(Type type, F f) {
   return false;
 }
 
-// 64 columns of a warp's rows in memory, two neighbours of each row for a lane.
-template <class T>
+// 64 columns of a warp's 16 rows in memory, as many neighbours of a row for a lane as an Exchange holds in 16 bytes.
+template <class T, class A>
 struct WholeRows {
-  using Two = Pack<T, 2>;
-  Two* first;
-  int64_t pitch;  // pairs
+  using Wide = typename Exchange<A>::Wide;
+  static constexpr int kWidth = Exchange<A>::kWidth, kLanes = kTileRows / kWidth;  // of a row
+  static constexpr int kRowsAtOnce = 32 / kLanes, kAccesses = 16 / kRowsAtOnce;
+  using Bits = std::conditional_t<kWidth * sizeof(T) == 8, uint2, uint4>;  // elements of 16 bits would come apart
+  const T* first;
+  int64_t pitch;
+  int row = threadIdx.x % 32 / kLanes, column = threadIdx.x % kLanes * kWidth;
+
   XLSTM_DEVICE WholeRows(const AnyView& view, int64_t offset)
-      : first(reinterpret_cast<Two*>(static_cast<T*>(const_cast<void*>(view.data)) + offset)), pitch(view.time / 2) {}
-  // The same for all lanes: no row is cut off, and all begin at a pair.
-  XLSTM_DEVICE bool exist(const AnyView& view, int columns) const {
-    return columns >= kTileRows && view.time % 2 == 0 && aligned_for<Two>(first);
+      : first(static_cast<const T*>(view.data) + offset), pitch(view.time) {}
+  // The same for all lanes: no row is cut off, and all begin where an access may.
+  XLSTM_DEVICE bool exist(int columns) const {
+    return columns >= kTileRows && pitch % kWidth == 0 && aligned_for<Bits>(first);
   }
-  XLSTM_DEVICE Two* at(int row) const { return first + row * pitch + threadIdx.x % 32; }
+  // visit(i, row, pointer) for accesses 0 .. kCount - 1 of this lane, from access `begin` on.
+  template <int kCount, class Visit>
+  XLSTM_DEVICE void visit(int begin, Visit visit) const {
+    const T* at = first + (row + begin * kRowsAtOnce) * pitch + column;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i, at += kRowsAtOnce * pitch) {
+      visit(i, row + (begin + i) * kRowsAtOnce, reinterpret_cast<const Bits*>(at));
+    }
+  }
+
+  static XLSTM_DEVICE Wide widened(const Bits& bits) {
+    const auto from = bits_as<Pack<T, kWidth>>(bits);
+    Wide to;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) to.x[i] = widen<A>(from.x[i]);
+    return to;
+  }
+  static XLSTM_DEVICE Bits narrowed(const Wide& from) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+      return bits_as<Bits>(from);
+    } else {
+      const auto two = [&](int i) { return bits_as<uint32_t>(narrow_two<T>(from.x[i], from.x[i + 1])); };
+      return {two(0), two(2)};
+    }
+  }
 };
 
-constexpr int kRowsAtOnce = 8;  // whose loads are in flight together
+constexpr int kLoadsAtOnce = 8;  // that are in flight together
 
 // 64 columns of a warp's 16 rows, of which `columns` and `rows` exist. What the others get does not matter.
 template <Product P, class A>
@@ -169,15 +198,18 @@ XLSTM_DEVICE void read_rows(Exchange<A>& to, const AnyView& from, int64_t offset
   const int c = threadIdx.x % 32 * 2;
   bool done = false;
   with_own_type<P>(from.type, [&]<class T>() {
-    const WholeRows<T> whole(from, offset);
-    if (rows <= 0 || !whole.exist(from, columns)) return;
+    using Whole = WholeRows<T, A>;
+    using Bits = typename Whole::Bits;
+    const Whole whole(from, offset);
+    if (!whole.exist(columns)) return;
 #pragma unroll 1
-    for (int first = 0; first < 16; first += kRowsAtOnce) {
-      Pack<T, 2> two[kRowsAtOnce];
-#pragma unroll
-      for (int i = 0; i < kRowsAtOnce; ++i) two[i] = load_whole(whole.at(min(first + i, rows - 1)));
-#pragma unroll
-      for (int i = 0; i < kRowsAtOnce; ++i) to.at(first + i, c) = {widen<A>(two[i].x[0]), widen<A>(two[i].x[1])};
+    for (int begin = 0; begin < Whole::kAccesses; begin += kLoadsAtOnce) {
+      Bits bits[kLoadsAtOnce] = {};
+      whole.template visit<kLoadsAtOnce>(begin, [&](int i, int row, const Bits* at) {
+        if (row < rows) bits[i] = load_whole(at);
+      });
+      whole.template visit<kLoadsAtOnce>(
+          begin, [&](int i, int row, const Bits*) { to.wide(row, whole.column) = whole.widened(bits[i]); });
     }
     done = true;
   });
@@ -196,13 +228,13 @@ XLSTM_DEVICE void write_rows(Exchange<A>& from, const AnyView& to, int64_t offse
   const int c = threadIdx.x % 32 * 2;
   bool done = false;
   with_own_type<P>(to.type, [&]<class T>() {
-    const WholeRows<T> whole(to, offset);
-    if (!whole.exist(to, columns)) return;
-#pragma unroll 4
-    for (int row = 0; row < rows; ++row) {
-      const auto two = from.at(row, c);
-      store_whole(whole.at(row), narrow_two<T>(two.x, two.y));
-    }
+    using Whole = WholeRows<T, A>;
+    using Bits = typename Whole::Bits;
+    const Whole whole(to, offset);
+    if (!whole.exist(columns)) return;
+    whole.template visit<Whole::kAccesses>(0, [&](int, int row, const Bits* at) {
+      if (row < rows) store_whole(const_cast<Bits*>(at), whole.narrowed(from.wide(row, whole.column)));
+    });
     done = true;
   });
   if (done || c >= columns) return;
@@ -300,7 +332,7 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
   using A = Accumulator<P>;
   XLSTM_SHARED(OutputsShared<P>, s);
   const Loader<P, O> loader = {p, s, tiling.resident};
-  if (threadIdx.x == 0) loader.prepare(tiling);
+  if (threadIdx.x % 32 == 0) loader.prepare(tiling);
   __syncthreads();
   if (s.at.first_row >= s.at.tokens) return;
 

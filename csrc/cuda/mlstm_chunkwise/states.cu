@@ -86,29 +86,29 @@ class Walk {
   const MlstmStatesParams<A>& p;
   const Block& block;
   int tokens_per_span, chunk, position = 0, end = 0;
-  int start;  // of the last token of the chunk that comes next, loaded a chunk ahead
+  int start;  // of the last token of the chunk that comes next: loaded a chunk ahead, and not touched until then
 
   XLSTM_DEVICE int direction() const { return p.backward ? -1 : 1; }
   XLSTM_DEVICE bool exists(int c) const { return c >= 0 && c < block.chunks; }
   XLSTM_DEVICE int chunk_end(int c) const { return min((c + 1) * p.chunk_size, block.length); }
-  // GateVectors::start, from the sequence's first token; below zero where there is no boundary.
+  // GateVectors::start; below zero where there is no boundary.
   XLSTM_DEVICE int start_of(int token) const {
-    const int start = p.gates.start[block.batch_head * p.shape.seqlen + block.tokens.begin + token];
-    return start < 0 ? start : start - static_cast<int>(block.tokens.begin);
+    return p.gates.start[block.batch_head * p.shape.seqlen + block.tokens.begin + token];
   }
   XLSTM_DEVICE int start_of_last(int c) const { return exists(c) ? start_of(chunk_end(c) - 1) : -1; }
 
   // Goes to the next chunk's tokens that reach the state after it, or backward, that the state before it reaches: no
   // weight has to be masked, and nothing that is cut off is read.
   XLSTM_DEVICE bool open_chunk(TokenSpan<A>& span) {
-    const int last_start = XLSTM_MUTANT("mlstm_states: boundaries ignored") ? -1 : start;
+    const bool cut = !XLSTM_MUTANT("mlstm_states: boundaries ignored") && start >= 0;
+    const int last_start = start - static_cast<int>(block.tokens.begin);
     chunk += direction();
     if (!exists(chunk)) return false;
     start = start_of_last(chunk + direction());
     position = chunk * p.chunk_size;
     end = chunk_end(chunk);
-    if (last_start >= 0 && p.backward) end = first_boundary(position, last_start);
-    if (last_start >= 0 && !p.backward) position = last_start;
+    if (cut && p.backward) end = first_boundary(position, last_start);
+    if (cut && !p.backward) position = last_start;
     span.opens = true;
     span.g_bar = p.gates.g_bar[block.slot + chunk];
     return true;
@@ -130,25 +130,50 @@ class Walk {
 
 // ---- tokens and their weights ----
 
-template <Product P, int kColumns, class A>
-XLSTM_DEVICE void load_tokens(typename StatesShared<P, kColumns>::Stage& stage, const MlstmStatesParams<A>& p,
-                              const Block& block, const TokenSpan<A>& span) {
-  const int64_t batch = block.tokens.row, first = block.tokens.begin + span.first;
-  const int dqk = static_cast<int>(p.shape.head_dim_qk), dv = static_cast<int>(p.shape.head_dim_v);
-  load_tile(stage.rows, token_matrix<P>(p.rows, batch, block.head, first, span.count, dqk), 0, block.first_row);
-  const Matrix columns = token_matrix<P>(p.columns, batch, block.head, first, span.count, dv);
-#pragma unroll
-  for (int j = 0; j < kColumns / kTileRows; ++j) {
-    load_tile(stage.columns[j], columns, 0, block.first_column + j * kTileRows);
-  }
-}
+// All tokens of the sequence, by their features along the rows of C and along its columns.
+template <Product P>
+struct Tokens {
+  Matrix rows, columns;
 
-// The gate values from which a thread computes the weight of its token.
+  template <class A>
+  XLSTM_DEVICE Tokens(const MlstmStatesParams<A>& p, const Block& block)
+      : rows(of_head(p.rows, block, p.shape.head_dim_qk)), columns(of_head(p.columns, block, p.shape.head_dim_v)) {}
+
+  template <int kColumns, class A>
+  XLSTM_DEVICE void load(typename StatesShared<P, kColumns>::Stage& stage, const Block& block,
+                         const TokenSpan<A>& span) const {
+    load_tile(stage.rows, cut(rows, span), span.first, block.first_row);
+#pragma unroll
+    for (int j = 0; j < kColumns / kTileRows; ++j) {
+      load_tile(stage.columns[j], cut(columns, span), span.first, block.first_column + j * kTileRows);
+    }
+  }
+
+ private:
+  static XLSTM_DEVICE Matrix of_head(const AnyView& x, const Block& block, int64_t features) {
+    return held(
+        token_matrix<P>(x, block.tokens.row, block.head, block.tokens.begin, block.length, static_cast<int>(features)));
+  }
+  // Without the tokens that come after the span.
+  template <class A>
+  static XLSTM_DEVICE Matrix cut(Matrix x, const TokenSpan<A>& span) {
+    x.rows = span.first + span.count;
+    return x;
+  }
+};
+
+// The gate values from which a thread computes the weight of its token, as they are loaded: who touches one waits.
 template <class A>
 struct TokenGates {
   Pair<A> y, z;          // the weight is 2^(y - z) ..
-  A C_factor, n_factor;  // .. times these
+  A C_factor, n_factor;  // .. times these and the scale
 };
+
+// Of the factors.
+template <class A>
+XLSTM_DEVICE A scale_of(const MlstmStatesParams<A>& p) {
+  return opaque(p.backward ? static_cast<A>(p.scale) : A{1});
+}
 
 template <class A>
 XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesParams<A>& p, const Block& block, const TokenSpan<A>& span) {
@@ -156,8 +181,7 @@ XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesParams<A>& p, const Block
   if (static_cast<int>(threadIdx.x) >= span.count) return gates;
   const int64_t begin = block.batch_head * p.shape.seqlen + block.tokens.begin, at = begin + span.first + threadIdx.x;
   if (p.backward) {  // b_bar
-    const A scale = static_cast<A>(p.scale);
-    gates = {p.gates.M[block.slot + span.chunk], p.gates.z[at], scale * p.iota[at], scale * p.rho[at]};
+    gates = {p.gates.M[block.slot + span.chunk], p.gates.z[at], p.iota[at], p.rho[at]};
   } else {  // a_bar
     const int last = min((span.chunk + 1) * p.chunk_size, block.length) - 1;
     gates = {p.gates.y[at], p.gates.z[begin + last], 1, 1};
@@ -166,12 +190,12 @@ XLSTM_DEVICE TokenGates<A> load_gates(const MlstmStatesParams<A>& p, const Block
 }
 
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void store_weights(StatesShared<P, kColumns>& s, int parity, const TokenGates<A>& gates) {
+XLSTM_DEVICE void store_weights(StatesShared<P, kColumns>& s, int parity, const TokenGates<A>& gates, A scale) {
   const int token = threadIdx.x;
   if (token >= kTokens<P>) return;
   const A weight = decay<P == Product::tf32x3>(gates.y, gates.z);
-  s.C_weights[parity][token] = weight * gates.C_factor;
-  s.n_weights[parity][token] = weight * gates.n_factor;
+  s.C_weights[parity][token] = weight * (scale * gates.C_factor);
+  s.n_weights[parity][token] = weight * (scale * gates.n_factor);
 }
 
 // ---- the tile of C, and the rows of n ----
@@ -398,13 +422,15 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   load_state(state, p.shape, block, p.start.C ? p.start.C + block.state * size : nullptr,
              p.start.n ? p.start.n + block.state * dqk : nullptr);
 
+  const Tokens<P> tokens(p, block);
+  const A scale = scale_of(p);
   Walk<A> walk(p, block, kTokens<P>);
   TokenSpan<A> span = walk.next(), next = walk.next();
-  load_tokens<P, kColumns>(s.stages[0], p, block, span);
+  tokens.template load<kColumns>(s.stages[0], block, span);
   cp_async_commit();
-  load_tokens<P, kColumns>(s.stages[1], p, block, next);
+  tokens.template load<kColumns>(s.stages[1], block, next);
   cp_async_commit();
-  store_weights(s, 0, load_gates(p, block, span));
+  store_weights(s, 0, load_gates(p, block, span), scale);
   TokenGates<A> gates = load_gates(p, block, next);
   int stage = 0, parity = 0;
   while (span.chunk >= 0) {
@@ -412,10 +438,10 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     sync_threads(XLSTM_MUTANT("mlstm_states: no barrier between steps"));
     const TokenSpan<A> after = walk.next();
     const int free = XLSTM_MUTANT("mlstm_states: stage overwritten while it is read") ? stage : (stage + 2) % kStages;
-    load_tokens<P, kColumns>(s.stages[free], p, block, after);
+    tokens.template load<kColumns>(s.stages[free], block, after);
     cp_async_commit();
     const int other = XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1;
-    store_weights(s, other, gates);
+    store_weights(s, other, gates, scale);
     gates = load_gates(p, block, after);
     if (span.opens) pass_state(state, s, p, block, span);
     multiply_span(state, s, stage, parity, span.count, has_n(block));

@@ -65,6 +65,14 @@ XLSTM_DEVICE Matrix token_matrix(const AnyView& x, int64_t batch, int64_t head, 
   return make_matrix<P>({x.data, x.type}, x.offset(batch, head, first), x.time, rows, columns);
 }
 
+// A matrix whose values stay in registers: the compiler would compute them again for each tile.
+XLSTM_DEVICE Matrix held(Matrix x) {
+  x.data = device::opaque(x.data);
+  x.row_bytes = device::opaque(x.row_bytes);
+  x.path = device::opaque(x.path);
+  return x;
+}
+
 template <class E>
 struct alignas(16) Piece {
   E x[kPiece<E>];
@@ -97,24 +105,54 @@ XLSTM_DEVICE void load_halves(float* to, const char* from) {
   *reinterpret_cast<Piece<float>*>(to) = {{low.x, low.y, high.x, high.y}};
 }
 
-// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// A thread's part of a tile: one piece in each of the rows row, row + kRowsAtOnce, ..
 template <class T>
-XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
+struct Part {
   using E = typename T::Element;
-  constexpr int kAcross = T::kColumns / kPiece<E>, kRowsAtOnce = kTileThreads / kAcross;
-  const int first = threadIdx.x / kAcross, c = threadIdx.x % kAcross * kPiece<E>;
+  static constexpr int kAcross = T::kColumns / kPiece<E>, kRowsAtOnce = kTileThreads / kAcross;
+  static_assert(T::kRows % kRowsAtOnce == 0);
+  int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kPiece<E>;
+};
+
+// A tile that the matrix has as a whole: one address on each side, and constant strides from there.
+template <class T>
+XLSTM_DEVICE void copy_whole(T& tile, const Matrix& from, int row, int column) {
+  constexpr int kRowsAtOnce = Part<T>::kRowsAtOnce, kSize = sizeof(typename T::Element);
+  const Part<T> part;
+  const char* data = from.data + (row + part.row) * from.row_bytes + (column + part.column) * kSize;
+  const int64_t stride = kRowsAtOnce * from.row_bytes;
+  const uint32_t to = device::shared_address(tile.at(part.row, part.column));
+#pragma unroll
+  for (int r = 0; r < T::kRows; r += kRowsAtOnce, data += stride) {
+    device::cp_async<16>(to + r * T::kPitch * kSize, data);
+  }
+}
+
+// A tile across the matrix's edge. from: by value, or the compiler would read it again after every copy.
+template <class T>
+XLSTM_DEVICE void copy_edge(T& tile, const Matrix from, int row, int column) {
+  using E = typename T::Element;
+  const Part<T> part;
+  const int columns = max(0, min(from.columns - column - part.column, kPiece<E>));  // of this thread's pieces
+  const char* data = from.data + (row + part.row) * from.row_bytes + (column + part.column) * int{sizeof(E)};
+#pragma unroll 1
+  for (int r = part.row; r < T::kRows; r += Part<T>::kRowsAtOnce, data += Part<T>::kRowsAtOnce * from.row_bytes) {
+    const int bytes = row + r < from.rows ? columns * int{sizeof(E)} : 0;
+    device::cp_async_part(device::shared_address(tile.at(r, part.column)), bytes ? data : from.data, bytes);
+  }
+}
+
+// A tile of another type, or of rows that are not aligned, by ordinary loads.
+template <class T>
+XLSTM_DEVICE void convert(T& tile, const Matrix& from, int row, int column) {
+  using E = typename T::Element;
+  constexpr int kRowsAtOnce = Part<T>::kRowsAtOnce;
+  const Part<T> part;
+  const int first = part.row, c = part.column;
   const int columns = min(from.columns - column - c, kPiece<E>);  // of this thread's pieces; none if negative
   const char* data = from.data + (row + first) * from.row_bytes + int64_t{column + c} * bytes_of(from.type);
   const auto count = [&](int r) { return row + r < from.rows ? max(columns, 0) : 0; };
   const auto source = [&](int r) { return data + (r - first) * from.row_bytes; };
-  if (from.path == Matrix::Path::copies) {
-#pragma unroll
-    for (int r = first; r < T::kRows; r += kRowsAtOnce) {
-      const int bytes = count(r) * static_cast<int>(sizeof(E));
-      device::cp_async_part(device::shared_address(tile.at(r, c)), bytes ? source(r) : from.data, bytes);
-    }
-    return;
-  }
   if constexpr (sizeof(E) == sizeof(float)) {
     if (from.path == Matrix::Path::halves) {
 #pragma unroll
@@ -127,6 +165,18 @@ XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
   for (int r = first; r < T::kRows; r += kRowsAtOnce) {
     if (from.path == Matrix::Path::halves && count(r) == kPiece<E>) continue;
     load_piece(tile.at(r, c), source(r), from.type, count(r));
+  }
+}
+
+// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+template <class T>
+XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
+  if (from.path != Matrix::Path::copies) {
+    convert(tile, from, row, column);
+  } else if (row + T::kRows <= from.rows && column + T::kColumns <= from.columns) {
+    copy_whole(tile, from, row, column);
+  } else {
+    copy_edge(tile, from, row, column);
   }
 }
 
@@ -152,16 +202,25 @@ XLSTM_DEVICE int lane_pair() {
   return threadIdx.x % 4;
 }
 
-// The rows that this lane gives to ldmatrix, for A (16 x 32 bytes) and for B (32 bytes x 16, stored [n][k]).
+// Where (row, column) of a tile is in shared memory for a lane at (lane_row, lane_column) of a fragment. The lane comes
+// first: what it adds is the same for all fragments, and constants are left to them.
 template <class T>
-XLSTM_DEVICE uint32_t row_of_a(const T& tile, int m, int k) {
+XLSTM_DEVICE uint32_t address_of(const T& tile, int lane_row, int lane_column, int row, int column) {
+  constexpr int kSize = sizeof(typename T::Element);
+  return device::shared_address(tile.at(lane_row, lane_column)) + (row * T::kPitch + column) * kSize;
+}
+
+// The rows that this lane gives to ldmatrix, of four matrices of 8 x 16 bytes: the second one below the first, or right
+// of it.
+template <class T>
+XLSTM_DEVICE uint32_t below_first(const T& tile, int row, int column) {
   const int lane = threadIdx.x % 32;
-  return device::shared_address(tile.at(m + lane % 16, k + lane / 16 * kPiece<typename T::Element>));
+  return address_of(tile, lane % 16, lane / 16 * kPiece<typename T::Element>, row, column);
 }
 template <class T>
-XLSTM_DEVICE uint32_t row_of_b(const T& tile, int n, int k) {
+XLSTM_DEVICE uint32_t right_first(const T& tile, int row, int column) {
   const int lane = threadIdx.x % 32;
-  return device::shared_address(tile.at(n + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * kPiece<typename T::Element>));
+  return address_of(tile, lane % 8 + lane / 16 * 8, lane / 8 % 2 * kPiece<typename T::Element>, row, column);
 }
 
 template <>
@@ -180,7 +239,7 @@ struct Fragments<Product::bf16> {
   // A[m][k] stored [m][k]
   template <class T>
   static XLSTM_DEVICE void load_a(A& a, const T& tile, int m, int k) {
-    device::ldmatrix(a.x, row_of_a(tile, m, k));
+    device::ldmatrix(a.x, below_first(tile, m, k));
   }
   template <class T>
   static XLSTM_DEVICE void load_a_paired(A& a, const T& tile, int m, int k) {
@@ -189,8 +248,7 @@ struct Fragments<Product::bf16> {
   // Stored [k][m]
   template <class T>
   static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k) {
-    const int lane = threadIdx.x % 32;
-    device::ldmatrix_trans(a.x, device::shared_address(tile.at(k + lane % 8 + lane / 16 * 8, m + lane / 8 % 2 * 8)));
+    device::ldmatrix_trans(a.x, right_first(tile, k, m));
   }
   // The same, each value of the contracted index times its weight
   template <class T>
@@ -207,15 +265,14 @@ struct Fragments<Product::bf16> {
   template <class T>
   static XLSTM_DEVICE void load_b(B& b, const T& tile, int n, int k) {
     uint32_t x[4];
-    device::ldmatrix(x, row_of_b(tile, n, k));
+    device::ldmatrix(x, right_first(tile, n, k));
     b = {{{x[0], x[1]}, {x[2], x[3]}}};
   }
   // Stored [k][n]
   template <class T>
   static XLSTM_DEVICE void load_b_trans(B& b, const T& tile, int n, int k) {
     uint32_t x[4];
-    const int lane = threadIdx.x % 32;
-    device::ldmatrix_trans(x, device::shared_address(tile.at(k + lane % 16, n + lane / 16 * 8)));
+    device::ldmatrix_trans(x, below_first(tile, k, n));
     b = {{{x[0], x[1]}, {x[2], x[3]}}};
   }
   // Columns kDepth step .. of accumulators
@@ -308,7 +365,7 @@ struct Fragments {
   static XLSTM_DEVICE void load_a(A& a, const T& tile, int m, int k) {
     if constexpr (sizeof(Element) == sizeof(float)) {
       uint32_t x[4];
-      device::ldmatrix(x, row_of_a(tile, m, k));
+      device::ldmatrix(x, below_first(tile, m, k));
       a = from(__uint_as_float(x[0]), __uint_as_float(x[1]), __uint_as_float(x[2]), __uint_as_float(x[3]));
     } else {
       const Element *upper = tile.at(m + lane_group(), k + lane_pair()), *lower = upper + 8 * T::kPitch;
@@ -339,7 +396,7 @@ struct Fragments {
   static XLSTM_DEVICE void load_b(B& b, const T& tile, int n, int k) {
     if constexpr (sizeof(Element) == sizeof(float)) {
       uint32_t x[4];
-      device::ldmatrix(x, row_of_b(tile, n, k));
+      device::ldmatrix(x, right_first(tile, n, k));
 #pragma unroll
       for (int i = 0; i < 4; ++i) b.x[i / 2][i % 2] = Operand<P>::of(__uint_as_float(x[i]));
     } else {

@@ -17,6 +17,10 @@ XLSTM_DEVICE A decay(Pair<A> y, Pair<A> z) {
   }
 }
 
+// Whether this costs so little that it pays to leave out masks which let everything pass.
+template <bool kAccurate, class A>
+constexpr bool kCheapDecay = !kAccurate && sizeof(A) == sizeof(float);
+
 // D_ts: of token s in the output of token t of the same chunk. With z and start of the chunk's last token: a_bar_s.
 template <bool kAccurate = false, class A>
 XLSTM_DEVICE A token_weight(Pair<A> y_s, Pair<A> z_t, int64_t s, int64_t t, int32_t start_t) {
