@@ -101,6 +101,7 @@ class Tokens {
   // Zeros past the last token.
   XLSTM_DEVICE void load(Stage& stage) {
     dx.rows = max(static_cast<int>(min(block.end - token, int64_t{kCount})), 0);
+    dx.data = opaque(dx.data);  // or nvcc keeps pointers of stages to come as well, and spills
     load_tile(stage.dx, dx, 0, block.first_out);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) load_before(stage.h, i);
