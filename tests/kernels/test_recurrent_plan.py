@@ -128,6 +128,13 @@ def test_what_is_asked_for(request_: str, expected: list[Plan]) -> None:
 def test_heads_that_fit_a_block_in_several() -> None:
     assert plans(8, 1, 64, request="cluster") == []
     assert plans(8, 1, 64, request="cluster units=32") == [Plan("cluster", 32, 2, 1, 1)]
+    assert plans(8, 1, 32, request="cluster units=32") == [Plan("cluster", 32, 1, 1, 1)]
+
+
+def test_no_cluster_of_one_block_where_there_are_none() -> None:
+    """The kernels for clusters have no body there."""
+    assert plans(8, 1, 32, device=A100, request="cluster units=32") == []
+    assert plans(8, 1, 32, device=A100, request="units=32") == [Plan("grid", 32, 1, 1, 1), LAUNCH]
 
 
 @pytest.mark.parametrize("request_", ["blocks", "units=", "units=x", "units=1234567", "teams=-1", "grid,units=16"])

@@ -54,6 +54,7 @@ std::vector<int> units_of(Variant variant, Type type, const RecurrentShape& shap
     return {};
   }
   std::vector<int> units;
+  if (variant == Variant::cluster && device.max_cluster < 2) return units;  // not even of one block: no such kernels
   const int most = variant == Variant::cluster ? device.max_cluster : device.multiprocessors;
   for (int x : {64, 32, 16}) {
     const bool fits = D <= resident_head_dim(depth_of(type), x) && ceil_div(D, x) <= most;
