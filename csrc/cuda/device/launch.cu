@@ -1,7 +1,7 @@
 // Launches through the CUDA runtime. Whatever a device may refuse is asked before the launch: one that fails would end
 // the capture of a CUDA graph.
+#include <map>
 #include <mutex>
-#include <set>
 #include <string>
 
 #include "cuda/device/launch.h"
@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kDefaultSharedBytes = 48 << 10;  // a kernel must opt in to more
 constexpr int kMaxCluster = 16;                   // with an opt-in; whether there is room is asked at the launch
+constexpr int kFirstWithClusters = 90;            // compute capability
 
 // The runtime forgets an error that this file deals with, so that a later query does not find it.
 cudaError_t taken(cudaError_t error) {
@@ -47,12 +48,18 @@ class AllowedInCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+// What a kernel was compiled from, as 90 for 9.0: a driver may compile older PTX for a newer device.
+struct Loaded {
+  int ptx_version = 0;
+};
+
 // Loads a kernel and lets it use whatever the device has. Never less, although this launch may need less: the limits
 // belong to the kernel, and another thread may be about to launch it with more.
-cudaError_t open_limits(const void* kernel, int device) {
+cudaError_t load(const void* kernel, int device, Loaded& loaded) {
   const AllowedInCapture allowed;
   cudaFuncAttributes attributes{};
   if (const cudaError_t error = taken(cudaFuncGetAttributes(&attributes, kernel))) return error;
+  loaded.ptx_version = attributes.ptxVersion;
   size_t most = 0;
   if (const cudaError_t error = shared_bytes_of(device, most)) return error;
   if (most > kDefaultSharedBytes) {
@@ -65,19 +72,22 @@ cudaError_t open_limits(const void* kernel, int device) {
   return cudaSuccess;
 }
 
-// Two threads may both find a kernel missing: what they do twice is the same. The set lives as long as the process,
+// Two threads may both find a kernel missing: what they do twice is the same. The map lives as long as the process,
 // whose threads may launch until its end.
-cudaError_t prepare(const void* kernel, int device) {
+cudaError_t prepare(const void* kernel, int device, Loaded& loaded) {
   static std::mutex mutex;
-  static auto& prepared = *new std::set<std::pair<const void*, int>>;
+  static auto& prepared = *new std::map<std::pair<const void*, int>, Loaded>;
   {
     const std::lock_guard lock(mutex);
-    if (prepared.count({kernel, device})) return cudaSuccess;
+    if (const auto found = prepared.find({kernel, device}); found != prepared.end()) {
+      loaded = found->second;
+      return cudaSuccess;
+    }
   }
-  const cudaError_t error = open_limits(kernel, device);
+  const cudaError_t error = load(kernel, device, loaded);
   if (error != cudaSuccess) return error;
   const std::lock_guard lock(mutex);
-  prepared.insert({kernel, device});
+  prepared.insert({{kernel, device}, loaded});
   return cudaSuccess;
 }
 
@@ -91,8 +101,15 @@ std::string text(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-// Blocks of a cluster wait for each other: all must find room.
-cudaError_t require_clusters(const Launch& l, const void* kernel, const cudaLaunchConfig_t& config) {
+// Blocks of a cluster wait for each other: all must find room. Kernels for clusters are empty where they are compiled
+// for a capability without them.
+cudaError_t require_clusters(const Launch& l, const void* kernel, const Loaded& loaded,
+                             const cudaLaunchConfig_t& config) {
+  if (loaded.ptx_version < kFirstWithClusters) {
+    return cuda::refused(named(l) + " runs in clusters of blocks, and was compiled for compute capability " +
+                         std::to_string(loaded.ptx_version / 10) + "." + std::to_string(loaded.ptx_version % 10) +
+                         ", which has none");
+  }
   int clusters = 0;
   const cudaError_t error = taken(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
   if (error == cudaSuccess && clusters > 0) return cudaSuccess;
@@ -139,7 +156,7 @@ DeviceProperties device_properties() {
                      attribute(multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
   if (!known) return {};
   const int capability = 10 * major + minor;
-  return {capability, multiprocessors, capability < 90 ? 1 : kMaxCluster};
+  return {capability, multiprocessors, capability < kFirstWithClusters ? 1 : kMaxCluster};
 }
 
 cudaError_t launch_kernel(const Launch& l, const void* kernel, void** arguments) {
@@ -148,7 +165,8 @@ cudaError_t launch_kernel(const Launch& l, const void* kernel, void** arguments)
   if (const cudaError_t error = current_device(device)) return error;
   if (const cudaError_t error = shared_bytes_of(device, most)) return error;
   if (l.shared_bytes > most) return cuda::refused_shared_memory(l.name, l.shared_bytes, most);
-  if (const cudaError_t error = prepare(kernel, device)) return error;
+  Loaded loaded;
+  if (const cudaError_t error = prepare(kernel, device, loaded)) return error;
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
@@ -162,7 +180,7 @@ cudaError_t launch_kernel(const Launch& l, const void* kernel, void** arguments)
     of_clusters.id = cudaLaunchAttributeClusterDimension;
     of_clusters.val.clusterDim.x = l.cluster;
     of_clusters.val.clusterDim.y = of_clusters.val.clusterDim.z = 1;
-    if (const cudaError_t error = require_clusters(l, kernel, config)) return error;
+    if (const cudaError_t error = require_clusters(l, kernel, loaded, config)) return error;
   }
   if (l.cooperative) {
     cudaLaunchAttribute& of_grid = attributes[config.numAttrs++];

@@ -94,6 +94,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   if (const cudaError_t error = enter("cudaFuncGetAttributes", kernel)) return error;
   attributes->sharedSizeBytes = runtime().static_shared_bytes;
+  attributes->ptxVersion = runtime().ptx_version;
   return cudaSuccess;
 }
 

@@ -20,6 +20,7 @@ struct Kernel {
 struct Runtime {
   int major = 9, minor = 0, multiprocessors = 132, max_shared_bytes = 232448;
   size_t static_shared_bytes = 0;     // of every kernel
+  int ptx_version = 90;               // likewise
   int clusters = 8, blocks_each = 1;  // room for so many clusters, and blocks on a multiprocessor
   bool allows_large_clusters = true;
   std::map<std::string, cudaError_t> errors;               // what a function returns, by its name

@@ -162,6 +162,13 @@ void no_room_for_clusters() {
   REQUIRE(runtime().calls["cudaLaunchKernelExC"] == 0);
 }
 
+// As with TORCH_CUDA_ARCH_LIST="8.0+PTX" on a device of 9.0: the driver compiles a kernel that has no body.
+void compiled_for_a_capability_without_clusters() {
+  runtime().ptx_version = 80;
+  for (int round = 0; round < 2; ++round) refuses(in_clusters(2), {"clusters", "compute capability 8.0"});
+  launches(with_shared(60 * kKilo));
+}
+
 void no_room_for_the_grid() {
   launches(of_whole_grid(132));
   refuses(of_whole_grid(133), {"133 blocks at once", "132"});
@@ -266,6 +273,7 @@ constexpr Case kCases[] = {
     {"large_clusters_are_not_allowed", large_clusters_are_not_allowed},
     {"large_clusters", large_clusters},
     {"no_room_for_clusters", no_room_for_clusters},
+    {"compiled_for_a_capability_without_clusters", compiled_for_a_capability_without_clusters},
     {"no_room_for_the_grid", no_room_for_the_grid},
     {"refused_by_the_launch", refused_by_the_launch},
     {"errors_are_what_they_are", errors_are_what_they_are},
