@@ -205,21 +205,18 @@ struct Loader {
       return token_matrix<P>(x, at.batch, at.head, at.begin, rows, columns);
     };
     static_assert(kTileThreads / 32 == 4);
-    switch (threadIdx.x / 32) {
-      case 0:
-        s.X = of_tokens(p.X, a);
-        break;
-      case 1:
-        s.Y = of_tokens(p.Y, a);
-        break;
-      case 2:
-        s.Z = of_tokens(p.Z, b);
-        break;
-      default:
-        s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
-                                 static_cast<int>(Dv));
-        s.at = at;
-        s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
+    const unsigned warp = threadIdx.x / 32;
+    if (warp == 0) {
+      s.X = of_tokens(p.X, a);
+    } else if (warp == 1) {
+      s.Y = of_tokens(p.Y, a);
+    } else if (warp == 2) {
+      s.Z = of_tokens(p.Z, b);
+    } else {
+      s.state = make_matrix<P>({p.states, element_type(P)}, at.slot * Dqk * Dv, Dv, static_cast<int>(Dqk),
+                               static_cast<int>(Dv));
+      s.at = at;
+      s.schedule = make_schedule<P, O>(p.shape, at, tiling, p.outer_state_is_zero);
     }
   }
 
