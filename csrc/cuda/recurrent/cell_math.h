@@ -1,6 +1,6 @@
 #pragma once
 // The functions that the cells are made of (cells.h): accurate ones, and for 16-bit data those of the special function
-// unit, whose errors are far below the rounding of h (docs/kernels/recurrent.md has both).
+// unit, beside whose errors the rounding of h is what counts (docs/kernels/recurrent.md has both).
 #include <cmath>
 
 #include "cuda/device/device.h"
@@ -28,7 +28,7 @@ struct AccurateMath {
   XLSTM_DEVICE static A tanh(A x) { return std::tanh(x); }
 };
 
-// No branch, no division. Absolute errors of about 2^-23; tanh of bfloat16 has a relative one of 2^-11.
+// No branch, no division. Absolute errors of a few 2^-23; tanh of bfloat16 has a relative one of 2^-11.
 template <class T>
 struct FastMath {
   using Number = float;
