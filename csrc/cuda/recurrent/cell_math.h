@@ -1,6 +1,6 @@
 #pragma once
 // The functions that the cells are made of (cells.h): accurate ones, and for 16-bit data those of the special function
-// unit, beside whose errors the rounding of h is what counts (docs/kernels/recurrent.md has both).
+// unit, whose errors are small beside the rounding of h (docs/kernels/recurrent.md has both).
 #include <cmath>
 
 #include "cuda/device/device.h"
