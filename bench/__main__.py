@@ -12,7 +12,7 @@ import torch
 
 from xlstm_cuda import _ops
 
-from . import accuracy, counters, files, goals, machine_code
+from . import accuracy, counters, files, goals, machine_code, predict
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
 from .report import insert, markdown, plot
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|accuracy|goals")
+    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|predict|accuracy|goals")
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("sass", help="the machine code of the CUDA kernels, and a model of its time (make sass)")
     p.set_defaults(command=sass_command)
     _add_table_options(p, "a loop", machine_code.FILE)
+
+    p = commands.add_parser("predict", help="times of the CUDA kernels on an H200, by a model (make ptx)")
+    p.set_defaults(command=predict_command)
+    p.add_argument("--heads", type=_positive, help="only the mLSTM with so many heads: 64, 16 or 8")
+    p.add_argument("--seqlen", type=_positive, default=8192, help="tokens of a sequence (default: 8192)")
+    p.add_argument("--kernels", action="store_true", help="also what each kernel takes, and what limits it")
 
     p = commands.add_parser("accuracy", help="errors of the recurrent CUDA kernels in 16 bits (make ptx)")
     p.set_defaults(command=accuracy_command)
@@ -194,6 +200,18 @@ def sass_command(args: argparse.Namespace) -> int:
         print(f"not compared: the table is of ptxas {old['ptxas']}, this is {machine_code.release()}")
         return 0
     return said(mistakes) if args.check else 0
+
+
+def predict_command(args: argparse.Namespace) -> int:
+    needs_ptx()
+    chosen = [(heads, dims) for heads, dims in predict.HEADS if args.heads in (None, heads)]
+    if not chosen or predict.TOKENS % args.seqlen:
+        raise UsageError(f"predict: --heads 64, 16 or 8, and --seqlen that divides {predict.TOKENS}")
+    print(predict.scans(machine_code.read()["cases"]))
+    print(predict.head(), end="")
+    for heads, dims in chosen:
+        print(predict.sweep(heads, dims, args.seqlen, machine_code.sources(), args.kernels), end="", flush=True)
+    return 0
 
 
 def accuracy_command(args: argparse.Namespace) -> int:

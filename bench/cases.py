@@ -99,7 +99,7 @@ _LSTM_CELL = ("torch.nn.LSTMCell",)  # in bfloat16 it keeps its state in 16 bits
 TOKENS = 65536  # B S of every case of paper-tfla, as in arXiv 2503.14376
 _TFLA_LENGTHS = (512, 2048, 8192, 32768, 65536)
 _TFLA_HEADS = ((64, 64, 64), (32, 128, 128), (16, 128, 256), (8, 256, 512), (8, 512, 512))  # H, Dqk, Dv; H Dv = 4096
-_MLSTM_OURS, _MLSTM_XL = ("cuda", "cuda-norm-grad-off"), "mlstm_kernels-xl_chunk"
+_MLSTM_OURS, _MLSTM_XL = ("cuda", "cuda-best-chunk", "cuda-norm-grad-off"), "mlstm_kernels-xl_chunk"
 _MLSTM_PEERS = (_MLSTM_XL, "mlstm_kernels-limit_chunk", "fla-simple_gla", "sdpa")
 
 

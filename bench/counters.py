@@ -25,13 +25,16 @@ BACKEND = "ptx"
 Counts = dict[str, dict[str, int]]  # kernel: what is counted, and how often
 
 
-def _mlstm(dim_qk: int, dim_v: int, seqlen: int) -> Callable[[], None]:
+def mlstm_of(
+    dim_qk: int, dim_v: int, seqlen: int, chunk_size: int | None = None, backward: bool = True
+) -> Callable[[], None]:
     """Forward and backward of one head, in chunks as long sequences have them."""
 
     def run() -> None:
-        inputs = mlstm_inputs(1, 1, seqlen, dim_qk, dim_v, dtype=torch.bfloat16, requires_grad=True)
-        h = mlstm(**inputs, backend=BACKEND)
-        gradients([h], inputs)
+        inputs = mlstm_inputs(1, 1, seqlen, dim_qk, dim_v, dtype=torch.bfloat16, requires_grad=backward)
+        h = mlstm(**inputs, chunk_size=chunk_size, backend=BACKEND)
+        if backward:
+            gradients([h], inputs)
 
     return run
 
@@ -72,13 +75,16 @@ def _slstm_step(dim: int) -> Callable[[], None]:
 
 # Head dimensions as in the published models; sequences as short as show the loop of a kernel several times.
 CASES: dict[str, Callable[[], None]] = {
-    "mlstm (64, 64), S = 256": _mlstm(64, 64, 256),
-    "mlstm (128, 256), S = 256": _mlstm(128, 256, 256),
-    "mlstm (256, 512), S = 128": _mlstm(256, 512, 128),
+    "mlstm (64, 64), S = 256": mlstm_of(64, 64, 256),
+    "mlstm (128, 256), S = 256": mlstm_of(128, 256, 256),
+    "mlstm (256, 512), S = 128": mlstm_of(256, 512, 128),
     "mlstm_step (256, 512)": _mlstm_step(256, 512),
     "slstm 64, block": _recurrent(slstm, slstm_inputs, "block", 64),
     "slstm 128, block": _recurrent(slstm, slstm_inputs, "block", 128),
+    "slstm 128, cluster": _recurrent(slstm, slstm_inputs, "cluster", 128),
     "slstm 256, cluster": _recurrent(slstm, slstm_inputs, "cluster", 256),
+    "slstm 512, cluster": _recurrent(slstm, slstm_inputs, "cluster", 512),
+    "slstm 256, grid": _recurrent(slstm, slstm_inputs, "grid units=64", 256),
     "slstm 512, grid": _recurrent(slstm, slstm_inputs, "grid", 512),
     "slstm 592, grid": _recurrent(slstm, slstm_inputs, "grid", 592, batch=8),  # 16 units; of 768 too many blocks to run
     "lstm 64, block": _recurrent(lstm, lstm_inputs, "block", 64),

@@ -20,8 +20,9 @@ from typing import Any
 from tools.ptx.cpp import basic_blocks
 from tools.ptx.parse import Module
 from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.courses import Courses
 from tools.sass.measure import Measured, Turn, load_batches, measured
-from tools.sass.model import cycles_of_turn
+from tools.sass.model import Course, cycles_of_courses, cycles_of_turn
 from tools.sass.names import demangled
 from tools.sass.profile import counts_of_lines
 
@@ -34,6 +35,9 @@ PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
 ARCH = "sm_90a"
 HOT = 0.04  # loops with less of a kernel's instructions are left out
 USUAL = 0.6  # of a loop's instructions lie on the way that most turns take; else there is no such way
+FAR = 0.3  # courses whose turns are longer or shorter than the loop's by more than this belong to something else
+TURNS = 40  # of courses that are modelled
+SCHEDULERS = 4
 BAND = 0.02  # a loop that is worse by more than this needs a new table
 
 Numbers = dict[str, Any]
@@ -45,10 +49,29 @@ class Seen:
     """A kernel in a case: what ran, and its machine code."""
 
     name: str
-    warps: int
-    per_scheduler: int  # warps that a multiprocessor holds of it, on each of its four schedulers
+    launches: int
+    warps: int  # of all launches
+    warps_of_block: int
+    blocks: int  # that a multiprocessor holds
     ptx_instructions: int  # executed, as the executor counted them
     code: Measured
+    courses: Courses
+
+    @property
+    def per_scheduler(self) -> int:
+        """Warps that a multiprocessor holds on each of its four schedulers."""
+        return max(1, self.warps_of_block * self.blocks // SCHEDULERS)
+
+    def courses_in(self, turn: Turn) -> list[list[Course]]:
+        """Of the warps of one scheduler in a loop, block by block; none where they are not known, or not well."""
+        courses = self.courses.in_loop(self.code.kernel, self.code.blocks, turn.loop, turn.turns)
+        lengths = [len(path) for course in courses for path in course]
+        if not lengths or abs(sum(lengths) / len(lengths) - turn.executed) > FAR * turn.executed:
+            return []
+        size = self.warps_of_block
+        of_blocks = [courses[n : n + size : SCHEDULERS] for n in range(0, len(courses), size)]
+        chosen = [of_blocks[n * len(of_blocks) // self.blocks] for n in range(self.blocks)]
+        return chosen if all(course for courses in chosen for course in courses) else []
 
 
 def sources() -> dict[str, Path]:
@@ -59,9 +82,9 @@ def sources() -> dict[str, Path]:
     return files
 
 
-def seen_in(case: str, files: dict[str, Path]) -> Iterator[Seen]:
-    """The kernels of a case."""
-    for counts in counted(CASES[case]).values():
+def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path]) -> Iterator[Seen]:
+    """The kernels of a call, by what counters.counted gives."""
+    for counts in counts_of_kernels.values():
         names = demangled(list(counts["instances"]))
         for name, (instance, ran) in zip(names, counts["instances"].items(), strict=True):
             text = single_kernel(files[instance].read_text(), instance)
@@ -71,13 +94,15 @@ def seen_in(case: str, files: dict[str, Path]) -> Iterator[Seen]:
             code = measured(kernel, counts_of_lines(module, function, ran["blocks"]))
             pairs = zip(basic_blocks(function), ran["blocks"], strict=True)
             executed = sum(len(block) * count for block, count in pairs)
-            yield Seen(name.partition(": ")[2], ran["warps"], resident_warps(text), executed, code)
+            courses = Courses(module, function, ran["blocks"], ran["courses"])
+            launched = name.partition(": ")[2], ran["launches"], ran["warps"]
+            yield Seen(*launched, *resident(text), executed, code, courses)
 
 
-def resident_warps(ptx: str) -> int:
-    """Warps on a scheduler, by the launch bounds."""
+def resident(ptx: str) -> tuple[int, int]:
+    """Warps of a block, and blocks on a multiprocessor, by the launch bounds."""
     threads, blocks = re.search(r"\.maxntid (\d+)", ptx), re.search(r"\.minnctapersm (\d+)", ptx)
-    return max(1, int(threads[1] if threads else 128) * int(blocks[1] if blocks else 1) // 128)
+    return int(threads[1] if threads else 128) // 32, int(blocks[1] if blocks else 1)
 
 
 def hot_turns(seen: Seen) -> list[Turn]:
@@ -85,14 +110,23 @@ def hot_turns(seen: Seen) -> list[Turn]:
     return [turn for turn in seen.code.turns if turn.turns * turn.executed > HOT * seen.code.executed]
 
 
-def loop_numbers(turn: Turn, per_scheduler: int) -> Numbers:
-    """Of a loop once around. There is a model only where most of it is executed in every turn."""
-    has_path = len(turn.path) >= USUAL * turn.executed
+def modelled(seen: Seen, turn: Turn) -> float | None:
+    """Cycles of a turn of a loop. None where turns differ and it is not known how. Where there is a usual way, what
+    turns execute besides takes its time in proportion."""
+    if courses := seen.courses_in(turn):
+        return cycles_of_courses(courses, TURNS)
+    if len(turn.path) >= USUAL * turn.executed:
+        return cycles_of_turn(turn.path, seen.per_scheduler, seen.blocks) * turn.executed / len(turn.path)
+    return None
+
+
+def loop_numbers(turn: Turn, per_scheduler: int, cycles: float | None) -> Numbers:
+    """Of a loop once around. cycles: by the model."""
     busiest = max(turn.pipes, key=lambda pipe: turn.pipes[pipe])
     return {
         "instructions": round(turn.executed, 1),
         "stalls": round(turn.stalls, 1),
-        "model cycles": round(cycles_of_turn(turn.path, per_scheduler)) if has_path else None,
+        "model cycles": None if cycles is None else round(cycles),
         "bound": [busiest, round(turn.pipes[busiest] * per_scheduler)],
         "classes": {kind: round(n, 1) for kind, n in sorted(turn.instructions.items()) if n >= 0.05},
         "load batches": load_batches(turn.path),
@@ -108,13 +142,13 @@ def numbers(seen: Seen) -> Numbers:
         "code bytes": seen.code.kernel.code_bytes,
         "local memory": seen.code.local_memory,
         "warps per scheduler": seen.per_scheduler,
-        "loops": [loop_numbers(turn, seen.per_scheduler) for turn in hot_turns(seen)],
+        "loops": [loop_numbers(turn, seen.per_scheduler, modelled(seen, turn)) for turn in hot_turns(seen)],
     }
 
 
 def look(cases: list[str], files: dict[str, Path]) -> Table:
     """What there is to see in these cases. files: those of sources()."""
-    return {case: {seen.name: numbers(seen) for seen in seen_in(case, files)} for case in cases}
+    return {case: {seen.name: numbers(seen) for seen in seen_in(counted(CASES[case]), files)} for case in cases}
 
 
 # ---- the table ----

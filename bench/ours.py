@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import xlstm_cuda
 from xlstm_cuda import reference
 
 from . import compiled
-from .calls import Builder, Call, Claim, Implementation
+from .calls import Builder, Call, Implementation
 from .claims import WITHOUT_NORM_GRAD
 from .cuda import graphed, without_cuda, without_kernel
 from .ops import MLSTM_STATE, OPS, Outputs, Tensors, lstm_state, mlstm_state, project, slstm_state
+
+CUDA_CHUNK_SIZES = (64, 128, 256)  # of the chunkwise kernels
 
 
 def _library(backend: str) -> dict[str, Builder]:
@@ -62,6 +65,17 @@ def _without_norm_grad(t: Tensors) -> Call:
     return Call(run, t)
 
 
+def _in_chunks(t: Tensors, size: int) -> Call:
+    def run() -> Outputs:
+        h: Any = xlstm_cuda.mlstm(**t, chunk_size=size, backend=t["q"].device.type)
+        return (h,)
+
+    return Call(run, t)
+
+
+_OF_CHUNK_SIZES = {f"chunk {size}": partial(_in_chunks, size=size) for size in CUDA_CHUNK_SIZES}
+
+
 def inplace_step(t: Tensors) -> Call:
     """Decoding as it is used: the state is overwritten, so each call continues from the last."""
     backend = t["q"].device.type  # never the reference, which would be timed under our name
@@ -82,13 +96,11 @@ def inplace_step_in_16_bits(t: Tensors) -> Call:
     return Call(call.run, call.leaves, nbytes=nbytes)
 
 
-def _on_cuda(
-    name: str, builders: Mapping[str, Builder], graph: bool = False, claims: Mapping[str, Claim] | None = None
-) -> Implementation:
-    """Needs a device and the kernels; graph: each call in a CUDA graph."""
+def _on_cuda(name: str, builders: Mapping[str, Builder], graph: bool = False, **more: Any) -> Implementation:
+    """Needs a device and the kernels; graph: each call in a CUDA graph; more: fields of Implementation."""
     if graph:
         builders = {op: graphed(builder) for op, builder in builders.items()}
-    return Implementation(name, builders, ("cuda",), without_cuda, without_kernel, claims=claims or {})
+    return Implementation(name, builders, ("cuda",), without_cuda, without_kernel, **more)
 
 
 _CELL_STEPS = {op: builder for op, builder in _library("cuda").items() if op in ("slstm_step", "lstm_step")}
@@ -97,6 +109,7 @@ IMPLEMENTATIONS = (
     Implementation("cpu", _library("cpu"), ("cpu",)),
     _on_cuda("cuda", _library("cuda")),
     _on_cuda("cuda-norm-grad-off", {"mlstm": _without_norm_grad}, claims={"mlstm": WITHOUT_NORM_GRAD}),
+    _on_cuda("cuda-best-chunk", {"mlstm": partial(_in_chunks, size=64)}, choices=lambda *_: _OF_CHUNK_SIZES),
     Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
     _on_cuda("cuda-inplace", {"mlstm_step": inplace_step}),
     _on_cuda("cuda-inplace-bf16", {"mlstm_step": inplace_step_in_16_bits}),

@@ -54,11 +54,12 @@ Type type_named(const std::string& name) {
 
 // The plans for a call on a device, best first, a line each: variant, units, blocks, teams and tiles.
 std::string recurrent_plans(int64_t B, int64_t H, int64_t D, std::string type, int64_t compute_capability,
-                            int64_t multiprocessors, int64_t max_cluster, std::string request) {
+                            int64_t multiprocessors, int64_t max_cluster, bool backward, std::string request) {
   const cuda::RecurrentDevice device = {static_cast<int>(compute_capability), static_cast<int>(multiprocessors),
                                         static_cast<int>(max_cluster)};
+  const cuda::Direction direction = backward ? cuda::Direction::backward : cuda::Direction::forward;
   std::string lines;
-  const auto plans = cuda::recurrent_plans({B, 1, H, D}, type_named(type), device, request_named(request));
+  const auto plans = cuda::recurrent_plans({B, 1, H, D}, type_named(type), device, direction, request_named(request));
   for (const cuda::RecurrentPlan& plan : plans) {
     lines += cuda::name_of(plan.variant);
     for (const int x : {plan.units, plan.blocks, plan.teams, plan.tiles}) lines += " " + std::to_string(x);
@@ -73,7 +74,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
   m.def("recurrent_variant(str name) -> str");
   m.def(
       "recurrent_plans(int B, int H, int D, str dtype, int compute_capability, int multiprocessors, int max_cluster, "
-      "str request='') -> str");
+      "bool backward, str request='') -> str");
 }
 
 XLSTM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {

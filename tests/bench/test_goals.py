@@ -123,8 +123,8 @@ def test_goals_of_the_mlstm_on_a_gpu_by_hand(tmp_path: Path, capsys: pytest.Capt
     (path,) = goal_files(
         tmp_path,
         [
-            ("mlstm", shape, "fwd", {"cuda": {"median": 2.4e-3}, xl: {"median": 4.2e-3}}),
-            ("mlstm", shape, "fwdbwd", {"cuda": {"median": 8.1e-3}, xl: {**wrong, "median": 16.3e-3}}),
+            ("mlstm", shape, "fwd", {"cuda": {"median": 1.15e-3}, xl: {"median": 2.0e-3}}),
+            ("mlstm", shape, "fwdbwd", {"cuda": {"median": 5.1e-3}, xl: {**wrong, "median": 10.3e-3}}),
         ],
     )
     results = json.loads(on_gpu(path).read_text())
@@ -132,10 +132,10 @@ def test_goals_of_the_mlstm_on_a_gpu_by_hand(tmp_path: Path, capsys: pytest.Capt
         record["dtype"] = "bfloat16"
     path.write_text(json.dumps(results))
     rows, case = verdicts([path], capsys, "cuda"), f"mlstm {shape} bfloat16"
-    assert rows[f"{case} fwd cuda: milliseconds, cuda"] == ["at most 2.5", "2.40 met"]
-    assert rows[f"{case} fwdbwd cuda: milliseconds, cuda"] == ["at most 8", "8.10 missed"]
-    assert rows[f"{case} fwd cuda: time, cuda over {xl}"] == ["at least 2", "1.75 missed"]
-    assert rows[f"{case} fwdbwd cuda: time, cuda over {xl}"] == ["at least 2", "2.01 met"]
+    assert rows[f"{case} fwd cuda: milliseconds, cuda"] == ["at most 1.2", "1.15 met"]
+    assert rows[f"{case} fwdbwd cuda: milliseconds, cuda"] == ["at most 5", "5.10 missed"]
+    assert rows[f"{case} fwd cuda: time, cuda over {xl}"] == ["at least 2", "1.74 missed"]
+    assert rows[f"{case} fwdbwd cuda: time, cuda over {xl}"] == ["at least 2", "2.02 met"]
 
 
 TIMED = {"cpu": {"median": 1.0, "peak_bytes": 1}, "mlstm_kernels": {"median": 9.0, "peak_bytes": 9}}

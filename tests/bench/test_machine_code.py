@@ -9,11 +9,13 @@ import pytest
 
 from bench import machine_code
 from bench.counters import CASES
+from tools.ptx.parse import Module
 from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.courses import Courses
 from tools.sass.flow import blocks_of, loops_of
 from tools.sass.listing import Control, Kernel, kernels
 from tools.sass.measure import Measured, Turn, load_batches, measured
-from tools.sass.model import BARRIER, BRANCH, CLUSTER_MESSAGE, LATENCY, cycles_of_turn
+from tools.sass.model import BARRIER, BRANCH, CLUSTER_MESSAGE, LATENCY, cycles_of_courses, cycles_of_turn
 
 NONE = 7  # no barrier
 
@@ -170,12 +172,70 @@ def test_the_pipes_that_a_turn_takes() -> None:
     body = [line(text) for text in ("MUFU.EX2 R0, R9", "HMMA.16816 R4, R8, R10, R4", "FADD R0, R0, R1", "LOP3 R0, R1")]
     turn = turn_of(*LOOP, *body, BACK, *END)
     assert turn.pipes == {"special": 8, "tensor": 7, "fma": 1, "alu": 2, "issue": 5}
-    assert machine_code.loop_numbers(turn, 2)["bound"] == ["special", 16]
+    assert machine_code.loop_numbers(turn, 2, cycles=None)["bound"] == ["special", 16]
 
 
 def test_a_block_barrier_waits_for_all_warps() -> None:
     path = turn_of(*LOOP, line("BAR.SYNC.DEFER_BLOCKING 0x0", stall=1), BACK, *END).path
     assert cycles_of_turn(path, warps=1) == pytest.approx(BARRIER + BRANCH, abs=1)
+
+
+def test_a_block_barrier_waits_for_no_other_block() -> None:
+    """A long turn of one block does not hold up the short ones of another block."""
+    barrier = line("BAR.SYNC.DEFER_BLOCKING 0x0", stall=1)
+    short = turn_of(*LOOP, barrier, BACK, *END).path
+    long = turn_of(*LOOP, *[line("FADD R0, R0, R0", stall=15)] * 20, barrier, BACK, *END).path
+    together, apart = cycles_of_courses([[[short], [long]]]), cycles_of_courses([[[short]], [[long]]])
+    assert together > 300 and apart < 0.7 * together
+
+
+def test_turns_may_take_different_ways_one_after_the_other() -> None:
+    ways = [turn_of(*LOOP, line("FADD R0, R0, R0", stall=n), BACK, *END).path for n in (5, 15)]
+    assert cycles_of_courses([[ways]], turns=40) == pytest.approx(10 + BRANCH, abs=0.5)
+
+
+PTX = """
+.version 9.0
+.target sm_90a
+.address_size 64
+.file 1 "/somewhere/k.cu"
+.visible .entry k() {
+  .reg .pred %p<2>;
+  .reg .b32 %r<2>;
+  .loc 1 1 0
+  mov.u32 %r0, 0;
+$L_0:
+  .loc 1 2 0
+  add.u32 %r0, %r0, 1;
+  @%p1 bra $L_1;
+  .loc 1 3 0
+  add.u32 %r1, %r0, 1;
+$L_1:
+  .loc 1 4 0
+  @%p0 bra $L_0;
+  .loc 1 1 0
+  ret;
+}
+"""
+
+
+def test_the_course_of_a_warp_through_a_loop() -> None:
+    """Line 3 in every other turn; one of the warps begins with it. The last turn is left out: its end is not known."""
+    code = kernel(
+        *(at(1), line("MOV R0, RZ"), ".L_x_0:\n", at(2), line("IADD3 R0, R0, 1, RZ"), line("@P1 BRA `(.L_x_1)")),
+        *(at(3), line("FMUL R1, R1, R1"), line("FMUL R1, R1, R1"), line("FMUL R1, R1, R1")),
+        *(".L_x_1:\n", at(4), line("@P0 BRA `(.L_x_0)"), at(1), line("EXIT")),
+    )
+    module = Module(PTX)
+    with_it, without = [1, 2, 3], [1, 3]
+    first, second = [0, *2 * (with_it + without), 4], [0, *2 * (without + with_it), 4]
+    executions = [2, 8, 4, 8, 2]
+    courses = Courses(module, module.functions[0], executions, [first, second])
+    blocks = blocks_of(code)
+    (loop,) = loops_of(blocks)
+    found = courses.in_loop(code, blocks, loop, turns=8)
+    assert [[len(path) for path in course] for course in found] == [[6, 3, 6], [3, 6, 3]]
+    assert courses.in_loop(code, blocks, loop, turns=5) == []  # no block is executed as often
 
 
 def test_a_message_takes_its_time() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import machine_code
+from bench.predict import step_cycles
 from xlstm_cuda import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.available(_ops.SIMT_NAMESPACE), reason="make simt builds it")
@@ -38,8 +41,10 @@ class Plan(NamedTuple):
 LAUNCH = Plan("launch", 0, 0, 0, 0)
 
 
-def plans(B: int, H: int, D: int, dtype: str = "bf16", device: Device = H200, request: str = "") -> list[Plan]:
-    lines = _ops.library(_ops.SIMT_NAMESPACE).recurrent_plans(B, H, D, dtype, *device, request).splitlines()
+def plans(
+    B: int, H: int, D: int, dtype: str = "bf16", device: Device = H200, request: str = "", backward: bool = False
+) -> list[Plan]:
+    lines = _ops.library(_ops.SIMT_NAMESPACE).recurrent_plans(B, H, D, dtype, *device, backward, request).splitlines()
     return [Plan(variant, *map(int, numbers)) for variant, *numbers in map(str.split, lines)]
 
 
@@ -55,7 +60,7 @@ def cuts(H: int, D: int, dtype: str = "bf16", device: Device = H200) -> list[tup
         (64, "f16", [("block", 64, 1)]),
         (64, "f64", [("block", 64, 1)]),
         (65, "f64", []),
-        (128, "bf16", [("block", 128, 1), ("cluster", 64, 2), ("grid", 64, 2)]),
+        (128, "bf16", [("cluster", 64, 2), ("block", 128, 1), ("grid", 64, 2)]),
         (128, "f32", [("cluster", 64, 2), ("grid", 64, 2)]),
         (129, "f32", [("cluster", 32, 5), ("grid", 32, 5)]),
         (256, "f32", [("cluster", 32, 8), ("grid", 32, 8)]),
@@ -69,6 +74,49 @@ def cuts(H: int, D: int, dtype: str = "bf16", device: Device = H200) -> list[tup
 )
 def test_cuts(D: int, dtype: str, expected: list[tuple[str, int, int]], H: int) -> None:
     assert cuts(H, D, dtype) == expected
+
+
+# By the model of `make sass`: cycles of a step of one batch tile, from the committed table.
+MODELLED = {
+    ("block", 64): "slstm 64, block",
+    ("block", 128): "slstm 128, block",
+    ("cluster", 64): "slstm 256, cluster",
+    ("cluster", 32): "slstm 512, cluster",
+    ("grid", 64): "slstm 256, grid",
+    ("grid", 32): "slstm 512, grid",
+    ("grid", 16): "slstm 592, grid",
+}
+DOUBT = 1.25  # of the model; a grid is taken where it is faster by more
+CLUSTERS = 8  # of 16 blocks on an H200
+
+
+def predicted(plan: Plan, H: int, direction: str) -> float:
+    """Of a step of all batch tiles."""
+    cycles = step_cycles(machine_code.read()["cases"], MODELLED[plan.variant, plan.units], direction)
+    assert cycles is not None
+    at_once = CLUSTERS * (16 // plan.blocks) if plan.variant == "cluster" else H200.multiprocessors // plan.blocks
+    return -(-plan.teams * H // at_once) * plan.tiles * cycles * (DOUBT if plan.variant == "grid" else 1)
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("D", [16, 64, 65, 100, 128, 192, 256, 320, 512, 768, 1024])
+def test_the_plan_is_what_the_model_says_is_fastest(D: int, direction: str) -> None:
+    for B, H in itertools.product((1, 8, 16, 17, 64, 128, 256, 1000), (1, 2, 3, 4, 6, 12, 16)):
+        chosen, *others = plans(B, H, D, backward=direction == "bwd")
+        for units in (16, 32, 64) if D > 64 else ():
+            others += plans(B, H, D, request=f"units={units}", backward=direction == "bwd")
+        fastest = min((predicted(plan, H, direction) for plan in [chosen, *others] if plan != LAUNCH), default=None)
+        if fastest is None:
+            assert chosen == LAUNCH
+        else:
+            assert predicted(chosen, H, direction) <= 1.05 * fastest, (B, H, chosen)
+
+
+def test_two_blocks_for_a_head_that_one_could_hold() -> None:
+    """Where there is room for them. Else one block, which takes less of the device."""
+    assert plans(16, 6, 128)[0] == Plan("cluster", 64, 2, 2, 1)
+    assert plans(1024, 6, 128)[0].variant == "block"
+    assert plans(16, 6, 128, device=A100)[0] == Plan("block", 128, 1, 2, 1)
 
 
 def test_a_grid_must_be_there_at_once() -> None:

@@ -85,92 +85,120 @@ MESSAGES = (
 )  # fmt: skip
 
 
-def message_of(path: list[Instruction]) -> Message | None:
-    """How the loop's blocks exchange what they need in the next turn; None where they do not."""
+def message_of(instructions: list[Instruction]) -> Message | None:
+    """How the blocks of a loop with these exchange what they need in the next turn; None where they do not."""
+    opcodes = [instruction.opcode for instruction in instructions]
     for message in MESSAGES:
-        opcodes = [instruction.opcode for instruction in path]
         if any(o.startswith(message.sends) for o in opcodes) and any(o.startswith(message.receives) for o in opcodes):
             return message
     return None
 
 
+Path = list[Instruction]
+Course = list[Path]  # turns of a loop, one after the other, and again from the first one on
+
+
 class _Warp:
-    def __init__(self) -> None:
-        self.at = 0  # instructions issued
+    def __init__(self, course: Course, first: int, block: int) -> None:
+        self.course, self.first, self.block = course, first, block
+        self.turn, self.at = 0, 0  # of the loop; instructions issued in it
         self.ready = 0
         self.barriers = [0] * 6  # when they are clear
         self.arrivals = 0  # at the block's barrier
         self.ends: list[int] = []  # of its turns
+        self.start_turn()
+
+    def start_turn(self) -> None:
+        self.path = self.course[(self.first + self.turn) % len(self.course)]
+        self.at = 0
+
+    @property
+    def next(self) -> Instruction:
+        return self.path[self.at]
 
 
 class _Scheduler:
-    """Identical warps that execute a path again and again."""
+    """blocks: of each block the courses of those of its warps that this scheduler has. They begin in different places,
+    as blocks do that were not started together."""
 
-    def __init__(self, path: list[Instruction], warps: int, turns: int) -> None:
-        self.path, self.turns = path, turns
-        self.warps = [_Warp() for _ in range(warps)]
+    def __init__(self, blocks: list[list[Course]], turns: int) -> None:
+        self.turns = turns
+        self.warps = [
+            _Warp(course, number * len(course) // len(blocks), number)
+            for number, courses in enumerate(blocks)
+            for course in courses
+        ]
+        self.in_block = Counter(warp.block for warp in self.warps)
         self.pipes: Counter[str] = Counter()
-        self.released: dict[int, int] = {}  # the block's barrier, by the number of the meeting
-        self.met: Counter[int] = Counter()
-        self.message = message_of(path)
-        sends = [n for n, i in enumerate(path) if self.message and i.opcode.startswith(self.message.sends)]
-        self.last_send = sends[-1] if sends else None
-        self.sent: dict[int, list[int]] = {}
+        self.released: dict[tuple[int, int], int] = {}  # barriers of blocks, by block and number of the meeting
+        self.met: Counter[tuple[int, int]] = Counter()
+        paths = [path for courses in blocks for course in courses for path in course]
+        self.message = message_of([instruction for path in paths for instruction in path])
+        self.sent: dict[int, int] = {}  # in a turn: the last one
 
     def run(self) -> float:
         """Cycles of a turn once the first ones are over."""
         now, last = 0, 0
         while any(len(warp.ends) < self.turns for warp in self.warps):
-            order = [self.warps[(last + 1 + n) % len(self.warps)] for n in range(len(self.warps))]
-            chosen = next((warp for warp in order if len(warp.ends) < self.turns and self.may_issue(warp, now)), None)
-            if chosen:
-                last = self.warps.index(chosen)
-                self.issue(chosen, now)
+            for n in range(len(self.warps)):
+                number = (last + 1 + n) % len(self.warps)
+                if self.may_issue(self.warps[number], now):
+                    last = number
+                    self.issue(self.warps[number], now)
+                    break
             now += 1
-        ends = self.warps[0].ends
-        return (ends[-1] - ends[1]) / (len(ends) - 2)
+        skipped = self.turns // 4 - 1
+        spans = [warp.ends[self.turns - 1] - warp.ends[skipped] for warp in self.warps]
+        return sum(spans) / len(spans) / (self.turns - 1 - skipped)
 
     def may_issue(self, warp: _Warp, now: int) -> bool:
-        instruction = self.path[warp.at % len(self.path)]
-        if now < warp.ready or now < self.pipes[pipe_of(instruction)[0]]:
+        if now < warp.ready or now < self.pipes[pipe_of(warp.next)[0]]:
             return False
-        if warp.arrivals and now < self.released.get(warp.arrivals, now + 1):
+        if warp.arrivals and now < self.released.get((warp.block, warp.arrivals), now + 1):
             return False
-        waits = instruction.control.waits
+        waits = warp.next.control.waits
         return all(now >= clear for barrier, clear in enumerate(warp.barriers) if waits >> barrier & 1)
 
     def issue(self, warp: _Warp, now: int) -> None:
-        place, turn = warp.at % len(self.path), warp.at // len(self.path)
-        instruction = self.path[place]
-        control = instruction.control
+        instruction, control = warp.next, warp.next.control
         pipe, cycles = pipe_of(instruction)
         self.pipes[pipe] = now + cycles
         warp.ready = now + max(control.stall, BRANCH if instruction.name in ("BRA", "BRX") else 1)
         if control.write_barrier is not None:
-            done = max(now + LATENCY.get(instruction.name, OTHER_LATENCY), self.arrival(instruction, turn))
+            done = max(now + LATENCY.get(instruction.name, OTHER_LATENCY), self.arrival(instruction, warp.turn))
             warp.barriers[control.write_barrier] = max(warp.barriers[control.write_barrier], done)
         if control.read_barrier is not None:
             clear = warp.barriers[control.read_barrier]
             warp.barriers[control.read_barrier] = max(clear, now + READ_LATENCY)
         if instruction.opcode.startswith("BAR.SYNC"):
-            warp.arrivals += 1
-            self.met[warp.arrivals] += 1
-            if self.met[warp.arrivals] == len(self.warps):
-                self.released[warp.arrivals] = now + BARRIER
-        if place == self.last_send:
-            self.sent.setdefault(turn, []).append(now)
+            self.meet(warp, now)
+        if self.message and instruction.opcode.startswith(self.message.sends):
+            self.sent[warp.turn] = now
         warp.at += 1
-        if warp.at % len(self.path) == 0:
+        if warp.at == len(warp.path):
             warp.ends.append(now)
+            warp.turn += 1
+            warp.start_turn()
+
+    def meet(self, warp: _Warp, now: int) -> None:
+        warp.arrivals += 1
+        meeting = warp.block, warp.arrivals
+        self.met[meeting] += 1
+        if self.met[meeting] == self.in_block[warp.block]:
+            self.released[meeting] = now + BARRIER
 
     def arrival(self, instruction: Instruction, turn: int) -> int:
         """When what this one waits for is there, as far as it has been sent."""
-        if not self.message or not instruction.opcode.startswith(self.message.receives):
+        if not self.message or not instruction.opcode.startswith(self.message.receives) or turn - 1 not in self.sent:
             return 0
-        sent = self.sent.get(turn - 1, [])
-        return max(sent, default=0) + self.message.cycles if sent else 0
+        return self.sent[turn - 1] + self.message.cycles
 
 
-def cycles_of_turn(path: list[Instruction], warps: int, turns: int = 8) -> float:
-    """Of a loop's usual path, with so many warps on each scheduler."""
-    return _Scheduler(path, warps, turns).run()
+def cycles_of_turn(path: Path, warps: int, blocks: int = 1, turns: int = 8) -> float:
+    """Of a loop whose turns are alike, with so many warps on each scheduler, of so many blocks."""
+    return cycles_of_courses([[[path]] * (warps // blocks) for _ in range(blocks)], turns)
+
+
+def cycles_of_courses(blocks: list[list[Course]], turns: int = 8) -> float:
+    """Of a turn, on the average. blocks: of each block on a multiprocessor, the warps of one scheduler."""
+    return _Scheduler(blocks, turns).run()

@@ -20,7 +20,7 @@ from .listing import Kernel, Site
 
 def counts_of_lines(module: Module, function: Function, counts: Sequence[int]) -> dict[Site, float]:
     """Of each source line with its frames: the mean over its instructions. counts: of the function's basic blocks."""
-    frames = {number: _frames(*key) for key, number in module.sites.numbers.items()}
+    frames = frames_of(module)
     total: dict[Site, list[int]] = defaultdict(lambda: [0, 0])
     for block, count in zip(basic_blocks(function), counts, strict=True):
         for statement in block:
@@ -29,6 +29,11 @@ def counts_of_lines(module: Module, function: Function, counts: Sequence[int]) -
                 total[key][0] += count
                 total[key][1] += 1
     return {site: executed / instructions for site, (executed, instructions) in total.items()}
+
+
+def frames_of(module: Module) -> dict[int, Site]:
+    """The frames of each site by its number."""
+    return {number: _frames(*key) for key, number in module.sites.numbers.items()}
 
 
 def _frames(text: str, line: int) -> Site:

@@ -10,6 +10,7 @@ namespace {
 using namespace device;
 
 constexpr int kThreads = 128;
+constexpr int kResidentBlocks = 8;  // of a multiprocessor, at least: loads in flight are all that it needs
 
 // This lane's part of the dot product of two rows: `vectors` of 16 bytes, then single elements.
 template <class A, class T>
@@ -59,7 +60,7 @@ XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) normaliser(MlstmNormaliserParams<A> p, bool whole, int lanes) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) normaliser(MlstmNormaliserParams<A> p, bool whole, int lanes) {
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
   const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen;
   // Lanes past the last token take part in the shuffles with that token's sum.

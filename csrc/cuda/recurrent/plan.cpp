@@ -32,6 +32,31 @@ int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& de
   return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);
 }
 
+// Cycles of a step of one batch tile, by the model of `make sass` (docs/kernels/machine-code.md). No measurement: what
+// counts is which of two is smaller. tests/kernels/test_recurrent_plan.py compares them with the model's table.
+struct StepCycles {
+  Variant variant;
+  int units, forward, backward;
+};
+constexpr StepCycles kStepCycles[] = {
+    {Variant::block, 64, 940, 1110},    {Variant::block, 128, 1980, 1920}, {Variant::cluster, 64, 1350, 1640},
+    {Variant::cluster, 32, 1640, 1880}, {Variant::grid, 64, 1800, 2260},   {Variant::grid, 32, 1800, 2520},
+    {Variant::grid, 16, 1920, 2990},
+};
+
+// Of a step of all batch tiles of a head: teams that find no room take their turn after others.
+int64_t cycles_of(const RecurrentPlan& plan, const RecurrentShape& shape, const RecurrentDevice& device,
+                  Direction direction) {
+  const auto* step = std::find_if(std::begin(kStepCycles), std::end(kStepCycles), [&](const StepCycles& of) {
+    return of.variant == plan.variant && of.units == plan.units;
+  });
+  const int64_t at_once = std::max<int64_t>(teams_at_once(plan.variant, plan.blocks, device), 1);
+  const int64_t rounds = ceil_div(plan.teams * shape.num_heads, at_once);
+  const int64_t cycles = rounds * plan.tiles * (direction == Direction::forward ? step->forward : step->backward);
+  // A grid needs all of its blocks at once, beside whatever else runs: it has to be faster by more than the model errs.
+  return plan.variant == Variant::grid ? cycles * 5 / 4 : cycles;
+}
+
 // As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
 // tiles. Blocks of a grid wait for each other, so that all must be there at once: zero teams where there is no room.
 RecurrentPlan with_teams(Variant variant, int units, int wanted, const RecurrentShape& shape,
@@ -45,7 +70,7 @@ RecurrentPlan with_teams(Variant variant, int units, int wanted, const Recurrent
   return {variant, units, static_cast<int>(blocks), static_cast<int>(teams), static_cast<int>(each)};
 }
 
-// The units of blocks that there are kernels for, best first. Fewest blocks: fewest messages.
+// The units of blocks that there are kernels for, fewest blocks first.
 std::vector<int> units_of(Variant variant, Type type, const RecurrentShape& shape, const RecurrentDevice& device) {
   const int64_t D = shape.head_dim;
   if (variant == Variant::block) {
@@ -67,21 +92,26 @@ std::vector<int> units_of(Variant variant, Type type, const RecurrentShape& shap
 }  // namespace
 
 std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device,
-                                           const PlanRequest& request) {
+                                           Direction direction, const PlanRequest& request) {
   std::vector<RecurrentPlan> plans;
   if (shape.batch == 0) return plans;
   const auto asked_for = [&](Variant variant) { return request.variant.value_or(variant) == variant; };
+  const auto faster = [&](const RecurrentPlan& a, const RecurrentPlan& b) {
+    return cycles_of(a, shape, device, direction) < cycles_of(b, shape, device, direction);
+  };
   for (Variant variant : {Variant::block, Variant::cluster, Variant::grid}) {
     // Heads that one block of few units holds gain nothing from several, unless somebody wants to see it.
     if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units))
       continue;
+    std::vector<RecurrentPlan> fitting;
     for (int units : units_of(variant, type, shape, device)) {
       if (request.units && units != request.units) continue;
       const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);
-      if (plan.teams > 0) plans.push_back(plan);
-      break;
+      if (plan.teams > 0) fitting.push_back(plan);
     }
+    if (!fitting.empty()) plans.push_back(*std::min_element(fitting.begin(), fitting.end(), faster));
   }
+  std::stable_sort(plans.begin(), plans.end(), faster);
   if (asked_for(Variant::launch)) plans.push_back({Variant::launch, 0, 0, 0, 0});
   return plans;
 }

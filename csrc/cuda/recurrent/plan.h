@@ -46,15 +46,18 @@ struct RecurrentPlan {
   int tiles;   // of a team at most
 };
 
+enum class Direction { forward, backward };
+
 // What tests and measurements ask for; none or 0: as planned.
 struct PlanRequest {
   std::optional<Variant> variant;
   int units = 0, teams = 0;
 };
 
-// The plans that fit, best first. The last one is a launch per step. A device may still refuse one at its launch.
+// The plans that fit, one for each variant, best first. The last one is a launch per step. A device may still refuse
+// one at its launch.
 std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type type, const RecurrentDevice& device,
-                                           const PlanRequest& request = {});
+                                           Direction direction, const PlanRequest& request = {});
 
 const char* name_of(Variant variant);
 

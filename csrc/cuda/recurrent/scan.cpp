@@ -22,9 +22,10 @@ PlanRequest current_request() {
 
 // Launches the first plan that the device has room for. launch(plan) asks for memory and launches.
 template <class Launch>
-cudaError_t run_plans(const RecurrentShape& shape, Type type, Launch launch) {
+cudaError_t run_plans(const RecurrentShape& shape, Type type, Direction direction, Launch launch) {
   cudaError_t error = cudaErrorInvalidConfiguration;  // where what was asked for does not fit
-  for (const RecurrentPlan& plan : recurrent_plans(shape, type, recurrent_device(), current_request())) {
+  const auto plans = recurrent_plans(shape, type, recurrent_device(), direction, current_request());
+  for (const RecurrentPlan& plan : plans) {
     error = launch(plan);
     if (error != cudaErrorLaunchOutOfResources) break;
   }
@@ -40,7 +41,7 @@ PlanRequest request_plans(const PlanRequest& request) {
 
 cudaError_t run(const RecurrentForwardParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   if (p.shape.batch == 0) return cudaSuccess;
-  return run_plans(p.shape, p.type, [&](const RecurrentPlan& plan) {
+  return run_plans(p.shape, p.type, Direction::forward, [&](const RecurrentPlan& plan) {
     if (plan.variant == Variant::launch) return stepwise_fwd(p, memory.bytes(stepwise_fwd_workspace(p)), stream);
     return resident_fwd(p, plan, memory.bytes(resident_fwd_workspace(p, plan)), stream);
   });
@@ -48,7 +49,7 @@ cudaError_t run(const RecurrentForwardParams<void>& p, const Allocator& memory, 
 
 cudaError_t run(const RecurrentBackwardParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   if (p.shape.batch > 0) {
-    const cudaError_t error = run_plans(p.shape, p.type, [&](const RecurrentPlan& plan) {
+    const cudaError_t error = run_plans(p.shape, p.type, Direction::backward, [&](const RecurrentPlan& plan) {
       if (plan.variant == Variant::launch) return stepwise_bwd(p, memory.bytes(stepwise_bwd_workspace(p)), stream);
       return resident_bwd(p, plan, memory.bytes(resident_bwd_workspace(p, plan)), stream);
     });

@@ -5,6 +5,8 @@
 #include <map>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 
 #include "simt/fault.h"
 #include "simt/state.h"
@@ -14,6 +16,9 @@ namespace {
 
 constexpr const char* kTraffic[] = {"ld.global", "st.global", "ld.shared", "st.shared",
                                     "ldmatrix",  "stmatrix",  "cp.async",  "atom"};
+constexpr u32 kFollowedBlocks = 8;    // of a launch, the last ones
+constexpr size_t kLongest = 1 << 14;  // of a course
+constexpr u64 kNone = ~u64{0};        // of launches
 constexpr u32 kBanks = 32, kBankBytes = 4, kSectorBytes = 32;
 
 bool is_shared(Traffic traffic) {
@@ -72,7 +77,9 @@ void cost_in_shared(const Request& request, u32 bytes, Cost& cost) {
   }
 }
 
-void cost_in_global(const Request& request, u32 bytes, Cost& cost) {
+using Sectors = std::unordered_set<u64>;
+
+void cost_in_global(const Request& request, u32 bytes, Cost& cost, Sectors& touched) {
   std::set<u64> sectors;
   for (u32 lane = 0; lane < simt::kWarp; ++lane) {
     if (!(request.lanes >> lane & 1)) continue;
@@ -80,28 +87,32 @@ void cost_in_global(const Request& request, u32 bytes, Cost& cost) {
     for (u64 sector = first; sector <= last; ++sector) sectors.insert(sector);
   }
   cost.sectors += sectors.size();
+  touched.insert(sectors.begin(), sectors.end());
 }
 
-Cost cost_of(const Place& place, const Request& request) {
+Cost cost_of(const Place& place, const Request& request, Sectors& touched) {
   Cost cost;
   cost.requests = 1;
   cost.bytes = u64(std::popcount(request.lanes)) * place.bytes;
   if (is_shared(place.traffic)) {
     cost_in_shared(request, place.bytes, cost);
   } else {
-    cost_in_global(request, place.bytes, cost);
+    cost_in_global(request, place.bytes, cost, touched);
   }
   return cost;
 }
 
 // An instance of a kernel: how often its warps executed each basic block.
 struct Instance {
-  u64 warps = 0;
+  u64 warps = 0, launches = 0, launch = kNone;
   std::vector<u64> blocks;
+  std::map<std::pair<u32, u32>, std::vector<u32>> courses;  // by block and warp, of the latest launch
 };
 // Of the launches of one name.
 struct Totals {
-  u64 warps = 0;
+  u64 warps = 0, launch = kNone;
+  Sectors touched;         // of global memory, in the latest launch
+  u64 touched_before = 0;  // the sum over the launches before
   std::map<std::string, u64> classes;
   std::map<std::string, Instance> instances;  // by what their PTX names them
   std::map<Place, Cost> places;
@@ -111,6 +122,8 @@ struct Log {
   const Profile* profile;
   std::vector<u32> blocks;
   std::map<Place, std::vector<u64>> accesses;
+  bool followed;
+  std::vector<u32> course;
 };
 struct Warp {
   u32 lanes = 0;
@@ -144,7 +157,35 @@ void add_lane(Warp& warp, const Log& log, u32 lane) {
   }
 }
 
+// Of the launch.
+u32 block_number(const simt::Thread& thread) {
+  const auto& grid = simt::machine.config.grid;
+  const uint3 at = thread.block->index;
+  return (at.z * grid.y + at.y) * grid.x + at.x;
+}
+bool is_followed(const simt::Thread& thread) {
+  const auto& grid = simt::machine.config.grid;
+  return thread.lane == 0 && block_number(thread) + kFollowedBlocks >= grid.x * grid.y * grid.z;
+}
+
+// Whether this is another launch than the latest one.
+bool begins_launch(u64& latest) {
+  return std::exchange(latest, simt::stats().launches) != simt::stats().launches;
+}
+
+void keep_course(Instance& instance, const simt::Thread& thread, const std::vector<u32>& course) {
+  if (begins_launch(instance.launch)) {
+    ++instance.launches;
+    instance.courses.clear();
+  }
+  instance.courses[{block_number(thread), thread.rank / simt::kWarp}] = course;
+}
+
 void add_warp(Totals& sum, const Warp& warp, const Profile& profile) {
+  if (begins_launch(sum.launch)) {
+    sum.touched_before += sum.touched.size();
+    sum.touched.clear();
+  }
   ++sum.warps;
   Instance& instance = sum.instances[profile.kernel];
   ++instance.warps;
@@ -155,7 +196,7 @@ void add_warp(Totals& sum, const Warp& warp, const Profile& profile) {
     sum.classes[c.name] += u64{warp.blocks[c.block]} * c.instructions;
   }
   for (const auto& [place, requests] : warp.requests) {
-    for (const Request& request : requests) sum.places[place] += cost_of(place, request);
+    for (const Request& request : requests) sum.places[place] += cost_of(place, request, sum.touched);
   }
 }
 
@@ -166,10 +207,18 @@ std::string json(const Cost& cost) {
          ", \"sectors\": " + std::to_string(cost.sectors) + "}";
 }
 
-std::string json(const Instance& instance) {
+template <class T>
+std::string json(const std::vector<T>& numbers) {
   std::string list;
-  for (u64 count : instance.blocks) list += (list.empty() ? "" : ", ") + std::to_string(count);
-  return "{\"warps\": " + std::to_string(instance.warps) + ", \"blocks\": [" + list + "]}";
+  for (T number : numbers) list += (list.empty() ? "" : ", ") + std::to_string(number);
+  return "[" + list + "]";
+}
+
+std::string json(const Instance& instance) {
+  std::string courses;
+  for (const auto& [place, course] : instance.courses) courses += (courses.empty() ? "" : ", ") + json(course);
+  return "{\"warps\": " + std::to_string(instance.warps) + ", \"launches\": " + std::to_string(instance.launches) +
+         ", \"blocks\": " + json(instance.blocks) + ", \"courses\": [" + courses + "]}";
 }
 
 template <class Map, class Text>
@@ -188,27 +237,37 @@ std::string json(const Totals& sum) {
   }
   const auto of_cost = [](const Cost& cost) { return json(cost); };
   const auto of_instance = [](const Instance& instance) { return json(instance); };
-  return "{\"warps\": " + std::to_string(sum.warps) + ", \"instances\": " + object(sum.instances, of_instance) +
+  return "{\"warps\": " + std::to_string(sum.warps) +
+         ", \"touched_sectors\": " + std::to_string(sum.touched_before + sum.touched.size()) +
+         ", \"instances\": " + object(sum.instances, of_instance) +
          ", \"instructions\": " + object(sum.classes, [](u64 n) { return std::to_string(n); }) +
          ", \"traffic\": " + object(traffic, of_cost) + ", \"lines\": " + object(lines, of_cost) + "}";
 }
 
 }  // namespace
 
-Counting::Counting(const Profile& profile) {
-  if (!counting()) return;
-  auto* log = new Log{&profile, std::vector<u32>(profile.blocks), {}};
-  simt::machine.running->log = log;
-  blocks_ = log->blocks.data();
+Counting::Counting(const Profile& profile) : counts_(counting()) {
+  if (!counts_) return;
+  simt::Thread& thread = *simt::machine.running;
+  thread.log = new Log{&profile, std::vector<u32>(profile.blocks), {}, is_followed(thread), {}};
+}
+
+void Counting::count(u32 block) {
+  Log& log = *static_cast<Log*>(simt::machine.running->log);
+  ++log.blocks[block];
+  if (log.followed && log.course.size() < kLongest) log.course.push_back(block);
 }
 
 // A thread that a fault ends never comes here: what it had counted is lost with the launch.
 Counting::~Counting() {
-  if (!blocks_) return;
+  if (!counts_) return;
   simt::Thread& thread = *simt::machine.running;
   const Log& log = *static_cast<Log*>(thread.log);
   Warp& warp = warps()[thread.warp];
   add_lane(warp, log, thread.lane);
+  if (log.followed) {
+    keep_course(totals()[simt::machine.config.name].instances[log.profile->kernel], thread, log.course);
+  }
   const u32 size = std::min(simt::kWarp, simt::machine.block_threads - thread.rank / simt::kWarp * simt::kWarp);
   if (++warp.lanes == size) {
     add_warp(totals()[simt::machine.config.name], warp, *log.profile);

@@ -32,19 +32,20 @@ enum class Traffic {
   atomic
 };
 
-// Counts for the running thread while it exists. The blocks are null where nobody counts.
+// Counts for the running thread while it exists.
 class Counting {
  public:
   explicit Counting(const Profile&);
   ~Counting();
   Counting(const Counting&) = delete;
   void block(u32 number) {
-    if (blocks_) [[unlikely]]
-      ++blocks_[number];
+    if (counts_) [[unlikely]]
+      count(number);
   }
 
  private:
-  u32* blocks_ = nullptr;
+  bool counts_ = false;
+  static void count(u32 block);
 };
 
 inline bool counting() {
@@ -54,7 +55,8 @@ inline bool counting() {
 // request.
 void count_access(Traffic, const void* place, size_t bytes, At where);
 
-// Of all launches since the counters were cleared, as JSON: a list with an object for each kernel.
+// Of all launches since the counters were cleared, as JSON: an object for each kernel. Of the last blocks of a launch
+// also the courses of their warps: the basic blocks one after the other, as the first lane passed them.
 std::string counters();
 void clear_counters();
 
