@@ -270,7 +270,7 @@ def test_paper_tfla_covers_dimensions_lengths_and_modes() -> None:
     lengths, modes = (512, 2048, 8192, 32768, 65536), ("fwd", "fwdbwd")
     found = [(tuple(case.shape[key] for key in ("H", "Dqk", "Dv")), case.shape["S"], case.mode) for case in cases]
     assert sorted(found) == sorted((h, S, mode) for h in heads for S in lengths for mode in modes)
-    names = {"cuda", "cuda-norm-grad-off", "mlstm_kernels-xl_chunk", "mlstm_kernels-limit_chunk"}
+    names = {"cuda", "cuda-best-chunk", "cuda-norm-grad-off", "mlstm_kernels-xl_chunk", "mlstm_kernels-limit_chunk"}
     assert all(set(case.impls or ()) == {*names, "fla-simple_gla", "sdpa"} for case in cases)
 
 

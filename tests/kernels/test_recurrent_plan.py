@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     blocks: int
     teams: int
     tiles: int
+    rounds: int = 1
 
 
 LAUNCH = Plan("launch", 0, 0, 0, 0)
@@ -120,10 +121,19 @@ def test_two_blocks_for_a_head_that_one_could_hold() -> None:
 
 
 def test_a_grid_must_be_there_at_once() -> None:
-    assert cuts(1, 1024) == [("grid", 16, 64)]
-    assert cuts(2, 1024) == [("grid", 16, 64)]
-    assert cuts(3, 1024) == []
-    assert cuts(2, 768) == [("grid", 16, 48)]
+    assert plans(1, 1, 1024) == [Plan("grid", 16, 64, 1, 1), LAUNCH]
+    assert plans(1, 2, 1024) == [Plan("grid", 16, 64, 1, 1), LAUNCH]
+    assert plans(1, 2, 768) == [Plan("grid", 16, 48, 1, 1), LAUNCH]
+    assert cuts(1, 1024, device=H200._replace(multiprocessors=63)) == []
+
+
+def test_heads_that_find_no_room_come_in_another_launch() -> None:
+    """Unless a launch per step is faster by the model."""
+    assert plans(8, 3, 768) == [Plan("grid", 16, 48, 1, 1, rounds=2), LAUNCH]
+    assert plans(1, 5, 1024) == [Plan("grid", 16, 64, 1, 1, rounds=3), LAUNCH]
+    assert plans(16, 8, 512, device=A100) == [Plan("grid", 32, 16, 1, 2, rounds=2), LAUNCH]
+    assert plans(129, 1, 1024) == [LAUNCH]
+    assert plans(129, 1, 1024, request="grid") == [Plan("grid", 16, 64, 3, 6, rounds=2)]
 
 
 def test_devices() -> None:
@@ -211,7 +221,7 @@ def test_every_plan_fits(B: int, H: int, D: int, dtype: str, device: Device) -> 
     found = plans(B, H, D, dtype, device)
     assert found[-1] == LAUNCH and LAUNCH not in found[:-1]
     batch_tiles = -(-B // ROWS)
-    for variant, units, blocks, teams, tiles in found[:-1]:
+    for variant, units, blocks, teams, tiles, rounds in found[:-1]:
         assert (blocks - 1) * units < D <= blocks * units
         assert 1 <= teams <= batch_tiles and 1 <= tiles <= MOST_TILES[variant]
         assert teams * tiles >= batch_tiles > teams * (tiles - 1)
@@ -223,4 +233,5 @@ def test_every_plan_fits(B: int, H: int, D: int, dtype: str, device: Device) -> 
         elif variant == "cluster":
             assert blocks <= device.max_cluster
         else:
-            assert H * teams * blocks <= device.multiprocessors
+            assert -(-H * teams // rounds) * blocks <= device.multiprocessors
+        assert variant == "grid" or rounds == 1

@@ -128,6 +128,9 @@ SHAPES: list[tuple[str, str, tuple[int, int, int, int], int]] = [
     ("grid", "tf32x3", (17, 3, 1, 72), 2),
     ("grid", "tf32", (3, 3, 1, 136), 132),  # 32 units
     ("grid", "tf32x3", (2, 3, 1, 264), 132),  # 16 units
+    # In several launches: all heads find no room at once.
+    ("grid", "tf32", (3, 3, 3, 72), 5),
+    ("grid units=16", "bf16", (9, 3, 5, 40), 7),
 ]
 
 

@@ -146,8 +146,9 @@ XLSTM_HOST_DEVICE inline int64_t packets_per_block(const RecurrentPlan& plan) {
   return int64_t{2} * plan.tiles * plan.blocks * kBatchTile * plan.units;
 }
 
+// Of a launch; the next one clears them again.
 inline size_t grid_inbox_bytes(const RecurrentShape& shape, const RecurrentPlan& plan) {
-  return blocks_of(shape, plan) * packets_per_block(plan) * sizeof(uint64_t);
+  return plan.teams_at_once(shape) * plan.blocks * packets_per_block(plan) * sizeof(uint64_t);
 }
 
 template <class C>

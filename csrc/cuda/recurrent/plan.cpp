@@ -1,6 +1,7 @@
 #include "cuda/recurrent/plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace xlstm::cuda {
 namespace {
@@ -10,6 +11,7 @@ int64_t ceil_div(int64_t x, int64_t y) {
 }
 
 constexpr int64_t kClusterRoom = 16;
+constexpr int kMostRounds = 1000;  // of a grid's launches
 
 // Along a row of R, of one product: Fragments<T>::kDepth.
 int depth_of(Type type) {
@@ -45,29 +47,44 @@ constexpr StepCycles kStepCycles[] = {
 };
 
 // Of a step of all batch tiles of a head: teams that find no room take their turn after others.
-int64_t cycles_of(const RecurrentPlan& plan, const RecurrentShape& shape, const RecurrentDevice& device,
-                  Direction direction) {
+double cycles_of(const RecurrentPlan& plan, const RecurrentShape& shape, const RecurrentDevice& device,
+                 Direction direction) {
   const auto* step = std::find_if(std::begin(kStepCycles), std::end(kStepCycles), [&](const StepCycles& of) {
     return of.variant == plan.variant && of.units == plan.units;
   });
   const int64_t at_once = std::max<int64_t>(teams_at_once(plan.variant, plan.blocks, device), 1);
-  const int64_t rounds = ceil_div(plan.teams * shape.num_heads, at_once);
-  const int64_t cycles = rounds * plan.tiles * (direction == Direction::forward ? step->forward : step->backward);
+  const double rounds = std::ceil(static_cast<double>(plan.teams) * shape.num_heads / at_once);
+  const double cycles = rounds * plan.tiles * (direction == Direction::forward ? step->forward : step->backward);
   // A grid needs all of its blocks at once, beside whatever else runs: it has to be faster by more than the model errs.
-  return plan.variant == Variant::grid ? cycles * 5 / 4 : cycles;
+  return plan.variant == Variant::grid ? cycles * 1.25 : cycles;
+}
+
+// The same of a launch per step: R from L2 once for every 32 rows, and what a launch takes.
+double cycles_of_launches(const RecurrentShape& shape, Type type) {
+  constexpr double kLaunch = 4000, kBytesPerCycle = 3000;
+  constexpr int64_t kRows = 32;
+  const double bytes = 4.0 * shape.num_heads * shape.head_dim * shape.head_dim * bytes_of(type);
+  return kLaunch + ceil_div(shape.batch, kRows) * bytes / kBytesPerCycle;
 }
 
 // As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
-// tiles. Blocks of a grid wait for each other, so that all must be there at once: zero teams where there is no room.
+// tiles. Blocks of a grid wait for each other, so that those of a launch must be there at once: zero teams where there
+// is no room for one.
 RecurrentPlan with_teams(Variant variant, int units, int wanted, const RecurrentShape& shape,
                          const RecurrentDevice& device) {
   const int64_t blocks = ceil_div(shape.head_dim, units), tiles = ceil_div(shape.batch, kBatchTile);
-  const int64_t at_once = teams_at_once(variant, blocks, device) / shape.num_heads;
-  int64_t teams = std::min(tiles, wanted > 0 ? wanted : std::max<int64_t>(at_once, 1));
+  const int64_t at_once = teams_at_once(variant, blocks, device);
+  if (variant == Variant::grid && at_once == 0) return {variant, units, static_cast<int>(blocks), 0, 0};
+  int64_t teams = std::min(tiles, wanted > 0 ? wanted : std::max<int64_t>(at_once / shape.num_heads, 1));
   if (ceil_div(tiles, teams) > max_tiles(variant)) teams = ceil_div(tiles, max_tiles(variant));
-  if (variant == Variant::grid && teams > at_once) teams = 0;
-  const int64_t each = teams > 0 ? ceil_div(tiles, teams) : 0;
-  return {variant, units, static_cast<int>(blocks), static_cast<int>(teams), static_cast<int>(each)};
+  RecurrentPlan plan = {variant, units, static_cast<int>(blocks), static_cast<int>(teams),
+                        static_cast<int>(ceil_div(tiles, teams))};
+  if (variant == Variant::grid) {
+    const double rounds = std::ceil(static_cast<double>(teams) * shape.num_heads / at_once);
+    if (rounds > kMostRounds) plan.teams = 0;
+    plan.rounds = static_cast<int>(std::min(rounds, double{kMostRounds}));
+  }
+  return plan;
 }
 
 // The units of blocks that there are kernels for, fewest blocks first.
@@ -107,7 +124,9 @@ std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type typ
     for (int units : units_of(variant, type, shape, device)) {
       if (request.units && units != request.units) continue;
       const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);
-      if (plan.teams > 0) fitting.push_back(plan);
+      const bool slow = plan.rounds > 1 && !request.variant &&
+                        cycles_of(plan, shape, device, direction) > cycles_of_launches(shape, type);
+      if (plan.teams > 0 && !slow) fitting.push_back(plan);
     }
     if (!fitting.empty()) plans.push_back(*std::min_element(fitting.begin(), fitting.end(), faster));
   }

@@ -483,7 +483,7 @@ cudaError_t launch_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPl
   l.shared_bytes = sizeof(BwdMemory<C>);
   l.name = "resident_bwd";
   l.stream = stream;
-  return launch_teams(p.shape, plan, l, resident_bwd_kernel<C>, p, plan, memory);
+  return launch_teams(l, resident_bwd_kernel<C>, p, plan, memory);
 }
 
 template <class F>

@@ -482,7 +482,7 @@ cudaError_t launch_resident_fwd(const RecurrentForwardParams<void>& p, const Rec
   l.shared_bytes = sizeof(ForwardMemory<S>);
   l.name = "resident_fwd";
   l.stream = stream;
-  return launch_teams(p.shape, plan, l, resident_fwd_kernel<S>, p, plan, padded_h, width);
+  return launch_teams(l, resident_fwd_kernel<S>, p, plan, padded_h, width);
 }
 
 // The plans of one kind of products (plan.cpp says which there are).

@@ -8,7 +8,7 @@
 namespace xlstm::cuda {
 
 // plan.blocks blocks with consecutive numbers are a team (a cluster where the plan says so). Team `index` of a head
-// takes the batch tiles index, index + teams, ..: `tiles` of them.
+// takes the batch tiles index, index + teams, ..: `tiles` of them. A launch has the teams from plan.first_team on.
 struct Team {
   int rank, blocks;  // this block, and how many share the head's units
   int index, teams, tiles;
@@ -19,15 +19,11 @@ struct Team {
 };
 
 XLSTM_DEVICE Team team_of(int block, const RecurrentShape& shape, const RecurrentPlan& plan) {
-  const int of_head = block / plan.blocks, heads = static_cast<int>(shape.num_heads);
+  const int of_head = plan.first_team + block / plan.blocks, heads = static_cast<int>(shape.num_heads);
   const int index = of_head / heads;
   const int all = static_cast<int>((shape.batch + kBatchTile - 1) / kBatchTile);
   return {block % plan.blocks, plan.blocks, index, plan.teams, (all - index + plan.teams - 1) / plan.teams,
           of_head % heads};
-}
-
-inline int64_t blocks_of(const RecurrentShape& shape, const RecurrentPlan& plan) {
-  return int64_t{plan.blocks} * plan.teams * shape.num_heads;
 }
 
 // Tokens of a batch row; 0 past the batch. On a device lengths are not checked to be in [0, seqlen].
@@ -203,17 +199,24 @@ XLSTM_DEVICE device::Pack<T, 2> narrow_one_nan(A x, A y) {
 
 // ---- launches ----
 
-template <class... P, class... A>
-cudaError_t launch_teams(const RecurrentShape& shape, const RecurrentPlan& plan, device::Launch l, void (*kernel)(P...),
-                         A&&... arguments) {
-  const int64_t blocks = blocks_of(shape, plan);
-  if (blocks > device::kMaxGridX) return refused("more blocks than a grid has");
+// kernel(params, plan, rest): all teams, as many in a launch as the plan says.
+template <class Params, class... Rest, class... A>
+cudaError_t launch_teams(device::Launch l, void (*kernel)(Params, RecurrentPlan, Rest...), const Params& p,
+                         RecurrentPlan plan, A&&... rest) {
+  const RecurrentShape& shape = p.shape;
+  const int64_t all = plan.teams * shape.num_heads, at_once = plan.teams_at_once(shape);
+  if (at_once * plan.blocks > device::kMaxGridX) return refused("more blocks than a grid has");
   if (shape.seqlen >= INT32_MAX || shape.batch > INT32_MAX - kBatchTile || kSaved * shape.hidden() > INT32_MAX)
     return refused("more tokens, rows or units than such a kernel counts");
-  l.grid = dim3(static_cast<unsigned>(blocks));
   if (plan.variant == Variant::cluster) l.cluster = static_cast<unsigned>(plan.blocks);
   l.cooperative = plan.variant == Variant::grid;
-  return device::launch(l, kernel, std::forward<A>(arguments)...);
+  for (int64_t first = 0; first < all; first += at_once) {
+    plan.first_team = static_cast<int>(first);
+    l.grid = dim3(static_cast<unsigned>(std::min(at_once, all - first) * plan.blocks));
+    const cudaError_t error = device::launch(l, kernel, p, plan, rest...);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace xlstm::cuda
