@@ -31,9 +31,10 @@ XLSTM_DEVICE A partial_dot(const T* x, const T* y, int64_t columns, int64_t vect
 
 // dh.h of a token; every lane of the group gets it.
 template <class A>
-XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, int64_t batch_head, int64_t token, bool whole, int lanes) {
-  const int64_t b = batch_head / p.shape.num_heads, head = batch_head % p.shape.num_heads, dv = p.shape.head_dim_v;
-  const int64_t h = p.h.offset(b, head, token), dh = p.dh.offset(b, head, token);
+XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, unsigned batch_head, int token, bool whole, int lanes) {
+  const unsigned heads = static_cast<unsigned>(p.shape.num_heads), b = batch_head / heads,
+                 head = batch_head - b * heads;
+  const int64_t h = p.h.offset(b, head, token), dh = p.dh.offset(b, head, token), dv = p.shape.head_dim_v;
   A sum = 0;
   with_type(p.h.type, [&]<class T>() {
     const int64_t vectors = whole ? dv * static_cast<int64_t>(sizeof(T)) / 16 : 0;
@@ -59,17 +60,24 @@ XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A
   p.kappa[at] = through_eps ? -iota * eps * dh_h : A{0};
 }
 
+// How the tokens of a head are dealt out. All divisions have 32 bits: others would cost more than the product.
+struct Cut {
+  unsigned blocks;  // of a head
+  int lanes_log2;   // of a token
+  bool whole;       // vectors in every row
+};
+
 template <class A>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) normaliser(MlstmNormaliserParams<A> p, bool whole, int lanes) {
-  const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
-  const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen;
-  // Lanes past the last token take part in the shuffles with that token's sum.
-  const int64_t at = item < items ? item : items - 1;
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) normaliser(MlstmNormaliserParams<A> p, Cut cut) {
+  const unsigned batch_head = blockIdx.x / cut.blocks, block = blockIdx.x - batch_head * cut.blocks;
+  const int seqlen = static_cast<int>(p.shape.seqlen), lanes = 1 << cut.lanes_log2;
+  const int token = static_cast<int>(block * (kThreads >> cut.lanes_log2) + (threadIdx.x >> cut.lanes_log2));
   const bool has_grad = p.options.normalize && p.options.norm_grad;
-  const A dh_h = has_grad ? output_dot(p, at / p.shape.seqlen, at % p.shape.seqlen, whole, lanes) : A{0};
-  const bool first = threadIdx.x % lanes == 0;
-  const bool inside = item < items || XLSTM_MUTANT("mlstm_normaliser: tokens past the last one are stored");
-  if (first && inside) store_factors(p, item, dh_h);
+  // Lanes past the last token take part in the shuffles with that token's sum.
+  const A dh_h = has_grad ? output_dot(p, batch_head, min(token, seqlen - 1), cut.whole, lanes) : A{0};
+  const bool first = (threadIdx.x & (lanes - 1)) == 0;
+  const bool inside = token < seqlen || XLSTM_MUTANT("mlstm_normaliser: tokens past the last one are stored");
+  if (first && inside) store_factors(p, int64_t{batch_head} * seqlen + token, dh_h);
 }
 
 // Whether every row starts at a multiple of 16 bytes.
@@ -85,20 +93,21 @@ template <class A>
 cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& p, cudaStream_t stream) {
   if (p.h.type != p.dh.type) return cudaErrorInvalidValue;
   const int64_t vectors = (p.shape.head_dim_v * bytes_of(p.h.type) + 15) / 16;
-  int lanes = 1;
-  while (lanes < 32 && lanes < vectors) lanes *= 2;
-  const int64_t items = p.shape.batch * p.shape.num_heads * p.shape.seqlen, per_block = kThreads / lanes;
-  const int64_t blocks = (items + per_block - 1) / per_block;
-  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
-  if (blocks == 0) return cudaSuccess;
+  Cut cut{};
+  while (cut.lanes_log2 < 5 && int64_t{1} << cut.lanes_log2 < vectors) ++cut.lanes_log2;
+  const int64_t heads = p.shape.batch * p.shape.num_heads, per_block = kThreads >> cut.lanes_log2;
+  const int64_t of_head = (p.shape.seqlen + per_block - 1) / per_block;
+  if (p.shape.seqlen > INT32_MAX - kThreads || heads * of_head > kMaxGridX) return cudaErrorInvalidConfiguration;
+  if (heads * of_head == 0) return cudaSuccess;
+  cut.blocks = static_cast<unsigned>(of_head);
   Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
+  l.grid = dim3(static_cast<unsigned>(heads * of_head));
   l.block = dim3(kThreads);
   l.name = "mlstm normaliser";
   l.stream = stream;
-  const bool whole = (rows_aligned(p.h) && rows_aligned(p.dh)) ||
-                     XLSTM_MUTANT("mlstm_normaliser: whole vectors in rows that are not aligned");
-  return launch(l, normaliser<A>, p, whole, lanes);
+  cut.whole = (rows_aligned(p.h) && rows_aligned(p.dh)) ||
+              XLSTM_MUTANT("mlstm_normaliser: whole vectors in rows that are not aligned");
+  return launch(l, normaliser<A>, p, cut);
 }
 
 template cudaError_t mlstm_normaliser<float>(const MlstmNormaliserParams<float>&, cudaStream_t);
