@@ -67,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("sass", help="the machine code of the CUDA kernels, and a model of its time (make sass)")
     p.set_defaults(command=sass_command)
     _add_table_options(p, "a loop", machine_code.FILE)
+    arch = machine_code.ARCH
+    p.add_argument(
+        "--arch", choices=list(machine_code.DEVICES), default=arch, help=f"the table is of {arch}, the default"
+    )
 
     p = commands.add_parser("predict", help="times of the CUDA kernels on an H200, by a model (make ptx)")
     p.set_defaults(command=predict_command)
@@ -186,9 +190,11 @@ def sass_command(args: argparse.Namespace) -> int:
     mistakes: list[str] = []
     cases: machine_code.Table = {}
     try:
-        files_of = machine_code.sources()
-        for name in counted_cases(args):
-            cases |= machine_code.look([name], files_of)
+        if args.arch != machine_code.ARCH and (args.check or args.write):
+            raise UsageError(f"--arch {args.arch}: the table is of {machine_code.ARCH}")
+        files_of = machine_code.sources(args.arch)
+        for name in machine_code.cases_on(args.arch, counted_cases(args)):
+            cases[name] = machine_code.look(name, files_of, args.arch)
             mistakes += machine_code.worse(old["cases"].get(name, {}), cases[name], name)
             if not args.check:
                 print(machine_code.report(name, cases[name]), flush=True)

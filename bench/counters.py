@@ -92,10 +92,11 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def counted(run: Callable[[], None]) -> dict[str, Any]:
-    """What the kernels of a call execute, as the executor gives it: csrc/simt/ptx/count.h."""
+def counted(run: Callable[[], None], **device: int) -> dict[str, Any]:
+    """What the kernels of a call execute, as the executor gives it: csrc/simt/ptx/count.h. device: its options."""
     ops = _ops.library(_ops.PTX_NAMESPACE)
-    ops.simt_set("counting", "1")
+    for name, value in {**device, "counting": 1}.items():
+        ops.simt_set(name, str(value))
     try:
         run()
         return dict(json.loads(ops.ptx_counters()))

@@ -32,7 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE, PAGE = Path(__file__).with_name("machine_code.json"), ROOT / "docs/kernels/machine-code.md"
 MARKS = "<!-- machine code -->\n", "<!-- /machine code -->"  # of what the page has from here
 PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
-ARCH = "sm_90a"
+ARCH = "sm_90a"  # of the table
+DEVICES = {  # what the executor imitates to run the PTX of an architecture
+    ARCH: {},
+    "sm_80": {"compute_capability": 80, "max_shared_bytes": 166912, "max_cluster": 1, "multiprocessors": 108},
+}
 HOT = 0.04  # loops with less of a kernel's instructions are left out
 USUAL = 0.6  # of a loop's instructions lie on the way that most turns take; else there is no such way
 FAR = 0.3  # courses whose turns are longer or shorter than the loop's by more than this belong to something else
@@ -74,15 +78,15 @@ class Seen:
         return chosen if all(course for courses in chosen for course in courses) else []
 
 
-def sources() -> dict[str, Path]:
+def sources(arch: str = ARCH) -> dict[str, Path]:
     """Of each kernel the PTX file that has it. Raises FileNotFoundError where there are none."""
-    files = {name: file for file in sorted(PTX.glob(f"*.{ARCH}.ptx")) for name in entries(file.read_text())}
+    files = {name: file for file in sorted(PTX.glob(f"*.{arch}.ptx")) for name in entries(file.read_text())}
     if not files:
-        raise FileNotFoundError(f"no PTX in {PTX}: make ptx")
+        raise FileNotFoundError(f"no PTX of {arch} in {PTX}: make ptx PTX_ARCHS='sm_90a sm_80'")
     return files
 
 
-def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path]) -> Iterator[Seen]:
+def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path], arch: str = ARCH) -> Iterator[Seen]:
     """The kernels of a call, by what counters.counted gives."""
     for counts in counts_of_kernels.values():
         names = demangled(list(counts["instances"]))
@@ -90,7 +94,7 @@ def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path]) -> Iterat
             text = single_kernel(files[instance].read_text(), instance)
             module = Module(text)
             (function,) = module.functions
-            (kernel,) = assembled(text, ARCH, FOLDER)
+            (kernel,) = assembled(text, arch, FOLDER)
             code = measured(kernel, counts_of_lines(module, function, ran["blocks"]))
             pairs = zip(basic_blocks(function), ran["blocks"], strict=True)
             executed = sum(len(block) * count for block, count in pairs)
@@ -146,9 +150,15 @@ def numbers(seen: Seen) -> Numbers:
     }
 
 
-def look(cases: list[str], files: dict[str, Path]) -> Table:
-    """What there is to see in these cases. files: those of sources()."""
-    return {case: {seen.name: numbers(seen) for seen in seen_in(counted(CASES[case]), files)} for case in cases}
+def look(case: str, files: dict[str, Path], arch: str = ARCH) -> dict[str, Numbers]:
+    """What there is to see in a case, by kernel. files: those of sources(arch)."""
+    counts = counted(CASES[case], **DEVICES[arch])
+    return {seen.name: numbers(seen) for seen in seen_in(counts, files, arch)}
+
+
+def cases_on(arch: str, cases: list[str]) -> list[str]:
+    """Those of them that it can run: only sm_90 and later have clusters."""
+    return [case for case in cases if "cluster" not in case or arch == ARCH]
 
 
 # ---- the table ----
