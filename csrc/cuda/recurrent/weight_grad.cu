@@ -261,14 +261,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   if (threadIdx.x < Fragments<P>::kDepth) s.ones[threadIdx.x] = 1;
   Tokens<P, kSide> tokens(p, block);
   Sums<P, kSide> sums;
-  for (int stage = 0; stage < kStages - 1; ++stage) {
-    tokens.load(s.stages[stage]);
-    cp_async_commit();
-  }
   const int64_t steps = (block.end - block.begin + kTokens<P, kSide> - 1) / kTokens<P, kSide>;
-  int stage = 0, products = 0;
+  int stage = 1, products = 0;
   bool add = false;
-  for (int64_t step = 0; step < steps; ++step) {
+  // The first turns load only, so that the code of loads is there once.
+  for (int64_t step = 1 - kStages; step < steps; ++step, stage = (stage + 1) % kStages) {
     cp_async_wait<kStages - 2>(XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight"));
     sync_threads(XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages"));
     const int free = XLSTM_MUTANT("recurrent_weight_grad: stage overwritten while it is read")
@@ -276,8 +273,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
                          : (stage + kStages - 1) % kStages;
     tokens.load(s.stages[free]);
     cp_async_commit();
+    if (step < 0) continue;
     multiply_stage(sums, s, stage, block.first_in == 0);
-    stage = (stage + 1) % kStages;
     if (++products < kStagesPerStore && step + 1 < steps) continue;
     store_sums(sums, slabs[blockIdx.x], add);
     products = 0;
