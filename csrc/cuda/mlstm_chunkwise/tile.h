@@ -89,7 +89,7 @@ XLSTM_DEVICE E element_at(const void* data, Type type, int index) {
 
 // The first `count` elements of a piece, zeros past them, by ordinary loads.
 template <class E>
-XLSTM_DEVICE_CALL void load_piece(E* to, const char* from, Type type, int count) {
+XLSTM_DEVICE void load_piece(E* to, const char* from, Type type, int count) {
 #pragma unroll 1
   for (int j = 0; j < kPiece<E>; ++j) {
     E x{};
@@ -128,9 +128,9 @@ XLSTM_DEVICE void copy_whole(T& tile, const Matrix& from, int row, int column) {
   }
 }
 
-// A tile across the matrix's edge.
+// A tile across the matrix's edge. from: by value, or the compiler would read it again after every copy.
 template <class T>
-XLSTM_DEVICE void copy_edge(T& tile, const Matrix& from, int row, int column) {
+XLSTM_DEVICE void copy_edge(T& tile, const Matrix from, int row, int column) {
   using E = typename T::Element;
   const Part<T> part;
   const int columns = max(0, min(from.columns - column - part.column, kPiece<E>));  // of this thread's pieces
@@ -172,24 +172,32 @@ XLSTM_DEVICE void convert(T& tile, const Matrix& from, int row, int column) {
   }
 }
 
-// Any tile. from: by value, or it would be read again after every copy.
+// A tile that is not copied as a whole.
 template <class T>
-XLSTM_DEVICE_CALL void load_any_tile(T& tile, const Matrix from, int row, int column) {
+XLSTM_DEVICE void load_rare_tile(T& tile, const Matrix& from, int row, int column) {
   if (from.path == Matrix::Path::copies) {
     copy_edge(tile, from, row, column);
   } else {
     convert(tile, from, row, column);
   }
 }
+// The same by a call. from: by value, a reference might be to registers.
+template <class T>
+XLSTM_DEVICE_CALL void call_load_rare_tile(T& tile, const Matrix from, int row, int column) {
+  load_rare_tile(tile, from, row, column);
+}
 
 // Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
-template <class T>
+// kCalls: a kernel loads tiles in several places, and has registers left for a call.
+template <bool kCalls = true, class T>
 XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
   const bool whole = row + T::kRows <= from.rows && column + T::kColumns <= from.columns;
   if (whole && from.path == Matrix::Path::copies) {
     copy_whole(tile, from, row, column);
+  } else if constexpr (kCalls) {
+    call_load_rare_tile(tile, from, row, column);
   } else {
-    load_any_tile(tile, from, row, column);
+    load_rare_tile(tile, from, row, column);
   }
 }
 
