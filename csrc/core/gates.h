@@ -17,7 +17,8 @@ XLSTM_HD double log_sigmoid(double x) {
   return (x < 0 ? x : 0.0) - log1p(exp(-fabs(x)));
 }
 XLSTM_HD double sigmoid(double x) {
-  return x >= 0 ? 1.0 / (1.0 + exp(-x)) : exp(x) / (1.0 + exp(x));
+  const double e = exp(-fabs(x));  // has no overflow and serves both signs
+  return (x >= 0 ? 1.0 : e) / (1.0 + e);
 }
 
 }  // namespace xlstm

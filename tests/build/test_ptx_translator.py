@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.ptx.cases import CASES
-from tools.ptx.cpp import files, host_name
+from tools.ptx.cpp import basic_blocks, files, host_name
 from tools.ptx.parse import Module
 from tools.ptx.types import Unsupported
 
@@ -50,6 +50,33 @@ def test_an_arrival_has_a_count() -> None:
         f"{arrive}[%r1], %r2;"
     )
     assert ", 1, 0, L[0]);" in translated(f"{arrive}[%r1];")
+
+
+SUM = """.func (.param .b32 sum) f(.param .b64 a, .param .b32 b);
+.func (.param .b32 sum) f(.param .b64 a, .param .b32 b) {
+.reg .b32 %r<3>;
+ld.param.b32 %r1, [b]; st.param.b32 [sum+0], %r1; ret;
+}
+"""
+
+
+def test_a_function_that_is_called() -> None:
+    pass_two = ".param .b64 x; .param .b32 y; st.param.b64 [x+0], %rd1; st.param.b32 [y+0], %r1; .param .b32 z;"
+    text = translated(f"{{ {pass_two} call.uni (z), f, (x, y); ld.param.b32 %r2, [z+0]; }}", head=HEAD + SUM)
+    callee, body = text.index("const auto call_f = [&]"), text.index("st_private<u64, 1>(u64(x_in1) + 0, {_rd1}")
+    assert callee < body
+    assert "st_private<u32, 1>(u64(R) + 0, {_r1}" in text[callee:body]
+    assert (
+        "std::memcpy(arguments + 0, x_in1, 8); std::memcpy(arguments + 8, y_in1, 4); call_f(arguments, z_in1);" in text
+    )
+
+
+def test_blocks_of_what_a_kernel_calls_are_counted() -> None:
+    (function,) = Module(kernel("call f, (); mov.u32 %r1, 0;", head=HEAD + ".func f() { trap; ret; }\n")).functions
+    assert [[s.opcode for s in block] for block in basic_blocks(function)] == [
+        ["trap", "ret"],
+        ["call", "mov.u32", "ret"],
+    ]
 
 
 def test_a_kernel_goes_to_one_of_the_files() -> None:
@@ -104,10 +131,10 @@ def test_what_is_not_known_is_an_error(line: str, problem: str) -> None:
         (kernel(head=HEAD.replace("size 64", "size 32")), "32 bits"),
         (kernel("mov.u32 %r1, 0;")[:-8], "cut short: k has no end"),
         (kernel()[: len(HEAD) + 30], "cut short in the head"),
-        (
-            kernel().replace(".visible .entry", ".func f() { ret; }\n.visible .entry").replace(".func", "\n.func"),
-            ".func",
-        ),
+        (kernel("call f, ();", head=HEAD + ".func f() { call f, (); ret; }\n"), "a recursion"),
+        (kernel("call g, ();", head=HEAD + ".func f() { ret; }\n"), "no function of this file"),
+        (kernel("call f, ();", head=HEAD + ".func f(.param .b32 p) { ret; }\n"), "not what the function takes"),
+        (kernel("call f, ();", head=HEAD + ".func f() { exit; }\n"), "exit in a function"),
         (kernel(head=HEAD + ".extern .shared .align 16 .b8 s[];\n"), "s is aligned to 16"),
         (kernel("mov.u32 %r1 0"), "line 1"),
         (kernel(parameters=".param .texref t"), "texref"),

@@ -1,4 +1,4 @@
-"""The C++ file of translated kernels."""
+"""The C++ file of translated kernels. What a kernel calls is in it once more, as a lambda."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .classes import class_of
 from .instructions import translate
 from .parse import Function, Module, Statement
 from .types import Unsupported
-from .writer import Writer
+from .writer import Writer, callee_name, passed_name
 
 PLANTED_FAULT = "xlstm_planted_fault"  # the variable of cuda/device/mutant.h
 NO_KERNELS = "// No kernel of {source} falls to this file.\n"
@@ -25,6 +25,10 @@ const simt::Source L[] = {{
 }};
 {variables}
 """
+
+CALLEE = """  [[maybe_unused]] const auto {name} = [&]([[maybe_unused]] const u8* P, [[maybe_unused]] u8* R) {{
+{lines}
+  }};"""
 
 KERNEL = """
 // {nvcc_name}
@@ -101,12 +105,13 @@ def declarations(w: Writer) -> list[str]:
     for name, bytes_ in w.function.local_bytes.items():
         depot = name.lstrip("$")
         lines += [f"  alignas(16) u8 {depot}[{bytes_}];", f"  const Local local{{{depot}, {bytes_}}};"]
+    lines += [f"  alignas(16) u8 {passed_name(name)}[{bytes_}];" for name, bytes_ in w.function.passed.items()]
     return lines
 
 
 def basic_blocks(function: Function) -> list[list[Statement]]:
-    """Statements that follow one another whenever the first of them is executed."""
-    blocks: list[list[Statement]] = []
+    """Statements that follow one another whenever the first of them is executed, with those of what it calls."""
+    blocks: list[list[Statement]] = [block for callee in function.calls for block in basic_blocks(callee)]
     begins = True  # where nobody comes from the line above alone
     for item in function.body:
         if isinstance(item, str):
@@ -134,18 +139,27 @@ def written(w: Writer, function: Function, blocks: list[list[Statement]]) -> lis
     return lines
 
 
-def kernel_code(module: Module, function: Function, number: int) -> str:
+def code(module: Module, function: Function, blocks: list[list[Statement]]) -> list[str]:
+    """The lines of a function with its registers."""
     w = Writer(module, function)
-    blocks = basic_blocks(function)
     body = written(w, function, blocks)
+    return declarations(w) + body
+
+
+def kernel_code(module: Module, function: Function, number: int) -> str:
+    blocks = basic_blocks(function)
+    callees = [
+        CALLEE.format(name=callee_name(callee.name), lines="\n".join(code(module, callee, blocks)))
+        for callee in function.calls
+    ]
+    lines = callees + code(module, function, blocks)
     classes = [Counter(class_of(statement.opcode) for statement in block) for block in blocks]
-    lines = declarations(w)
     return KERNEL.format(
         number=number,
         nvcc_name=function.name,
         name=host_name(function.name, function.local),
         target=module.target,
-        lines="\n".join(lines + body),
+        lines="\n".join(lines),
         classes=", ".join(f'{{{i}, "{c}", {n}}}' for i, of_block in enumerate(classes) for c, n in of_block.items()),
         blocks=len(blocks),
         parameters=", ".join(f"{{{offset}, {bytes_}}}" for offset, bytes_ in function.layout),

@@ -43,15 +43,20 @@ class Statement:
 
 @dataclass
 class Function:
-    """A kernel. Its body holds statements, and labels as strings. `local`: other files may have one of its name."""
+    """A kernel, or what kernels call. Its body holds statements, and labels as strings. `local`: other files may have
+    one of its name."""
 
     name: str
     local: bool = False
+    is_kernel: bool = True
     parameters: dict[str, int] = field(default_factory=dict)  # offsets
     layout: list[tuple[int, int]] = field(default_factory=list)  # offset and bytes of each
     body: list[Statement | str] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)  # name, or prefix of numbered ones: C++ type
     local_bytes: dict[str, int] = field(default_factory=dict)
+    results: dict[str, int] = field(default_factory=dict)  # of a called function: bytes of what it returns
+    passed: dict[str, int] = field(default_factory=dict)  # bytes of what is given to calls, and of what they return
+    calls: list[Function] = field(default_factory=list)  # every function that runs in it, callees first
 
 
 @dataclass
@@ -93,7 +98,22 @@ class Module:
         self.variables: dict[str, Variable] = {}
         for line in re.findall(r"^(?:\.visible |\.weak |\.extern )?\.(?:global|const) [^;]*;", text, re.M):
             self._add_variable(line)
-        self.functions = [_Body(self, *parts).function for parts in split_functions(text)]
+        every = [_Body(self, *parts).function for parts in split_functions(text)]
+        self.functions = [function for function in every if function.is_kernel]
+        self.callees = {function.name: function for function in every if not function.is_kernel}
+        for function in self.functions:
+            function.calls = list(self._called_by(function, []).values())
+
+    def _called_by(self, function: Function, callers: list[str]) -> dict[str, Function]:
+        found: dict[str, Function] = {}
+        for statement in function.body:
+            if isinstance(statement, str) or not statement.opcode.startswith("call"):
+                continue
+            name = called_name(statement)
+            if name not in self.callees or name in callers:
+                raise Unsupported(f"line {statement.line}: {statement.text}: no function of this file, or a recursion")
+            found |= self._called_by(self.callees[name], [*callers, name]) | {name: self.callees[name]}
+        return found
 
     def _add_variable(self, line: str) -> None:
         found = re.search(r"\.([usbf]\d+)\s+([\w$]+)(?:\[(\d+)\])?\s*(=.*)?;$", line, re.DOTALL)
@@ -101,6 +121,11 @@ class Module:
             raise Unsupported(line)
         kind, name, count, value = found.groups()
         self.variables[name] = Variable(cpp_type(kind), int(count or 1), (value or "").lstrip("= "))
+
+
+def called_name(call: Statement) -> str:
+    """call (result), name, (arguments)"""
+    return call.operands[1 if call.operands[0].startswith("(") else 0]
 
 
 def check_header(text: str) -> str:
@@ -120,58 +145,67 @@ def check_header(text: str) -> str:
     return name
 
 
-def split_functions(text: str) -> Iterator[tuple[str, bool, str, str, int]]:
-    """Name, whether it is local, parameters, body and its first line, of each .entry. There is no .func: nvcc inlines
-    what kernels call."""
-    if found := re.search(r"^(?:\.visible |\.weak |\.extern )*\.func\b[^;{]*", text, re.M):
-        raise Unsupported(found[0])
+def split_functions(text: str) -> Iterator[tuple[str, str, bool, str, str, str, int]]:
+    """Kind, name, whether it is local, results, parameters, body and its first line, of each .entry and .func."""
     at = 0
-    head = r"((?:\.visible |\.weak |\.extern )*)\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{;]*\{"
+    linkage = r"((?:\.visible |\.weak |\.extern )*)"
+    head = linkage + r"\.(entry|func)\s*(?:\(([^)]*)\))?\s*([\w$]+)\s*\(([^)]*)\)[^{;]*\{"
     for match in re.finditer(head, text):
+        linked, kind, results, name, parameters = match.groups()
         if match.start() < at:
-            raise Unsupported(f"an .entry in another one: {match[2]}")
+            raise Unsupported(f"an .{kind} in another one: {name}")
         at = match.end()
         depth = 1
         while depth:
             brace = re.compile("[{}]").search(text, at)
             if not brace:
-                raise Unsupported(f"the file is cut short: {match[2]} has no end")
+                raise Unsupported(f"the file is cut short: {name} has no end")
             depth += 1 if brace[0] == "{" else -1
             at = brace.end()
         line = text.count("\n", 0, match.end()) + 1
-        yield match[2], not match[1], match[3], text[match.end() : at - 1], line
+        yield kind, name, not linked, results or "", parameters, text[match.end() : at - 1], line
     if re.search(r"\.entry\b", text[at:]):
         raise Unsupported("the file is cut short in the head of a kernel")
 
 
 class _Body:
-    """Reads a kernel's body. Registers that a block declares get names of their own."""
+    """Reads a function's body. What a block declares gets a name of its own."""
 
     TOKEN = re.compile(r"\s*(?:(\.loc\s[^\n]*)|([\w$]+):(?!:)|([{}])|((?:[^;{}]|\{[^{};]*\})*;))", re.DOTALL)
 
-    def __init__(self, module: Module, name: str, local: bool, parameters: str, body: str, line: int) -> None:
+    def __init__(
+        self, module: Module, kind: str, name: str, local: bool, results: str, parameters: str, body: str, line: int
+    ) -> None:
         self.module = module
         self.line = line
-        self.function = Function(name, local)
+        self.function = Function(name, local, kind == "entry")
         self.scopes: list[dict[str, str]] = [{}]
         self.scope_count = 0
         self.site = 0
         self.inlined: dict[tuple[int, ...], tuple[int, ...]] = {}
         for declaration in split_list(parameters):
             self.add_parameter(declaration)
+        for declaration in split_list(results):
+            result, bytes_, _ = self.parameter(declaration)
+            self.function.results[result] = bytes_
         self.read(body)
 
-    def add_parameter(self, declaration: str) -> None:
+    @staticmethod
+    def parameter(declaration: str) -> tuple[str, int, int]:
+        """Name, bytes and alignment."""
         found = re.match(r"\.param (?:\.align (\d+) )?\.(\w+) (?:\.ptr.* )?([\w$]+)(?:\[(\d+)\])?$", declaration)
         if not found:
             raise Unsupported(declaration)
-        f = self.function
         size = BYTES[cpp_type(found[2])]
-        align = int(found[1] or size)
+        return found[3], size * int(found[4] or 1), int(found[1] or size)
+
+    def add_parameter(self, declaration: str) -> None:
+        name, bytes_, align = self.parameter(declaration)
+        f = self.function
         end = sum(f.layout[-1]) if f.layout else 0
         offset = -(-end // align) * align
-        f.parameters[found[3]] = offset
-        f.layout.append((offset, size * int(found[4] or 1)))
+        f.parameters[name] = offset
+        f.layout.append((offset, bytes_))
 
     def read(self, body: str) -> None:
         at, end = 0, len(body.rstrip())
@@ -220,6 +254,9 @@ class _Body:
             return
         if text.startswith(".reg"):
             return self.declare(text)
+        if text.startswith(".param"):
+            name, bytes_, _ = self.parameter(text)
+            return self.function.passed.update({self.own_name(name): bytes_})
         if local := re.match(r"\.local \.align (\d+) \.b8 ([\w$]+)\[(\d+)\]$", text):
             self.function.local_bytes[local[2]] = int(local[3])
             return
@@ -235,9 +272,14 @@ class _Body:
         for declared in split_list(names):
             name = declared.split("<")[0]
             if "<" not in declared and len(self.scopes) > 1:
-                name = f"%{name.lstrip('%')}_in{self.scope_count}"
-                self.scopes[-1][declared] = name
+                name = self.own_name(declared)
             self.function.registers[name] = cpp_type(kind[1:])
+
+    def own_name(self, declared: str) -> str:
+        """What a block declares, by a name that is unique in the function."""
+        name = f"%{declared.lstrip('%')}_in{self.scope_count}"
+        self.scopes[-1][declared] = name
+        return name
 
     def renamed(self, operand: str) -> str:
         for names in self.scopes[1:]:

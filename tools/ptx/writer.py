@@ -24,8 +24,16 @@ SPECIAL_REGISTERS = {
 }
 
 
+def callee_name(name: str) -> str:
+    return f"call_{name.replace('$', '_')}"
+
+
+def passed_name(name: str) -> str:
+    return name.lstrip("%").replace("$", "_")
+
+
 class Writer:
-    """Writes one kernel, an instruction at a time. Handlers of instructions ask it for their operands."""
+    """Writes one function, an instruction at a time. Handlers of instructions ask it for their operands."""
 
     def __init__(self, module: Module, function: Function) -> None:
         self.module, self.function = module, function
@@ -76,6 +84,10 @@ class Writer:
         plus = f" + {int(offset)}" if offset else ""
         if base in self.function.parameters:
             return f"u64(P + {self.function.parameters[base]}){plus}"
+        if base in self.function.results:
+            return f"u64(R){plus}"
+        if base in self.function.passed:
+            return f"u64({passed_name(base)}){plus}"
         if base in self.module.shared:
             return f"u64(S.own){plus}"
         if base in self.function.local_bytes:
@@ -90,6 +102,11 @@ class Writer:
         if re.match(r"-?\d+$", base):
             return f"{base}ull{plus}"
         raise Unsupported(f"address {text}")
+
+    def is_passed(self, text: str) -> bool:
+        """Whether an address is in what a call gets, or in what a called function returns."""
+        base = text.strip("[]").partition("+")[0].strip()
+        return base in self.function.passed or base in self.function.results
 
     def values(self, operands: list[str], kind: str) -> str:
         """Operands as C++ arguments of one type."""

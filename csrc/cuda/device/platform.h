@@ -18,6 +18,9 @@
 #endif
 
 #define XLSTM_DEVICE __device__ __forceinline__
+// A rare path, once in a kernel's code and not at each place that takes it. What it gets by reference must not be in
+// registers.
+#define XLSTM_DEVICE_CALL inline __device__ __noinline__
 
 // Kernels of an architecture keep their bodies in `#if XLSTM_SM90`: true on the host executor and in nvcc's host pass.
 // XLSTM_SM90A needs code for sm_90a, not sm_90.

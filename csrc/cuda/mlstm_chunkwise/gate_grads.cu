@@ -109,12 +109,13 @@ XLSTM_DEVICE void find_boundaries(const MlstmGateGradsParams<A>& p, const Item& 
   for (int j = 0; j < kTokens; ++j) {
     tokens.boundary |= unsigned{j < tokens.count && start[j] == tokens.first + j} << j;
   }
-  if (!tokens.boundary) return;
-  double f[kTokens];
-  load_tokens(f, p.f, p.f.offset(item.tokens.row, item.head, tokens.first), tokens.count);
-#pragma unroll
-  for (int j = 0; j < kTokens; ++j) tokens.forget |= unsigned{log_sigmoid(f[j]) < kHardForget} << j;
-  tokens.forget &= tokens.boundary;
+#pragma unroll 1
+  for (unsigned left = tokens.boundary; left; left &= left - 1) {
+    const int j = __ffs(static_cast<int>(left)) - 1;
+    const int64_t at = p.f.offset(item.tokens.row, item.head, tokens.first + j);
+    // So far below zero f is its own log sigmoid.
+    tokens.forget |= unsigned{load_any<double>(p.f.data, p.f.type, at) < kHardForget} << j;
+  }
 }
 
 // y_t > z_{t-1}: the same as i_t > log f_t + m_{t-1}, without its rounding. In a chunk's first token M stands for
@@ -160,11 +161,6 @@ XLSTM_DEVICE void product_grads(const MlstmGateGradsParams<A>& p, const Item& it
   for (int j = 0; j < kTokens; ++j) {
     if (has(tokens.boundary, j)) tokens.df[j] = 0;
   }
-  if (!p.sigmoid_gate) return;
-  double i[kTokens];
-  load_tokens(i, p.i, p.i.offset(item.tokens.row, item.head, tokens.first), tokens.count);
-#pragma unroll
-  for (int j = 0; j < kTokens; ++j) tokens.di[j] *= sigmoid(-i[j]);
 }
 
 // To i where m follows i, else to f.
@@ -214,13 +210,22 @@ XLSTM_DEVICE void store_grads(const MlstmGateGradsParams<A>& p, const Item& item
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) grad[j] = dm;
   add_stabiliser_grad(tokens, tokens.open, grad);
-  const int64_t row = item.tokens.row, head = item.head, first = tokens.first;
-  store_tokens(p.di, p.di.offset(row, head, first), tokens.count, [&](int j) { return tokens.di[j]; });
-  double f[kTokens];
-  load_tokens(f, p.f, p.f.offset(row, head, first), tokens.count);
+  // First those of i, then those of f: the code of types and of sigmoid is there once.
+#pragma unroll 1
+  for (int gate = 0; gate < 2; ++gate) {
+    const AnyView from = gate == 0 ? p.i : p.f, to = gate == 0 ? p.di : p.df;
+    const unsigned none = gate == 0 ? 0 : tokens.forget;
+    if (gate == 1 || p.sigmoid_gate) {
+      double x[kTokens];
+      load_tokens(x, from, from.offset(item.tokens.row, item.head, tokens.first), tokens.count);
 #pragma unroll
-  for (int j = 0; j < kTokens; ++j) tokens.df[j] = has(tokens.forget, j) ? 0 : tokens.df[j] * sigmoid(-f[j]);
-  store_tokens(p.df, p.df.offset(row, head, first), tokens.count, [&](int j) { return tokens.df[j]; });
+      for (int j = 0; j < kTokens; ++j) tokens.di[j] = has(none, j) ? 0 : tokens.di[j] * sigmoid(-x[j]);
+    }
+    const int64_t at = to.offset(item.tokens.row, item.head, tokens.first);
+    store_tokens(to, at, tokens.count, [&](int j) { return tokens.di[j]; });
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) tokens.di[j] = tokens.df[j];
+  }
 }
 
 // The gradient that enters after the last token. A common log factor of C_T and n_T is none of m_T.

@@ -48,17 +48,25 @@ struct LogGates {
 
 template <class A>
 XLSTM_DEVICE LogGates load_gates(const MlstmGatesParams<A>& p, const Item& item, int64_t first, int count) {
-  LogGates gates;
+  LogGates gates = {};
   gates.reset = gates.forget = 0;
   const int loaded = XLSTM_MUTANT("mlstm_gates: whole vectors at the last token") ? kTokens : count;
-  load_tokens(gates.i, p.i, p.i.offset(item.tokens.row, item.head, first), loaded);
-  load_tokens(gates.f, p.f, p.f.offset(item.tokens.row, item.head, first), loaded);
+  // First i, then f: the code of types and of log sigmoid is there once.
+#pragma unroll 1
+  for (int gate = 0; gate < 2; ++gate) {
+    const AnyView from = gate == 0 ? p.i : p.f;
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) gates.i[j] = gates.f[j];
+    load_tokens(gates.f, from, from.offset(item.tokens.row, item.head, first), loaded);
+    if (gate == 0 && !p.sigmoid_gate) continue;
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) gates.f[j] = log_sigmoid(gates.f[j]);
+  }
 #pragma unroll
   for (int j = 0; j < kTokens; ++j) {
     const bool inside = j < count;
-    if (p.sigmoid_gate) gates.i[j] = log_sigmoid(gates.i[j]);
     if (!inside) gates.i[j] = -INFINITY;
-    gates.f[j] = inside ? log_sigmoid(gates.f[j]) : 0;
+    if (!inside) gates.f[j] = 0;
     gates.forget |= unsigned{gates.f[j] < kHardForget} << j;
     if (inside) gates.reset |= unsigned{p.reset.at(item.tokens.row, first + j)} << j;
   }

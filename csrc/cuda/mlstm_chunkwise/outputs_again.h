@@ -25,6 +25,7 @@ struct Again {
 
   XLSTM_DEVICE A score(int other) const {
     A sum = 0;
+#pragma unroll 1
     for (int64_t a = lane(); a < depth_of<O>(p.shape); a += kLanes) {
       sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
              load_any<A>(p.Y.data, p.Y.type, offset(p.Y, other) + a);
@@ -48,6 +49,7 @@ struct Again {
     const A weight = s.rows.of_state[row];
     if (!s.schedule.has_state || weight == 0) return 0;
     A sum = 0;
+#pragma unroll 1
     for (int64_t a = 0; a < depth_of<O>(p.shape); ++a) {
       const int64_t at = kStateTransposed<O> ? a * p.shape.head_dim_v + column : column * p.shape.head_dim_v + a;
       sum += load_any<A>(p.X.data, p.X.type, offset(p.X, index()) + a) *
@@ -67,17 +69,23 @@ struct Again {
 
   // One column per lane, before `finish`. What is NaN by the row's own token or the state stays NaN.
   XLSTM_DEVICE A sum_at(int64_t column) const {
+    constexpr bool kQueries = kRowsAreQueries<O>;
     const bool inside = column < columns_of<O>(p.shape);
     const auto term = [&](int t) {
       const A x = weight(t);
       return inside ? x * load_any<A>(p.Z.data, p.Z.type, offset(p.Z, t) + column) : A{0};
     };
-    A sum = term(index()) + (inside ? of_state(column) : A{0});
-    if (__all_sync(~0u, !inside || sum != sum)) return sum;
-    if constexpr (kRowsAreQueries<O>) {
-      for (int t = start_of(index()); t < index(); ++t) sum += term(t);
-    } else {
-      for (int t = index() + 1; t < s.at.tokens && start_of(t) <= index(); ++t) sum += term(t);
+    // The row's own token, then the others that it sees: in one loop, so that the code of a term is there once.
+    A sum = 0;
+#pragma unroll 1
+    for (int t = index(), next = kQueries ? start_of(t) : t + 1;; t = next++) {
+      sum += term(t);
+      if (t == index()) {
+        sum += inside ? of_state(column) : A{0};
+        if (__all_sync(~0u, !inside || sum != sum)) break;
+      }
+      const bool more = kQueries ? next < index() : next < s.at.tokens && start_of(next) <= index();
+      if (!more) break;
     }
     return sum;
   }

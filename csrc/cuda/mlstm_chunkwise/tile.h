@@ -148,35 +148,56 @@ XLSTM_DEVICE void convert(T& tile, const Matrix& from, int row, int column) {
   using E = typename T::Element;
   constexpr int kRowsAtOnce = Part<T>::kRowsAtOnce;
   const Part<T> part;
-  const int first = part.row, c = part.column;
-  const int columns = min(from.columns - column - c, kPiece<E>);  // of this thread's pieces; none if negative
-  const char* data = from.data + (row + first) * from.row_bytes + int64_t{column + c} * bytes_of(from.type);
-  const auto count = [&](int r) { return row + r < from.rows ? max(columns, 0) : 0; };
-  const auto source = [&](int r) { return data + (r - first) * from.row_bytes; };
+  const int c = part.column, columns = max(0, min(from.columns - column - c, kPiece<E>));  // of this thread's pieces
+  const int64_t stride = kRowsAtOnce * from.row_bytes;
+  const char* data = from.data + (row + part.row) * from.row_bytes + int64_t{column + c} * bytes_of(from.type);
+  const bool halves = sizeof(E) == sizeof(float) && from.path == Matrix::Path::halves && columns == kPiece<E>;
   if constexpr (sizeof(E) == sizeof(float)) {
-    if (from.path == Matrix::Path::halves) {
+    if (halves && row + T::kRows <= from.rows) {
 #pragma unroll
-      for (int r = first; r < T::kRows; r += kRowsAtOnce) {
-        if (count(r) == kPiece<E>) load_halves(tile.at(r, c), source(r));
-      }
+      for (int r = 0; r < T::kRows; r += kRowsAtOnce, data += stride) load_halves(tile.at(part.row + r, c), data);
+      return;
     }
   }
 #pragma unroll 1
-  for (int r = first; r < T::kRows; r += kRowsAtOnce) {
-    if (from.path == Matrix::Path::halves && count(r) == kPiece<E>) continue;
-    load_piece(tile.at(r, c), source(r), from.type, count(r));
+  for (int r = part.row; r < T::kRows; r += kRowsAtOnce, data += stride) {
+    const bool inside = row + r < from.rows;
+    if constexpr (sizeof(E) == sizeof(float)) {
+      if (halves && inside) {
+        load_halves(tile.at(r, c), data);
+        continue;
+      }
+    }
+    load_piece(tile.at(r, c), data, from.type, inside ? columns : 0);
   }
 }
 
-// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// A tile that is not copied as a whole.
 template <class T>
-XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
-  if (from.path != Matrix::Path::copies) {
-    convert(tile, from, row, column);
-  } else if (row + T::kRows <= from.rows && column + T::kColumns <= from.columns) {
-    copy_whole(tile, from, row, column);
-  } else {
+XLSTM_DEVICE void load_rare_tile(T& tile, const Matrix& from, int row, int column) {
+  if (from.path == Matrix::Path::copies) {
     copy_edge(tile, from, row, column);
+  } else {
+    convert(tile, from, row, column);
+  }
+}
+// The same by a call. from: by value, a reference might be to registers.
+template <class T>
+XLSTM_DEVICE_CALL void call_load_rare_tile(T& tile, const Matrix from, int row, int column) {
+  load_rare_tile(tile, from, row, column);
+}
+
+// Copies the tile at (row, column) of `from`. It is there after cp_async_commit, cp_async_wait and a barrier.
+// kCalls: a kernel loads tiles in several places, and has registers left for a call.
+template <bool kCalls = true, class T>
+XLSTM_DEVICE void load_tile(T& tile, const Matrix& from, int row, int column) {
+  const bool whole = row + T::kRows <= from.rows && column + T::kColumns <= from.columns;
+  if (whole && from.path == Matrix::Path::copies) {
+    copy_whole(tile, from, row, column);
+  } else if constexpr (kCalls) {
+    call_load_rare_tile(tile, from, row, column);
+  } else {
+    load_rare_tile(tile, from, row, column);
   }
 }
 

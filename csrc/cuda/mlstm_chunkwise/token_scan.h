@@ -127,10 +127,8 @@ XLSTM_DEVICE void give_tokens(T* to, int64_t stride, int count, Value value) {
   // A single vector lies beside its neighbour's anyway; of more than four there are no registers for the exchange.
   constexpr bool kPair = kTokenVectors<T> == 2 || kTokenVectors<T> == 4;
   const bool whole = count == kTokens && stride == 1 && device::aligned_for<Vector<T>>(to);
-  if (kPair && __all_sync(~0u, whole)) {
+  if (kPair ? __all_sync(~0u, whole) : whole) {
     give_whole_tokens<kPair>(to, value);
-  } else if (whole) {
-    give_whole_tokens<false>(to, value);
   } else {
 #pragma unroll
     for (int j = 0; j < kTokens; ++j) {

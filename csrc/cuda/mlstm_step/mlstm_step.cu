@@ -28,6 +28,27 @@ XLSTM_DEVICE Where locate(const MlstmStepParams<void>& p, int64_t item) {
   return {b, item % p.shape.num_heads, state_row, state_row >= 0 && state_row < p.state_rows};
 }
 
+// f<T>() for the type of q, k, v and h, asked outside of a loop over their elements. Arithmetic in double is for double
+// alone.
+template <class A, class F>
+XLSTM_DEVICE void with_data_type(Type type, F f) {
+  if constexpr (std::is_same_v<A, double>) {
+    f.template operator()<double>();
+  } else if (type == Type::bf16) {
+    f.template operator()<__nv_bfloat16>();
+  } else if (type == Type::f16) {
+    f.template operator()<__half>();
+  } else {
+    f.template operator()<float>();
+  }
+}
+
+// Of a token, from its first element on.
+template <class T>
+XLSTM_DEVICE const T* row_of(const AnyView& x, const Where& at, int token) {
+  return static_cast<const T*>(x.data) + x.offset(at.batch, at.head, token);
+}
+
 // ---- n, m and the factors: one block per batch row and head ----
 
 constexpr int kNormaliserThreads = 128, kNormaliserWarps = kNormaliserThreads / 32;
@@ -117,18 +138,19 @@ __global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepParams
   const A* n = static_cast<const A*>(p.state.n) + at.state_row * p.state.n_batch + at.head * p.state.n_head;
   A* next = static_cast<A*>(p.next.n) + at.state_row * p.next.n_batch + at.head * p.next.n_head;
   A sums[kMaxTokens] = {};
-  for (int64_t a = threadIdx.x; a < p.shape.head_dim_qk; a += kNormaliserThreads) {
-    A value = n[a];
+  with_data_type<A>(p.k.type, [&]<class T>() {
+    for (int64_t a = threadIdx.x; a < p.shape.head_dim_qk; a += kNormaliserThreads) {
+      A value = n[a];
 #pragma unroll
-    for (int t = 0; t < kMaxTokens; ++t) {
-      if (t >= tokens) break;
-      const A k = load_any<A>(p.k.data, p.k.type, p.k.offset(at.batch, at.head, t) + a);
-      const A q = load_any<A>(p.q.data, p.q.type, p.q.offset(at.batch, at.head, t) + a);
-      value = s.forget[t] * value + s.input[t] * k;
-      sums[t] += q * value;
+      for (int t = 0; t < kMaxTokens; ++t) {
+        if (t >= tokens) break;
+        const A k = widen<A>(row_of<T>(p.k, at, t)[a]), q = widen<A>(row_of<T>(p.q, at, t)[a]);
+        value = s.forget[t] * value + s.input[t] * k;
+        sums[t] += q * value;
+      }
+      next[a] = value;
     }
-    next[a] = value;
-  }
+  });
   const A scale = static_cast<A>(p.options.scale);
   const A r = block_sums(sums, tokens, s) * scale;
   const int t = threadIdx.x;
@@ -357,6 +379,8 @@ cudaError_t choose_tokens(const MlstmStepParams<void>& p, const Allocator& memor
 
 cudaError_t run(const MlstmStepParams<void>& p, const Allocator& memory, cudaStream_t stream) {
   if (p.shape.batch == 0 || p.shape.seqlen == 0) return cudaSuccess;
+  const bool one_type = p.k.type == p.q.type && p.v.type == p.q.type;
+  if (!one_type || (p.q.type == Type::f64) != (p.state.C.type == Type::f64)) return cudaErrorInvalidValue;
   switch (p.state.C.type) {
     case Type::bf16:
       return choose_tokens<float, __nv_bfloat16>(p, memory, stream);

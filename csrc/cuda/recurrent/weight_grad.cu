@@ -11,7 +11,7 @@ namespace {
 
 using namespace device;
 
-constexpr int kStages = 4;
+constexpr int kStages = 4;  // a power of two
 // Blocks that fill a large device twice, and tokens that are worth one.
 constexpr int64_t kWantedBlocks = 264, kLeastTokens = 256;
 // Products that an accumulator takes before it is added to the slab: tensor cores cut off the low digits of a sum, and
@@ -102,7 +102,7 @@ class Tokens {
   XLSTM_DEVICE void load(Stage& stage) {
     dx.rows = max(static_cast<int>(min(block.end - token, int64_t{kCount})), 0);
     dx.data = opaque(dx.data);  // or nvcc keeps pointers of stages to come as well, and spills
-    load_tile(stage.dx, dx, 0, block.first_out);
+    load_tile<false>(stage.dx, dx, 0, block.first_out);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) load_before(stage.h, i);
     advance();
@@ -261,23 +261,21 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   if (threadIdx.x < Fragments<P>::kDepth) s.ones[threadIdx.x] = 1;
   Tokens<P, kSide> tokens(p, block);
   Sums<P, kSide> sums;
-  for (int stage = 0; stage < kStages - 1; ++stage) {
-    tokens.load(s.stages[stage]);
-    cp_async_commit();
-  }
-  const int64_t steps = (block.end - block.begin + kTokens<P, kSide> - 1) / kTokens<P, kSide>;
-  int stage = 0, products = 0;
+  const int steps = static_cast<int>((block.end - block.begin + kTokens<P, kSide> - 1) / kTokens<P, kSide>);
+  int products = 0;
   bool add = false;
-  for (int64_t step = 0; step < steps; ++step) {
+  // The first turns load only, so that the code of loads is there once.
+  for (int step = 1 - kStages; step < steps; ++step) {
     cp_async_wait<kStages - 2>(XLSTM_MUTANT("recurrent_weight_grad: one copy too many in flight"));
     sync_threads(XLSTM_MUTANT("recurrent_weight_grad: no barrier between stages"));
-    const int free = XLSTM_MUTANT("recurrent_weight_grad: stage overwritten while it is read")
-                         ? stage
-                         : (stage + kStages - 1) % kStages;
+    const unsigned stage = static_cast<unsigned>(step) % kStages;
+    const unsigned free = XLSTM_MUTANT("recurrent_weight_grad: stage overwritten while it is read")
+                              ? stage
+                              : (stage + kStages - 1) % kStages;
     tokens.load(s.stages[free]);
     cp_async_commit();
-    multiply_stage(sums, s, stage, block.first_in == 0);
-    stage = (stage + 1) % kStages;
+    if (step < 0) continue;
+    multiply_stage(sums, s, static_cast<int>(stage), block.first_in == 0);
     if (++products < kStagesPerStore && step + 1 < steps) continue;
     store_sums(sums, slabs[blockIdx.x], add);
     products = 0;

@@ -154,12 +154,16 @@ template <class T, int N>
 inline void st_local(const Local& local, u64 address, const Vec<T, N>& v, At where) {
   std::memcpy(local.at(address, sizeof v, where), &v, sizeof v);
 }
-// Parameters and constants.
+// Parameters and constants; what goes to a called function and comes back.
 template <class T, int N>
 inline Vec<T, N> ld_private(u64 address, At) {
   Vec<T, N> v;
   std::memcpy(&v, pointer(address), sizeof v);
   return v;
+}
+template <class T, int N>
+inline void st_private(u64 address, const Vec<T, N>& v, At) {
+  std::memcpy(pointer(address), &v, sizeof v);
 }
 
 // ---- volatile, relaxed, acquire and release accesses; atomics ----

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..parse import Statement
+from ..parse import Statement, called_name
 from ..types import Unsupported, cpp_type
-from ..writer import Modifiers, Writer, at
+from ..writer import Modifiers, Writer, at, callee_name, passed_name
 from .asynchronous import st_async
 from .table import handles
 
@@ -45,7 +45,7 @@ def access(w: Writer, s: Statement, m: Modifiers) -> str:
         if space not in ("global", "generic") or (not scope and order != "volatile") or scope == "cta":
             raise Unsupported(f"{order} {scope} access of {space} memory")
         name, first = "strong", f"strong, Order::{'volatile_access' if order == 'volatile' else order}, "
-    if s.opcode.startswith("st") and name == "private":
+    if s.opcode.startswith("st") and name == "private" and not w.is_passed(s.operands[0]):
         raise Unsupported(f"a store to {space} memory")
     if s.opcode.startswith("ld"):
         targets = w.parts(s.operands[0])
@@ -111,7 +111,28 @@ def branch(w: Writer, s: Statement, m: Modifiers) -> str:
 @handles("ret", "exit")
 def leave(w: Writer, s: Statement, m: Modifiers) -> str:
     m.end()
+    if s.opcode == "exit" and not w.function.is_kernel:
+        raise Unsupported("exit in a function that is called")
     return "return;"
+
+
+@handles("call")
+def call(w: Writer, s: Statement, m: Modifiers) -> str:
+    """call (result), name, (arguments): the arguments where the function has its parameters."""
+    m.end()
+    callee = w.module.callees[called_name(s)]
+    lists = [w.parts(f"{{{operand[1:-1]}}}") for operand in s.operands if operand.startswith("(")]
+    results = lists.pop(0) if s.operands[0].startswith("(") else []
+    arguments = lists.pop() if lists else []
+    if len(results) != len(callee.results) or len(results) > 1 or len(arguments) != len(callee.layout):
+        raise Unsupported("not what the function takes and returns")
+    size = max((sum(place) for place in callee.layout), default=1)
+    copies = "".join(
+        f" std::memcpy(arguments + {offset}, {passed_name(name)}, {bytes_});"
+        for name, (offset, bytes_) in zip(arguments, callee.layout, strict=True)
+    )
+    result = passed_name(results[0]) if results else "nullptr"
+    return f"{{ alignas(16) u8 arguments[{size}];{copies} {callee_name(callee.name)}(arguments, {result}); }}"
 
 
 @handles("trap")
