@@ -56,7 +56,6 @@ PRODUCTS = {
 pytestmark = [pytest.mark.simt, needs_race_build]
 products = pytest.mark.parametrize("product", PRODUCTS)
 variants = pytest.mark.parametrize("variant", VARIANTS)
-segments_asked = pytest.mark.parametrize("segments", [2, 3, 5, 16])
 
 
 @dataclass
@@ -272,6 +271,11 @@ def test_extreme_gates(product: str) -> None:
 UNKNOWN = plain(problem(1, 1, 0))  # of runs that are compared with each other
 
 
+def check_segments(run: Run) -> None:
+    for run.segments in (2, 3, 5, 16):
+        run.check()
+
+
 def remembering(p: Problem) -> Problem:
     """With forget gates that let a state reach far beyond a segment."""
     return p.with_(f=p.f + 6)
@@ -283,11 +287,10 @@ def at_tokens(S: int, *tokens: int) -> Tensor:
 
 
 @products
-@segments_asked
-def test_segments(segments: int, product: str) -> None:
+@pytest.mark.parametrize("states", [True, False])
+def test_segments(states: bool, product: str) -> None:
     """Ten chunks: also with fewer chunks than segments."""
-    for states in (True, False):
-        Run.of(product, remembering(problem(2, 1, 600, 5, 7, states=states)), segments).check()
+    check_segments(Run.of(product, remembering(problem(2, 1, 600, 5, 7, states=states))))
 
 
 @variants
@@ -304,11 +307,9 @@ def test_segments_of_several_tiles(Dqk: int, Dv: int, product: str) -> None:
 
 
 @pytest.mark.parametrize("product", ["f64", "bf16"])
-@segments_asked
 @pytest.mark.parametrize("rate", [0.002, 0.03])
-def test_boundaries_in_segments(rate: float, segments: int, product: str) -> None:
-    p = with_boundaries(remembering(problem(2, 2, 450, 5, 7)), rate)
-    Run.of(product, p, segments).check()
+def test_boundaries_in_segments(rate: float, product: str) -> None:
+    check_segments(Run.of(product, with_boundaries(remembering(problem(2, 2, 450, 5, 7)), rate)))
 
 
 @pytest.mark.parametrize("token", [0, 63, 64, 191, 192, 193, 255, 383, 384, 449])
@@ -319,14 +320,13 @@ def test_boundary_at_the_end_of_a_segment(token: int) -> None:
 
 
 @pytest.mark.parametrize("product", ["f64", "tf32"])
-@segments_asked
-def test_packed_sequences_in_segments(segments: int, product: str) -> None:
+def test_packed_sequences_in_segments(product: str) -> None:
     """Also sequences without tokens, and with fewer chunks than segments."""
     cu = packed(0, 5, 0, 64, 330, 1, 130, 1, 0)
     for states in (True, False):
         p = remembering(problem(1, 2, int(cu[-1]), 5, 7, cu_seqlens=cu, states=states))
-        Run.of(product, p, segments).check()
-    Run.of(product, with_boundaries(p, 0.01), segments).check()
+        check_segments(Run.of(product, p))
+    check_segments(Run.of(product, with_boundaries(p, 0.01)))
 
 
 def test_segments_without_tokens() -> None:
