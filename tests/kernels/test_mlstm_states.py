@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.executor import PLAIN, RACE, needs_race_build
+from tests.support.against_reference import check
+from tests.support.executor import EXECUTOR, PLAIN, RACE, needs_race_build
 from tests.support.mlstm_plain import (
     VARIANTS,
     Plain,
@@ -21,7 +22,8 @@ from tests.support.mlstm_plain import (
     with_boundaries,
 )
 from tests.support.mutants import caught, planted, simt_options
-from xlstm_cuda import _ops
+from xlstm_cuda import _ops, mlstm
+from xlstm_cuda.testing import mlstm_inputs
 
 SOURCE = "csrc/cuda/mlstm_chunkwise/states.cu"
 FAULTS = {
@@ -33,6 +35,13 @@ FAULTS = {
     "mlstm_states: stage overwritten while it is read",
     "mlstm_states: the state decays before it is stored",
     "mlstm_states: weights overwritten while they are read",
+}
+SEGMENT_FAULTS = {
+    "mlstm_states: a NaN crosses the boundary of a segment",
+    "mlstm_states: a segment by itself starts from the sequence's start",
+    "mlstm_states: every segment stores the end",
+    "mlstm_states: no decay over a segment",
+    "mlstm_states: segments in the wrong order",
 }
 
 # Of a product: its data, and errors relative to the largest value of a tensor.
@@ -66,11 +75,12 @@ class Run:
     product: str
     p: Problem
     x: Plain
+    segments: int = 1  # 0: as many as the kernel chooses
 
     @classmethod
-    def of(cls, product: str, p: Problem) -> Run:
+    def of(cls, product: str, p: Problem, segments: int = 1) -> Run:
         p = p.in_dtype(PRODUCTS[product][0])
-        return cls(product, p, plain(p))
+        return cls(product, p, plain(p), segments)
 
     @property
     def A(self) -> torch.dtype:
@@ -93,6 +103,7 @@ class Run:
             p.scale,
             p.chunk_size,
             _ops.PRODUCTS[self.product.split()[0]],
+            self.segments,
         )
         return Results(*results)
 
@@ -141,6 +152,11 @@ class Run:
             error = (actual.double().sum(-1) - expected).abs() / size.sqrt().clamp(min=1)
             assert (error[where] < tolerance).all()
             assert actual[~where].isnan().all()
+
+
+def assert_same(actual: Results, expected: Results) -> None:
+    for name, x in vars(expected).items():
+        assert torch.equal(getattr(actual, name).nan_to_num(), x.nan_to_num()), name
 
 
 # ---- tests ----
@@ -219,8 +235,7 @@ def test_strides(product: str) -> None:
         run.p = p.with_(q=layout(p.q), k=layout(p.k), v=layout(p.v), dh=layout(p.dh))
         forward = run.forward()
         for actual, wanted in zip((forward, run.backward(forward)), expected, strict=True):
-            for name, x in vars(wanted).items():
-                assert torch.equal(getattr(actual, name).nan_to_num(), x.nan_to_num()), name
+            assert_same(actual, wanted)
 
 
 @pytest.mark.parametrize("product", ["f64", "bf16"])
@@ -251,6 +266,165 @@ def test_extreme_gates(product: str) -> None:
         Run.of(product, p.with_(i=p.i + i, f=p.f + f)).check()
 
 
+# ---- sequences in segments ----
+
+UNKNOWN = plain(problem(1, 1, 0))  # of runs that are compared with each other
+
+
+def check_segments(run: Run) -> None:
+    for run.segments in (2, 3, 5, 16):
+        run.check()
+
+
+def remembering(p: Problem) -> Problem:
+    """With forget gates that let a state reach far beyond a segment."""
+    return p.with_(f=p.f + 6)
+
+
+def at_tokens(S: int, *tokens: int) -> Tensor:
+    """Resets before these tokens of one batch row."""
+    return torch.zeros(1, S, dtype=torch.bool).index_fill(1, torch.tensor(tokens), True)
+
+
+@products
+@pytest.mark.parametrize("states", [True, False])
+def test_segments(states: bool, product: str) -> None:
+    """Ten chunks: also with fewer chunks than segments."""
+    check_segments(Run.of(product, remembering(problem(2, 1, 600, 5, 7, states=states))))
+
+
+@variants
+def test_segments_of_variants(variant: str) -> None:
+    for chunk_size in (64, 128):
+        p = remembering(problem(1, 2, 600, 5, 7, chunk_size=chunk_size, **VARIANTS[variant]))
+        Run.of("f64", p, 3).check()
+
+
+@products
+@pytest.mark.parametrize("Dqk,Dv", [(33, 65), (65, 128), (7, 130)])
+def test_segments_of_several_tiles(Dqk: int, Dv: int, product: str) -> None:
+    Run.of(product, remembering(problem(1, 1, 200, Dqk, Dv)), 3).check()
+
+
+@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("rate", [0.002, 0.03])
+def test_boundaries_in_segments(rate: float, product: str) -> None:
+    check_segments(Run.of(product, with_boundaries(remembering(problem(2, 2, 450, 5, 7)), rate)))
+
+
+@pytest.mark.parametrize("token", [0, 63, 64, 191, 192, 193, 255, 383, 384, 449])
+def test_boundary_at_the_end_of_a_segment(token: int) -> None:
+    """Three segments of up to three chunks."""
+    p = remembering(problem(1, 1, 450, 5, 7))
+    Run.of("f64", p.with_(reset=at_tokens(450, token)), 3).check()
+
+
+@pytest.mark.parametrize("product", ["f64", "tf32"])
+def test_packed_sequences_in_segments(product: str) -> None:
+    """Also sequences without tokens, and with fewer chunks than segments."""
+    cu = packed(0, 5, 0, 64, 330, 1, 130, 1, 0)
+    for states in (True, False):
+        p = remembering(problem(1, 2, int(cu[-1]), 5, 7, cu_seqlens=cu, states=states))
+        check_segments(Run.of(product, p))
+    check_segments(Run.of(product, with_boundaries(p, 0.01)))
+
+
+def test_segments_without_tokens() -> None:
+    for cu in (None, packed(0, 0)):
+        Run.of("f64", problem(2 if cu is None else 1, 2, 0, 5, 7, cu_seqlens=cu), 3).check()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("product", ["f64", "bf16"])
+def test_nothing_crosses_a_boundary_in_a_segment(product: str, bad: float) -> None:
+    """Not from tokens of the segment nor from those before it, nor from the states at the sequence's ends."""
+    p = remembering(problem(1, 1, 450, 8, 8)).with_(reset=at_tokens(450, 230))
+    run = Run.of(product, p, 3)
+    clean_forward = run.forward()
+    clean = run.backward(clean_forward)
+    for chunk in (1, 3):  # the boundary is in the fourth one, in the second segment
+        spoilt = {name: getattr(run.p, name).clone() for name in ("k", "v", "q", "dh")}
+        for name in ("k", "v"):
+            spoilt[name][:, :, 64 * chunk : 64 * chunk + 20] = bad
+        for name in ("q", "dh"):
+            spoilt[name][:, :, 450 - 20 * chunk :] = bad
+        initial, final_grad = (tuple(x + bad for x in state[:2]) + state[2:] for state in (p.initial, p.final_grad))
+        other = Run(product, run.p.with_(**spoilt, initial=initial, final_grad=final_grad), run.x, 3)
+        forward = other.forward()
+        assert torch.equal(forward.C, clean_forward.C) and torch.equal(forward.n, clean_forward.n)
+        assert torch.equal(forward.states[:, :, 4:], clean_forward.states[:, :, 4:])
+        backward = other.backward(clean_forward)
+        assert torch.equal(backward.C, clean.C) and torch.equal(backward.n, clean.n)
+        assert torch.equal(backward.states[:, :, :3], clean.states[:, :, :3])
+
+
+def check_nan_gates(product: str, namespace: str) -> None:
+    """Of a chunk that a boundary in the same segment cuts off."""
+    p = remembering(problem(1, 1, 300, 8, 8)).with_(reset=at_tokens(300, 70)).in_dtype(PRODUCTS[product][0])
+    i = p.i.clone()
+    i[:, :, 10] = torch.nan
+    clean, spoilt = (Run(product, q, UNKNOWN, 2) for q in (p, p.with_(i=i)))
+    expected, actual = clean.forward(namespace), spoilt.forward(namespace)
+    assert torch.equal(actual.C, expected.C) and torch.equal(actual.n, expected.n)
+    assert torch.equal(actual.states[:, :, 2:], expected.states[:, :, 2:])
+
+
+@products
+def test_nan_gates_in_a_segment(product: str) -> None:
+    check_nan_gates(product, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "segments"),
+    [
+        ({}, (1, 1, 320, 8, 8), 1),  # five chunks
+        ({}, (1, 1, 384, 8, 8), 3),  # six: two in each segment
+        ({}, (1, 1, 1100, 8, 8), 9),
+        ({}, (1, 1, 2200, 8, 8), 12),  # 35: three in each, as with 16 segments
+        ({}, (1, 1, 3072, 8, 8), 16),  # never more
+        ({"multiprocessors": 110}, (1, 22, 640, 65, 8), 5),  # 44 blocks of 220, ten chunks
+        ({"multiprocessors": 65}, (1, 22, 640, 65, 8), 1),  # of 130: two segments would win nothing
+        ({"multiprocessors": 10}, (1, 2, 1100, 8, 130), 5),  # 4 of 20
+        ({"multiprocessors": 20, "max_shared_bytes": 101376}, (1, 2, 1100, 8, 130), 5),  # one on each multiprocessor
+        ({"multiprocessors": 0}, (1, 1, 1100, 8, 8), 1),  # a device that does not say it
+    ],
+)
+def test_choice_of_segments(device: dict[str, int], shape: tuple[int, int, int, int, int], segments: int) -> None:
+    """The same numbers as with so many segments, and not those of another cut."""
+    p = remembering(problem(*shape)).in_dtype(torch.float32)
+    with simt_options(PLAIN, **device):
+        chosen = Run("tf32", p, UNKNOWN, 0).forward()
+    assert_same(Run("tf32", p, UNKNOWN, segments).forward(), chosen)
+    other = Run("tf32", p, UNKNOWN, segments - 1 or 2).forward()
+    assert not torch.equal(other.C, chosen.C)
+
+
+def test_choice_for_packed_sequences() -> None:
+    """By their mean length."""
+    for lengths, segments in ((10 * [64], 1), ([1000, 1000], 8)):
+        cu = packed(*lengths)
+        p = remembering(problem(1, 1, int(cu[-1]), 8, 8, cu_seqlens=cu)).in_dtype(torch.float32)
+        chosen = Run("tf32", p, UNKNOWN, 0).forward()
+        assert_same(Run("tf32", p, UNKNOWN, segments).forward(), chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_layer_in_segments(dtype: torch.dtype) -> None:
+    """Each of the three walks has one launch more: forward, and in backward that again and the one with gradients."""
+    inputs = mlstm_inputs(1, 2, 400, 8, 8, dtype=dtype, state=True, requires_grad=True)
+    count = _ops.library(PLAIN).simt_count
+    launches = []
+    for multiprocessors in (0, 132):
+        before = count("launches")
+        with simt_options(PLAIN, multiprocessors=multiprocessors):
+            check(mlstm, inputs, EXECUTOR, chunk_size=64)
+        launches.append(count("launches") - before)
+    assert launches[1] - launches[0] == 3
+
+
+# ---- schedules, races and faults ----
+
+
 def race_case(product: str) -> Run:
     """Several steps of several chunks, boundaries, an empty sequence; two tiles of columns."""
     cu = packed(0, 150, 70)
@@ -261,24 +435,38 @@ def race_case(product: str) -> Run:
     return Run.of(product, p.with_(reset=reset))
 
 
+def segments_case(product: str) -> Run:
+    """Three segments, of sequences with enough chunks and with fewer; a boundary in one of them."""
+    cu = packed(0, 330, 70)
+    Dv = 66 if product == "f64" else 16
+    p = remembering(problem(1, 1, int(cu[-1]), 8, Dv, cu_seqlens=cu))
+    return Run.of(product, p.with_(reset=at_tokens(int(cu[-1]), 310)), 3)
+
+
 @pytest.fixture(scope="module")
 def raced() -> dict[str, Run]:
     return {product: race_case(product) for product in PRODUCTS}
 
 
+@pytest.fixture(scope="module")
+def raced_segments() -> dict[str, Run]:
+    return {product: segments_case(product) for product in PRODUCTS}
+
+
 @products
-def test_without_races(product: str, raced: dict[str, Run]) -> None:
+def test_without_races(product: str, raced: dict[str, Run], raced_segments: dict[str, Run]) -> None:
     raced[product].check(RACE)
+    raced_segments[product].check(RACE)
 
 
 @pytest.mark.parametrize("product", ["f64", "bf16"])
-def test_schedule_does_not_matter(product: str, raced: dict[str, Run]) -> None:
-    expected = raced[product].check()
-    for seed in range(1, 4):
-        with simt_options(PLAIN, seed=seed):
-            for actual, wanted in zip(raced[product].check(), expected, strict=True):
-                for name, x in vars(wanted).items():
-                    assert torch.equal(getattr(actual, name).nan_to_num(), x.nan_to_num()), name
+def test_schedule_does_not_matter(product: str, raced: dict[str, Run], raced_segments: dict[str, Run]) -> None:
+    for run in (raced[product], raced_segments[product]):
+        expected = run.check()
+        for seed in range(1, 4):
+            with simt_options(PLAIN, seed=seed):
+                for actual, wanted in zip(run.check(), expected, strict=True):
+                    assert_same(actual, wanted)
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
@@ -287,8 +475,20 @@ def test_planted_faults_are_caught(fault: str, seed: int, raced: dict[str, Run])
     assert caught(fault, seed, lambda: raced["bf16" if seed % 2 else "tf32"].check(RACE))
 
 
+@pytest.mark.parametrize("fault", sorted(SEGMENT_FAULTS))
+@pytest.mark.parametrize("seed", range(4))
+def test_planted_faults_of_segments_are_caught(fault: str, seed: int, raced_segments: dict[str, Run]) -> None:
+    product = "bf16" if seed % 2 else "tf32"
+
+    def call() -> None:
+        raced_segments[product].check(RACE)
+        check_nan_gates(product, RACE)
+
+    assert caught(fault, seed, call)
+
+
 def test_planted_faults_are_listed() -> None:
-    assert planted(SOURCE) == FAULTS
+    assert planted(SOURCE) == FAULTS | SEGMENT_FAULTS
 
 
 def test_tiles() -> None:

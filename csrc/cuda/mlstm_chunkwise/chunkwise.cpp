@@ -88,6 +88,8 @@ struct Pass {
     a.chunk_size = chunk_size;
     a.backward = backward;
     a.gates = gates;
+    cut_into_segments(a, mlstm_states_segments(product, a.shape, chunk_size),
+                      [this](int64_t count) { return memory.template get<A>(count); });
     return a;
   }
 

@@ -1,6 +1,11 @@
 // States between the chunks of the mLSTM (docs/kernels/mlstm.md): a block per tile of C (64 rows) of a head walks the
 // chunks of its sequence, forward with K and V or backward with Q and dH. The tile stays in registers as accumulators;
 // tokens come through a ring of stages in shared memory, their weights one span ahead of the products.
+//
+// Where there are few blocks a sequence is cut into segments. A first launch walks each of them but the last by itself,
+// from an empty state. What a segment makes of a state is linear: the state decays and the segment's own is added. So
+// the second launch, which walks as ever, finds the state where its segment begins without walking there.
+#include "cuda/mlstm_chunkwise/segments.h"
 #include "cuda/mlstm_chunkwise/states.h"
 #include "cuda/mlstm_chunkwise/tile.h"
 #include "cuda/mlstm_chunkwise/weights.h"
@@ -12,6 +17,8 @@ using namespace device;
 
 constexpr int kStages = 3;
 constexpr int kWarps = kTileThreads / 32;
+constexpr int kResidentBlocks = 2;             // that a multiprocessor has registers for
+constexpr size_t kReservedSharedBytes = 1024;  // of each block, by CUDA
 
 template <Product P>
 constexpr int kTokens = kTileDepth<Element<P>>;  // of a span
@@ -27,15 +34,23 @@ struct StatesShared {
   Accumulator<P> dots[kWarps];
 };
 
-// The tile of C that a block walks with.
+// The tile of C that a block walks with, and what it walks.
 struct Block {
   Sequence tokens;
   int64_t head, state, batch_head;  // state: index into (N, H); batch_head: into (B, H)
   int64_t slot;                     // of the first chunk, in (B, H, slots)
   int length, chunks;               // of the sequence
+  int segment;                      // in the order of the walk
+  Segment range;                    // its chunks
   int tile, tiles;                  // among those of the head
   int first_row, first_column;
 };
+
+// The chunks of a segment, which is given by its place in the order of the walk.
+template <class A>
+XLSTM_DEVICE Segment chunks_of(const MlstmStatesParams<A>& p, int chunks, int segment) {
+  return find_segment(chunks, p.segments, p.backward ? p.segments - 1 - segment : segment);
+}
 
 template <int kColumns, class A>
 XLSTM_DEVICE Block locate(const MlstmStatesParams<A>& p, int tiles, int column_tiles) {
@@ -49,6 +64,8 @@ XLSTM_DEVICE Block locate(const MlstmStatesParams<A>& p, int tiles, int column_t
   block.slot = block.batch_head * chunk_slots(p.shape, p.chunk_size) + first_slot(p.shape, p.chunk_size, sequence);
   block.length = static_cast<int>(block.tokens.end - block.tokens.begin);
   block.chunks = (block.length + p.chunk_size - 1) / p.chunk_size;
+  block.segment = static_cast<int>(blockIdx.y);
+  block.range = chunks_of(p, block.chunks, block.segment);
   block.first_row = block.tile / column_tiles * kTileRows;
   block.first_column = block.tile % column_tiles * kColumns;
   return block;
@@ -68,7 +85,10 @@ template <class A>
 class Walk {
  public:
   XLSTM_DEVICE Walk(const MlstmStatesParams<A>& p_, const Block& block_, int tokens_per_span_)
-      : p(p_), block(block_), tokens_per_span(tokens_per_span_), chunk(p_.backward ? block_.chunks : -1) {
+      : p(p_),
+        block(block_),
+        tokens_per_span(tokens_per_span_),
+        chunk(p_.backward ? block_.range.end : block_.range.first - 1) {
     start = start_of_last(chunk + direction());
   }
 
@@ -89,7 +109,7 @@ class Walk {
   int start;  // of the last token of the chunk that comes next: loaded a chunk ahead, and not touched until then
 
   XLSTM_DEVICE int direction() const { return p.backward ? -1 : 1; }
-  XLSTM_DEVICE bool exists(int c) const { return c >= 0 && c < block.chunks; }
+  XLSTM_DEVICE bool exists(int c) const { return c >= block.range.first && c < block.range.end; }
   XLSTM_DEVICE int chunk_end(int c) const { return min((c + 1) * p.chunk_size, block.length); }
   // GateVectors::start; below zero where there is no boundary.
   XLSTM_DEVICE int start_of(int token) const {
@@ -261,10 +281,10 @@ XLSTM_DEVICE void scale_state(State<P, kColumns>& state, Accumulator<P> g) {
   for (auto& x : state.n) x = scaled(x);
 }
 
-// From matrices at C (Dqk, Dv) and n (Dqk); null: zero.
-template <Product P, int kColumns, class A>
-XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const A* C,
-                             const A* n) {
+// take(x, y) for each value x of the state and y of matrices at C (Dqk, Dv) and n (Dqk); null: zero.
+template <Product P, int kColumns, class A, class Take>
+XLSTM_DEVICE void take_state(State<P, kColumns>& state, const MlstmShape& shape, const Block& block, const A* C,
+                             const A* n, Take take) {
   const bool whole = C && is_whole<kColumns>(shape, block, C);
   for_rows(state, shape, block, [&](int64_t index, int left, A& x, A& y, A& z, A& w) {
     RowPart<A> part = {};
@@ -273,12 +293,12 @@ XLSTM_DEVICE void load_state(State<P, kColumns>& state, const MlstmShape& shape,
     } else if (C) {
       part.load(C + index, left);
     }
-    x = part.pairs[0].x[0], y = part.pairs[0].x[1], z = part.pairs[1].x[0], w = part.pairs[1].x[1];
+    take(x, part.pairs[0].x[0]), take(y, part.pairs[0].x[1]), take(z, part.pairs[1].x[0]), take(w, part.pairs[1].x[1]);
   });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row_of_lane(block) + 8 * half;
-    state.n[half] = n && row < shape.head_dim_qk && lane_pair() == 0 ? n[row] : A{0};
+    take(state.n[half], n && row < shape.head_dim_qk && lane_pair() == 0 ? n[row] : A{0});
   }
 }
 
@@ -377,18 +397,77 @@ XLSTM_DEVICE void store_start_dot(State<P, kColumns>& state, StatesShared<P, kCo
   }
 }
 
+// ---- segments ----
+
+// What is left of a state behind these chunks. Where one of them cuts it off that is nothing, even if another has a
+// NaN.
+template <class A>
+XLSTM_DEVICE A decay_over(const MlstmStatesParams<A>& p, const Block& block, const Segment& range) {
+  const bool plain = XLSTM_MUTANT("mlstm_states: a NaN crosses the boundary of a segment");
+  const auto product = [plain](A x, A y) { return !plain && (x == 0 || y == 0) ? A{0} : x * y; };
+  A decay = 1;
+#pragma unroll 1
+  for (int chunk = range.first + threadIdx.x % 32; chunk < range.end; chunk += 32) {
+    decay = product(decay, p.gates.g_bar[block.slot + chunk]);
+  }
+  for (int step = 16; step > 0; step /= 2) decay = product(decay, __shfl_xor_sync(~0u, decay, step));
+  return decay;
+}
+
+// Index of a segment's own state into (segments - 1, N, H).
+template <class A>
+XLSTM_DEVICE int64_t own_state(const MlstmStatesParams<A>& p, const Block& block, int segment) {
+  return segment * (p.shape.num_sequences * p.shape.num_heads) + block.state;
+}
+
+// The state where the walk begins: of the sequence, or none.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void load_start(State<P, kColumns>& state, const MlstmStatesParams<A>& p, const Block& block, bool alone) {
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+  const bool empty = alone && !XLSTM_MUTANT("mlstm_states: a segment by itself starts from the sequence's start");
+  const MlstmState<const A> from = empty ? MlstmState<const A>{} : p.start;
+  take_state(state, p.shape, block, from.C ? from.C + block.state * size : nullptr,
+             from.n ? from.n + block.state * dqk : nullptr, [](A& x, A y) { x = y; });
+}
+
+// From the sequence's start to that of the segment.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void pass_segments(State<P, kColumns>& state, const MlstmStatesParams<A>& p, const Block& block) {
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+#pragma unroll 1
+  for (int i = 0; i < block.segment; ++i) {
+    const int segment = XLSTM_MUTANT("mlstm_states: segments in the wrong order") ? block.segment - 1 - i : i;
+    const A decay = decay_over(p, block, chunks_of(p, block.chunks, segment));
+    scale_state(state, XLSTM_MUTANT("mlstm_states: no decay over a segment") ? A{1} : decay);
+    const int64_t own = own_state(p, block, segment);
+    take_state(state, p.shape, block, p.own.C + own * size, p.own.n + own * dqk, [](A& x, A y) { x += y; });
+  }
+}
+
 // ---- the kernel ----
 
-// Stores the state before the chunk (backward: after it), and lets it decay to the other side.
+// Stores the state before the chunk (backward: after it).
 template <Product P, int kColumns, class A>
-XLSTM_DEVICE void pass_state(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesParams<A>& p,
-                             const Block& block, const TokenSpan<A>& span) {
+XLSTM_DEVICE void store_chunk(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesParams<A>& p,
+                              const Block& block, const TokenSpan<A>& span) {
   const int64_t slot = block.slot + span.chunk, dqk = p.shape.head_dim_qk;
   if (XLSTM_MUTANT("mlstm_states: the state decays before it is stored")) scale_state(state, span.g_bar);
   Element<P>* C = static_cast<Element<P>*>(p.states) + slot * dqk * p.shape.head_dim_v;
   store_state(state, p.shape, block, C, p.normalisers + slot * dqk);
   if (p.backward) store_chunk_dot(state, s, p, block, span.chunk);
-  scale_state(state, span.g_bar);
+}
+
+// Stores the state where the walk ends, if that is at the end of the sequence, or of a segment by itself.
+template <Product P, int kColumns, class A>
+XLSTM_DEVICE void store_end(State<P, kColumns>& state, StatesShared<P, kColumns>& s, const MlstmStatesParams<A>& p,
+                            const Block& block, bool alone) {
+  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
+  const bool last = block.segment == p.segments - 1 || XLSTM_MUTANT("mlstm_states: every segment stores the end");
+  if (!alone && !last) return;
+  const MlstmState<A>& to = alone ? p.own : p.end;
+  const int64_t at = alone ? own_state(p, block, block.segment) : block.state;
+  store_state(state, p.shape, block, to.C + at * size, to.n + at * dqk);
+  if (p.backward && !alone) store_start_dot(state, s, p, block);
 }
 
 template <Product P, int kColumns>
@@ -410,17 +489,18 @@ XLSTM_DEVICE void multiply_span(State<P, kColumns>& state, const StatesShared<P,
   }
 }
 
-template <Product P, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, 2)
+// kAlone: walks segments by themselves, for their own states. Else every chunk's state is stored. A template, because
+// ptxas takes a branch around the store, which has shuffles, for divergent: 9 % more instructions in the loop.
+template <Product P, int kColumns, bool kAlone>
+__global__ void __launch_bounds__(kTileThreads, kResidentBlocks)
     states(MlstmStatesParams<Accumulator<P>> p, int tiles, int column_tiles) {
   using A = Accumulator<P>;
   using Shared = StatesShared<P, kColumns>;
   XLSTM_SHARED(Shared, s);
   const Block block = locate<kColumns>(p, tiles, column_tiles);
-  const int64_t dqk = p.shape.head_dim_qk, size = dqk * p.shape.head_dim_v;
   State<P, kColumns> state;
-  load_state(state, p.shape, block, p.start.C ? p.start.C + block.state * size : nullptr,
-             p.start.n ? p.start.n + block.state * dqk : nullptr);
+  load_start(state, p, block, kAlone);
+  if (!kAlone) pass_segments(state, p, block);
 
   const Tokens<P> tokens(p, block);
   const A scale = scale_of(p);
@@ -443,14 +523,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     const int other = XLSTM_MUTANT("mlstm_states: weights overwritten while they are read") ? parity : parity ^ 1;
     store_weights(s, other, gates, scale);
     gates = load_gates(p, block, after);
-    if (span.opens) pass_state(state, s, p, block, span);
+    if (span.opens) {
+      if (!kAlone) store_chunk(state, s, p, block, span);
+      scale_state(state, span.g_bar);
+    }
     multiply_span(state, s, stage, parity, span.count, has_n(block));
     span = next, next = after;
     stage = (stage + 1) % kStages, parity ^= 1;
   }
   cp_async_wait_all();
-  store_state(state, p.shape, block, p.end.C + block.state * size, p.end.n + block.state * dqk);
-  if (p.backward) store_start_dot(state, s, p, block);
+  store_end(state, s, p, block, kAlone);
 }
 
 // ---- launch ----
@@ -464,6 +546,31 @@ int64_t tiles_across(int64_t size, int tile) {
   return (size + tile - 1) / tile;
 }
 
+size_t shared_bytes_of(Product product, const MlstmShape& shape) {
+  const auto of = [&]<Product P>() {
+    constexpr size_t kNarrow = sizeof(StatesShared<P, kTileRows>), kWide = sizeof(StatesShared<P, 2 * kTileRows>);
+    return columns_of(P, shape) == kTileRows ? kNarrow : kWide;
+  };
+  switch (product) {
+    case Product::bf16:
+      return of.operator()<Product::bf16>();
+    case Product::tf32:
+      return of.operator()<Product::tf32>();
+    case Product::tf32x3:
+      return of.operator()<Product::tf32x3>();
+    case Product::f64:
+      return of.operator()<Product::f64>();
+  }
+  XLSTM_UNREACHABLE;
+}
+
+// That the current device holds at once.
+int64_t resident_blocks(Product product, const MlstmShape& shape) {
+  const size_t each = shared_bytes_of(product, shape) + kReservedSharedBytes;
+  const size_t fit = (max_shared_bytes() + kReservedSharedBytes) / each;
+  return static_cast<int64_t>(std::min<size_t>(fit, kResidentBlocks)) * device_properties().multiprocessors;
+}
+
 template <Product P, int kColumns>
 cudaError_t launch_states(const MlstmStatesParams<Accumulator<P>>& p, cudaStream_t stream) {
   const int64_t tiles = mlstm_states_tiles(P, p.shape);
@@ -471,13 +578,17 @@ cudaError_t launch_states(const MlstmStatesParams<Accumulator<P>>& p, cudaStream
   if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
   if (blocks == 0) return cudaSuccess;
   Launch l;
-  l.grid = dim3(static_cast<unsigned>(blocks));
   l.block = dim3(kTileThreads);
   l.shared_bytes = sizeof(StatesShared<P, kColumns>);
   l.name = "mlstm states";
   l.stream = stream;
   const int across = static_cast<int>(tiles_across(p.shape.head_dim_v, kColumns));
-  return launch(l, states<P, kColumns>, p, static_cast<int>(tiles), across);
+  const auto walk = [&]<bool kAlone>(int segments) {
+    l.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(segments));
+    return launch(l, states<P, kColumns, kAlone>, p, static_cast<int>(tiles), across);
+  };
+  const cudaError_t error = p.segments > 1 ? walk.template operator()<true>(p.segments - 1) : cudaSuccess;
+  return error == cudaSuccess ? walk.template operator()<false>(p.segments) : error;
 }
 
 template <Product P>
@@ -507,6 +618,13 @@ cudaError_t choose_product(const MlstmStatesParams<double>& p, cudaStream_t stre
 
 int64_t mlstm_states_tiles(Product product, const MlstmShape& shape) {
   return tiles_across(shape.head_dim_qk, kTileRows) * tiles_across(shape.head_dim_v, columns_of(product, shape));
+}
+
+int mlstm_states_segments(Product product, const MlstmShape& shape, int chunk_size) {
+  const int64_t blocks = shape.num_sequences * shape.num_heads * mlstm_states_tiles(product, shape);
+  const int64_t sequences = shape.cu_seqlens ? shape.num_sequences : 1;  // of a batch row
+  if (blocks == 0) return 1;
+  return choose_segments(blocks, resident_blocks(product, shape), chunk_slots(shape, chunk_size) / sequences);
 }
 
 template <class A>

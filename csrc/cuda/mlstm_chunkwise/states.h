@@ -21,6 +21,8 @@ struct MlstmStatesParams {
   MlstmState<A> end;          // written: final state | gradient of the initial state. m is not touched
   void* states = nullptr;     // (B, H, slots, Dqk, Dv) of E, written
   A* normalisers = nullptr;   // (B, H, slots, Dqk), written
+  int segments = 1;           // that sequences are cut into, at most kMaxSegments
+  MlstmState<A> own;          // workspace where there are several, (segments - 1, N, H, ..): what each adds. No m
   // Backward only: what the forward pass made of them, and its initial state (null: zero) and final state.
   const void* forward_states = nullptr;
   const A* forward_normalisers = nullptr;
@@ -30,8 +32,21 @@ struct MlstmStatesParams {
   A* start_dots = nullptr;  // (N, H, tiles): of the initial state
 };
 
-// Blocks per head of a sequence.
+// Blocks per head of a sequence, or of a segment.
 int64_t mlstm_states_tiles(Product product, const MlstmShape& shape);
+
+// Into how many segments sequences are best cut on the current device.
+int mlstm_states_segments(Product product, const MlstmShape& shape, int chunk_size);
+
+// Cuts into segments. allocate(count): memory for as many A.
+template <class A, class Allocate>
+void cut_into_segments(MlstmStatesParams<A>& p, int segments, Allocate allocate) {
+  p.segments = segments;
+  if (segments == 1) return;
+  const int64_t states = (segments - 1) * p.shape.num_sequences * p.shape.num_heads;
+  p.own.C = allocate(states * p.shape.head_dim_qk * p.shape.head_dim_v);
+  p.own.n = allocate(states * p.shape.head_dim_qk);
+}
 
 template <class A>
 cudaError_t mlstm_states(const MlstmStatesParams<A>& params, cudaStream_t stream);

@@ -31,7 +31,7 @@ struct Forward {
 template <class A>
 void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const OptionalTensor& iota,
          const OptionalTensor& rho, const OptionalTensor& C, const OptionalTensor& n, const Forward& forward,
-         cuda::MlstmStatesParams<A> p, const Outputs& out) {
+         int segments, cuda::MlstmStatesParams<A> p, const Outputs& out) {
   DeviceSession session("mlstm_states", rows);
   const cuda::MlstmGatesParams<A> gates = gate_params<A>(session, in, p.shape);
   session.check(cuda::mlstm_gates(gates, session.stream()));
@@ -50,6 +50,8 @@ void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const 
     p.final_state = {in_as<A>(session, forward.C), in_as<A>(session, forward.n), nullptr};
     p.chunk_dots = out_as<A>(session, out.chunk_dots), p.start_dots = out_as<A>(session, out.start_dots);
   }
+  if (segments == 0) segments = cuda::mlstm_states_segments(p.product, p.shape, p.chunk_size);
+  cut_into_segments(p, segments, [&](int64_t count) { return allocate<A>(session, count); });
   session.check(cuda::mlstm_states(p, session.stream()));
   session.finish();
 }
@@ -57,13 +59,14 @@ void run(const Tensor& rows, const Tensor& columns, const GateInputs& in, const 
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Forward: rows, columns k, v and the initial state C, n. Backward, where the forward pass's results are given: q, dh
-// and the gradients of the final state. All but i, f, rows and columns are contiguous and of the compute type.
+// and the gradients of the final state. segments: 0 for as many as run() cuts into. All but i, f, rows and columns are
+// contiguous and of the compute type.
 Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, const Tensor& f,
                     OptionalTensor initial_m, OptionalTensor cu_seqlens, OptionalTensor reset, OptionalTensor C,
                     OptionalTensor n, OptionalTensor iota, OptionalTensor rho, OptionalTensor forward_states,
                     OptionalTensor forward_normalisers, OptionalTensor final_C, OptionalTensor final_n,
                     OptionalTensor initial_C, OptionalTensor initial_n, bool sigmoid_gate, double scale,
-                    int64_t chunk_size, int64_t product) {
+                    int64_t chunk_size, int64_t product, int64_t segments) {
   NoGrad guard;
   const cuda::Product P = product_numbered("mlstm_states", product);
   const ScalarType type = P == cuda::Product::f64 ? ScalarType::Double : ScalarType::Float;
@@ -84,7 +87,7 @@ Result mlstm_states(const Tensor& rows, const Tensor& columns, const Tensor& i, 
   with_compute_type(type, [&](auto zero) {
     cuda::MlstmStatesParams<decltype(zero)> p;
     p.shape = shape, p.scale = scale, p.product = P;
-    run(rows, columns, in, iota, rho, C, n, forward, p, out);
+    run(rows, columns, in, iota, rho, C, n, forward, static_cast<int>(segments), p, out);
   });
   return {out.states, out.normalisers, out.C, out.n, out.chunk_dots, out.start_dots};
 }
@@ -96,7 +99,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "mlstm_states(Tensor rows, Tensor columns, Tensor i, Tensor f, Tensor? initial_m, Tensor? cu_seqlens, "
       "Tensor? reset, Tensor? C, Tensor? n, Tensor? iota, Tensor? rho, Tensor? forward_states, "
       "Tensor? forward_normalisers, Tensor? final_C, Tensor? final_n, Tensor? initial_C, Tensor? initial_n, "
-      "bool sigmoid_gate, float scale, int chunk_size, int product) "
+      "bool sigmoid_gate, float scale, int chunk_size, int product, int segments=1) "
       "-> (Tensor states, Tensor normalisers, Tensor C, Tensor n, Tensor chunk_dots, Tensor start_dots)");
 }
 
