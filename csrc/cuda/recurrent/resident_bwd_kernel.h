@@ -320,8 +320,8 @@ class BwdBlock {
 #pragma unroll
     for (int n = 0; n < kMaxGrads; ++n) grads[n] = s.grads[tile][n][cell_index()];
     if (p.reset.data) drop_after_reset(grads, dh, t, tile);
-    const int full = rows.full_steps(tile);
-    if (t + 1 >= full) end_rows(dh, t, tile);
+    const bool rows_end = t + 1 >= rows.full_steps(tile);  // with this token, or before it
+    if (rows_end) end_rows(dh, t, tile);
     A d_raw[2][kGates];
     with_cell<Math>(p.cell, [&](auto functor) {
       constexpr int kGrads = decltype(functor)::kGrads;
@@ -337,7 +337,7 @@ class BwdBlock {
         for (int n = 0; n < kGrads; ++n) grads[n].x[i] = d[n];
       }
     });
-    if (t >= full) clear_past_the_end(grads, d_raw, t, tile);
+    if (rows_end) clear_past_the_end(grads, d_raw, t, tile);
     device::Pack<T, 2> pairs[kGates];
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_two<T>(d_raw[0][gate], d_raw[1][gate]);
