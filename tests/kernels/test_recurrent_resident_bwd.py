@@ -140,6 +140,23 @@ def test_teams(variant: str, product: str, shape: tuple[int, int, int, int], mul
     check(draw("lstm", product, *shape, columns=True), variant, RACE, multiprocessors=multiprocessors)
 
 
+@pytest.mark.parametrize(
+    ("product", "D", "shift"),
+    [
+        *[("bf16", 64, 0), ("bf16", 64, 2), ("f16", 64, 1), ("bf16", 74, 0), ("f16", 7, 0)],
+        *[("tf32x3", 64, 1), ("tf32x3", 7, 0), ("f64", 24, 1), ("f64", 7, 0)],
+    ],
+    ids=str,
+)
+def test_rows_of_all_pieces(product: str, D: int, shift: int) -> None:
+    """Vectors, words and elements: dh lies so many elements past a vector. Heads of both directions, short rows."""
+    p = draw("slstm", product, 3, 5, 2, D, lengths=(5, 3, 0), reversed_heads=1)
+    dh = p.inputs[0]
+    assert dh is not None
+    moved = torch.cat([torch.zeros(shift, dtype=dh.dtype), dh.flatten()])[shift:].view_as(dh)
+    check(p._replace(inputs=(moved, *p.inputs[1:])), "block", RACE)
+
+
 VARIANTS = pytest.mark.parametrize(
     ("variant", "product", "D"),
     [("block", "f64", 5), ("block", "bf16", 72), ("cluster", "tf32x3", 72), ("grid", "tf32x3", 136)],
@@ -210,13 +227,15 @@ FAULTS: dict[str, dict[str, tuple[int, int, int, int]]] = {
     "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8)},
     "resident_bwd: reset ignored": {"block": (1, 3, 1, 8)},
     "resident_bwd: rows past the batch": {"block": (3, 1, 1, 8)},
+    "resident_bwd: no row ends early": {"block": (2, 4, 1, 8)},
 }
 CASES = [(name, variant, shape) for name, calls in FAULTS.items() for variant, shape in calls.items()]
 
 
 @pytest.mark.parametrize(("mutant", "variant", "shape"), CASES, ids=str)
 def test_fault_is_caught(mutant: str, variant: str, shape: tuple[int, int, int, int]) -> None:
-    p = draw("slstm", "bf16", *shape, resets=0.5 if "reset" in mutant else 0)
+    ends_early: dict[str, Any] = {"lengths": (4, 2), "reversed_heads": 1} if "ends early" in mutant else {}
+    p = draw("slstm", "bf16", *shape, resets=0.5 if "reset" in mutant else 0, **ends_early)
     assert missed(mutant, partial(check_in_disorder, p, variant)) == []
 
 

@@ -139,6 +139,71 @@ def test_strides_and_what_may_be_missing(case: Case) -> None:
     assert empty.shape[1] == 0 and not state.c.any()
 
 
+def shifted(x: Tensor, elements: int) -> Tensor:
+    """The same, so many elements past an address that allows any vector."""
+    return torch.cat([torch.zeros(elements, dtype=x.dtype), x.flatten()])[elements:].view_as(x)
+
+
+# Rows that are read and written in vectors, in words or in elements: the elements that x lies past a vector.
+PIECES = [
+    (Case("block", BF16, 3, 5, 2, 64), 0),
+    (Case("block", BF16, 3, 5, 2, 64), 2),
+    (Case("block", F16, 3, 5, 2, 64, cell="lstm"), 1),
+    (Case("block", BF16, 3, 5, 2, 74), 0),
+    (Case("block", F16, 3, 5, 2, 7), 0),
+    (Case("block", F32, 3, 5, 2, 64), 1),
+    (Case("block", F32, 3, 5, 2, 7), 0),
+    (Case("block", F64, 3, 5, 2, 24), 1),
+    (Case("block", F64, 3, 5, 2, 7), 0),
+    (Case("cluster", BF16, 3, 5, 2, 72), 2),
+    (Case("grid", F32, 3, 5, 2, 74), 0),
+]
+
+
+@needs_race_build
+@pytest.mark.parametrize(("case", "shift"), PIECES, ids=str)
+def test_rows_of_all_pieces(case: Case, shift: int) -> None:
+    """In heads of both directions, with rows that end early."""
+    check_short_rows(case, shift)
+
+
+def check_short_rows(case: Case, shift: int = 0) -> None:
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    inputs["x"] = shifted(inputs["x"], shift)
+    lengths = (case.S - 2 * torch.arange(case.B)).clamp(min=0)
+    with forced(case.variant, RACE, multiprocessors=case.multiprocessors):
+        check(function, inputs, RACE_EXECUTOR, reversed_heads=1, lengths=lengths, **options)
+
+
+# Heads that end within the units of a warp, or before those of a block.
+SHORT_HEADS = [
+    Case("block", F16, 3, 3, 1, 40, cell="lstm"),
+    Case("block", F16, 3, 3, 1, 72, cell="lstm"),
+    Case("block", BF16, 1, 3, 1, 7, cell="lstm"),
+    Case("cluster", F16, 3, 3, 1, 72, cell="lstm"),
+    Case("cluster units=32", BF16, 3, 3, 1, 44, cell="lstm"),
+    Case("grid", F16, 3, 3, 1, 74, cell="lstm"),
+    Case("grid units=16", F16, 3, 3, 1, 72, cell="lstm"),
+]
+
+
+@needs_race_build
+@pytest.mark.parametrize("case", SHORT_HEADS, ids=str)
+def test_infinite_h_spreads_no_further(case: Case) -> None:
+    check_infinite_h(case)
+
+
+def check_infinite_h(case: Case) -> None:
+    """It saturates the gates of an LSTM. Units past the head have no weights, and zero times infinity is NaN."""
+    function, draw, options = CELLS[case.cell]
+    inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
+    inputs["initial_state"].h[0, 0, 5] = float("inf")
+    with forced(case.variant, RACE, multiprocessors=case.multiprocessors):
+        actual, _ = check(function, inputs, RACE_EXECUTOR, **options)
+    assert actual["h"].isfinite().all()
+
+
 def saved_by(namespace: str, case: Case, allow_tf32: bool = False) -> tuple[Tensor, ...]:
     function, draw, _ = CELLS[case.cell]
     inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype)
@@ -205,6 +270,8 @@ FAULTS = {
     "resident_fwd: results read before all lanes wrote them": FLOAT,
     "resident_fwd: h is not reset": BLOCK,
     "resident_fwd: the state is not reset": BLOCK,
+    "resident_fwd: h of units past the head is not cleared": Case("block", F16, 2, 3, 1, 10, cell="lstm"),
+    "resident_fwd: no row ends early": Case("block", BF16, 3, 4, 1, 16),
     "resident_fwd: cluster waits for the wrong phase": CLUSTER,
     "resident_fwd: cluster does not wait for h": CLUSTER,
     "resident_fwd: cluster has one buffer of h": CLUSTER,
@@ -222,10 +289,16 @@ FAULTS = {
 }
 
 
+CALLS: dict[str, Callable[[Case], None]] = {  # that show it where compare_race does not
+    "resident_fwd: h of units past the head is not cleared": check_infinite_h,
+    "resident_fwd: no row ends early": check_short_rows,
+}
+
+
 @needs_race_build
 @pytest.mark.parametrize(("mutant", "case"), FAULTS.items(), ids=str)
 def test_fault_is_caught(mutant: str, case: Case) -> None:
-    assert missed(mutant, partial(compare_race, case)) == []
+    assert missed(mutant, partial(CALLS.get(mutant, compare_race), case)) == []
 
 
 def compare_race(case: Case) -> None:

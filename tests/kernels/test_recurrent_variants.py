@@ -11,7 +11,7 @@ import torch
 from tests.functional.test_recurrent import CELLS, Cell
 from tests.support import variants
 from tests.support.against_reference import check
-from xlstm_cuda import _backend, lstm
+from xlstm_cuda import LSTMState, _backend, lstm
 from xlstm_cuda.testing import Tolerance, lstm_inputs, slstm_inputs
 
 # variant: (D, dtype) where it can run; the sizes take one block, a wide one, and teams of 2 to 17 blocks
@@ -56,6 +56,39 @@ def test_a_few_rows_in_float32(cuda_backend: str, device: str, variant: str, D: 
     inputs = CELLS["slstm"].draw(B=B, S=4, H=1, D=D, dtype=torch.float32, device=device)
     with only(cuda_backend, variant):
         CELLS["slstm"].check(inputs, cuda_backend, tolerance=Tolerance(1e-6, 3e-6, 3e-6))
+
+
+def gates(B: int, D: int, dtype: torch.dtype, device: str, **values: torch.Tensor | float) -> torch.Tensor:
+    """x of one token with these pre-activations; 30 is a gate that is open, -30 one that is closed."""
+    x = torch.zeros(B, 1, 4, 1, D, dtype=dtype, device=device)
+    for name, value in values.items():
+        x[:, 0, "ifgo".index(name), 0] = torch.as_tensor(value, dtype=dtype)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["block", "launch"])
+def test_the_slope_of_a_saturated_tanh(cuda_backend: str, device: str, variant: str, dtype: torch.dtype) -> None:
+    """Where tanh is 1 to all digits of the type: 1 - tanh^2 of a rounded tanh would be rounding alone."""
+    c = torch.linspace(-8, 8, 65, device=device).view(1, 1, 65).requires_grad_()
+    zeros = torch.zeros(4, 1, 65, 65, dtype=dtype, device=device)
+    with only(cuda_backend, variant):
+        x = gates(1, 65, dtype, device, i=-30.0, f=30.0, o=30.0)
+        h = lstm(x, zeros, initial_state=LSTMState(torch.zeros_like(c), c), backend=cuda_backend)
+        (slope,) = torch.autograd.grad(h.sum(), c)
+    torch.testing.assert_close(slope.double(), c.detach().double().cosh().pow(-2), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["block", "launch"])
+def test_tanh_of_float16_near_zero(cuda_backend: str, device: str, variant: str) -> None:
+    """Two of them and one rounding: to three quarters of the last digit, also of numbers of a few digits."""
+    g = torch.logspace(-24, -1, 240, base=2, dtype=torch.float64).half().view(4, 60)
+    zeros = torch.zeros(4, 1, 60, 60, dtype=torch.float16, device=device)
+    with only(cuda_backend, variant):
+        h = lstm(gates(4, 60, torch.float16, device, i=30.0, f=30.0, g=g, o=30.0), zeros, backend=cuda_backend)
+    expected = g.double().tanh().tanh()
+    digit = torch.exp2(expected.log2().floor().clamp(min=-14) - 10)
+    assert ((h.view(4, 60).cpu().double() - expected) / digit).abs().max() < 0.75
 
 
 @pytest.mark.parametrize("variant", SIZES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -65,12 +66,25 @@ def test_a_message_that_comes_is_waited_for(variant: str, seed: int) -> None:
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
 @pytest.mark.parametrize("source", ["resident_fwd_bf16.cu", "resident_bwd_bf16.cu"])
 def test_what_ships_has_no_limit(source: str, tmp_path: Path) -> None:
-    def ptx(*options: str) -> str:
-        file, kernels = tmp_path / "kernels.ptx", ROOT / "csrc" / "cuda" / "recurrent" / source
-        flags = ["-std=c++20", "-arch=sm_90a", f"-I{ROOT / 'csrc'}", *options]
-        subprocess.run(["nvcc", "--ptx", *flags, "-o", file, kernels], check=True, capture_output=True)
-        return file.read_text()
-
-    with_limit, ships = ptx("-DXLSTM_DEBUG_WAITS=2000"), ptx()
+    with_limit, ships = (ptx(source, "sm_90a", tmp_path, *flags) for flags in (["-DXLSTM_DEBUG_WAITS=2000"], []))
     for part in ("%globaltimer", "vprintf"):
         assert part in with_limit and part not in ships
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+@pytest.mark.parametrize("source", ["resident_fwd_bf16.cu", "resident_bwd_bf16.cu"])
+def test_kernels_for_clusters_trap_where_there_are_none(source: str, tmp_path: Path) -> None:
+    """They have no code there: to return would be to leave results unwritten without a word."""
+    kernels = ptx(source, "sm_80", tmp_path).split(".entry ")[1:]
+    traps = [re.search(r"\{\s*(//.*\s*)*trap;", kernel) is not None for kernel in kernels]
+    in_clusters = ["VariantE1" in kernel.partition("(")[0] for kernel in kernels]
+    assert any(in_clusters) and traps == in_clusters
+
+
+def ptx(source: str, arch: str, folder: Path, *options: str) -> str:
+    """What nvcc makes of the kernels."""
+    file, kernels = folder / "kernels.ptx", ROOT / "csrc" / "cuda" / "recurrent" / source
+    flags = ["-std=c++20", f"-arch={arch}", f"-I{ROOT / 'csrc'}", *options]
+    subprocess.run(["nvcc", "--ptx", *flags, "-o", file, kernels], check=True, capture_output=True)
+    return file.read_text()

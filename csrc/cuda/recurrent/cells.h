@@ -20,6 +20,12 @@ struct UnitState {
   A c, n, m;
 };
 
+// a (1 - x), rounded once.
+template <class A>
+XLSTM_DEVICE A rest_of(A a, A x) {
+  return std::fma(-a, x, a);
+}
+
 template <class M>
 struct LstmCell {
   using A = typename M::Number;
@@ -45,12 +51,13 @@ struct LstmCell {
 
   XLSTM_DEVICE static void backward(const A (&saved)[kSaved], A dh, A (&d)[kGrads], A (&draw)[kGates]) {
     const A i = saved[0], f = saved[1], g = saved[2], o = saved[3], c_before = saved[4];
-    const A t = M::tanh(f * c_before + i * g);
-    const A dc = d[0] + dh * o * (1 - t * t);
-    draw[0] = dc * g * i * (1 - i);
-    draw[1] = dc * c_before * f * (1 - f);
+    const A kept = f * c_before, written = i * g;
+    const Tanh<A> t = M::tanh_and_slope(kept + written);
+    const A dt = dh * o, dc = d[0] + dt * t.slope, dc_written = dc * written;
+    draw[0] = rest_of(dc_written, i);
+    draw[1] = rest_of(dc * kept, f);
     draw[2] = dc * i * (1 - g * g);
-    draw[3] = dh * t * o * (1 - o);
+    draw[3] = rest_of(dt * t.value, o);
     d[0] = dc * f;
   }
 };
@@ -121,15 +128,15 @@ struct SlstmCell {
     const A alpha = std::fabs(saved[0]), f = saved[1], z = saved[2], o = saved[3], before = saved[4];
     const bool input_wins = std::signbit(saved[0]);  // also of -0
     const A c_bar = before + alpha * (z - before);
-    const A dc = d[0] + dh * o;
-    const A du = alpha * ((1 - alpha) * dc * (z - before) + d[1]);
+    const A dc = d[0] + dh * o, dc_before = rest_of(dc, alpha);
+    const A du = alpha * (dc_before * (z - before) + d[1]);
     const A dl = d[1] - du;
     const A dlog_f = dl + (input_wins ? A{0} : d[2]);
     draw[0] = du + (input_wins ? d[2] : A{0});
     draw[1] = exp_forget ? dlog_f : dlog_f * M::sigmoid(-f);
     draw[2] = dc * alpha * (1 - z * z);
-    draw[3] = dh * c_bar * o * (1 - o);
-    d[0] = dc * (1 - alpha);
+    draw[3] = rest_of(dh * c_bar * o, o);
+    d[0] = dc_before;
     d[1] = dl;
     d[2] = input_wins ? A{0} : d[2];
   }

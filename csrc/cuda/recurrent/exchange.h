@@ -1,6 +1,6 @@
 #pragma once
 // How h of a step gets to all blocks of a team, one policy per variant (plan.h). h of a batch tile lies in shared
-// memory, row by row, as T. Rows past the batch have no meaning; past the last unit of a finite row there are zeros.
+// memory, row by row, as T. Rows past the batch have no meaning; past the last unit of a row there are zeros.
 //   start()              after the rows before the first step are staged
 //   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
 //   put(t, tile, ..)     h of step t of a warp's cells (warp_tile.h): what stays in the block

@@ -111,7 +111,7 @@ class BwdBlock {
     rows.find_lengths(p.shape, p.lengths);
     inbox.start();
     __syncthreads();
-    plain = opaque(static_cast<int>(vectors && rows.are_plain()));
+    access = find_access();
     if (has_cells()) {
       load_final();
       for (int i = 0; i < C::kRing; ++i) fetch(i);
@@ -160,9 +160,7 @@ class BwdBlock {
   const T *saved_from, *last_from;
   T* dx_to;
   uint32_t saved_stride, last_stride, dx_stride;
-  int last_units;  // to be read, of 8
-  int vectors;     // whole ones can be read and written
-  int plain = 0;   // and rows take their tokens in step: no branches are needed
+  RowAccess access;
 
   XLSTM_DEVICE int warp() const { return threadIdx.x / 32; }
   XLSTM_DEVICE int split() const { return warp() / C::kTileWarps; }
@@ -200,13 +198,17 @@ class BwdBlock {
     dx_to = static_cast<T*>(p.dx) + at.part * hidden + of_hidden;
     saved_stride = static_cast<uint32_t>(kSaved * hidden), dx_stride = static_cast<uint32_t>(kGates * hidden);
     last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
-    last_units = units;
-    vectors = whole_vectors<T>(p.saved, D) && whole_vectors<T>(p.dh) && whole_vectors<T>(p.dx);
     // Held in registers: the compiler would compute them anew in every step.
     saved_from = opaque(saved_from), last_from = opaque(last_from), dx_to = opaque(dx_to);
     if (kRoomy) {
       saved_stride = opaque(saved_stride), dx_stride = opaque(dx_stride), last_stride = opaque(last_stride);
     }
+  }
+
+  XLSTM_DEVICE RowAccess find_access() const {
+    const int64_t D = p.shape.head_dim;
+    const Pieces of_saved = pieces_of<T>(p.saved, D), of_dh = pieces_of<T>(p.dh, D);
+    return {of_saved > of_dh ? of_saved : of_dh, consist_of<Vector<T>>(p.dx, D), rows.are_plain()};
   }
 
   XLSTM_DEVICE void load_final() {
@@ -237,21 +239,36 @@ class BwdBlock {
   XLSTM_DEVICE void fetch(int to) {
     const RowLane at;
     const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
-    auto& into = s.inputs[group][to].x;
-    T(&first)[kWarpUnits] = into[at.part][at.row];
-    T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
-    const int count = t >= 0 && t < rows.length(tile, at.row) ? units : 0;
-    const uint64_t token = plain ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t);
-    const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
-    if (vectors) {
-      fetch_row(first, saved, count);
-      if (at.part < 2) fetch_row(last, other, count);
+    if (access.is_plain()) {
+      fetch_token(to, t, rows.plain_index(tile, at.row, t), Pieces::vectors);
     } else {
-      copy_row(first, saved, count);
-      if (at.part < 2) copy_row(last, other, count);
+      fetch_token(to, t, rows.index(tile, at.row, t), access.inputs());
     }
     cp_async_commit();
     ahead.next(team.tiles);
+  }
+
+  XLSTM_DEVICE void fetch_token(int to, int t, uint64_t token, Pieces pieces) {
+    const RowLane at;
+    auto& into = s.inputs[group][to].x;
+    T(&first)[kWarpUnits] = into[at.part][at.row];
+    T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
+    const bool has_last = at.part < 2;
+    const int count = t >= 0 && t < rows.length(ahead.tile, at.row) ? units : 0;
+    const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
+    if (pieces == Pieces::vectors) {
+      fetch_row<Vector<T>>(first, saved, count);
+      if (has_last) fetch_row<Vector<T>>(last, other, count);
+    } else if (sizeof(T) > 2 || pieces == Pieces::words) {
+      fetch_row<Word<T>>(first, saved, count);
+      if (has_last) fetch_row<Word<T>>(last, other, count);
+    } else {
+      const RowElements<T> of_first(saved, count);
+      if (!kRoomy) of_first.write(first);  // there are no registers for both
+      const RowElements<T> of_last(other, has_last ? count : 0);
+      if (kRoomy) of_first.write(first);
+      if (has_last) of_last.write(last);
+    }
   }
 
   XLSTM_DEVICE void load_reset(int t, int tile) {
@@ -303,7 +320,8 @@ class BwdBlock {
 #pragma unroll
     for (int n = 0; n < kMaxGrads; ++n) grads[n] = s.grads[tile][n][cell_index()];
     if (p.reset.data) drop_after_reset(grads, dh, t, tile);
-    if (t + 1 >= rows.full_steps(tile)) end_rows(dh, t, tile);
+    const bool rows_end = t + 1 >= rows.full_steps(tile);  // with this token, or before it
+    if (rows_end) end_rows(dh, t, tile);
     A d_raw[2][kGates];
     with_cell<Math>(p.cell, [&](auto functor) {
       constexpr int kGrads = decltype(functor)::kGrads;
@@ -319,7 +337,7 @@ class BwdBlock {
         for (int n = 0; n < kGrads; ++n) grads[n].x[i] = d[n];
       }
     });
-    if (t >= rows.full_steps(tile)) clear_past_the_end(grads, d_raw, t, tile);
+    if (rows_end) clear_past_the_end(grads, d_raw, t, tile);
     device::Pack<T, 2> pairs[kGates];
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_two<T>(d_raw[0][gate], d_raw[1][gate]);
@@ -339,6 +357,7 @@ class BwdBlock {
     }
     const bool last_tile = tile + 1 == team.tiles;
     load_reset(last_tile ? t - 1 : t, last_tile ? 0 : tile + 1);
+    __syncwarp();  // lanes have taken different ways, and matrices are next
   }
 
   // At the last token of a row dh is that of the final state.
@@ -350,6 +369,7 @@ class BwdBlock {
       if (left > 1) continue;
       dh.x[i] = left == 1 && final && cell.unit < units ? final[state_offset(tile, i)] : A{0};
     }
+    __syncwarp();
   }
 
   // Rows without this token: zeros, and the carried gradients stay.
@@ -362,6 +382,7 @@ class BwdBlock {
 #pragma unroll
       for (int n = 0; n < kMaxGrads; ++n) grads[n].x[i] = s.grads[tile][n][cell_index()].x[i];
     }
+    __syncwarp();
   }
 
   // What the next step does not wait for: dx goes out, and inputs of a later step come in.
@@ -370,11 +391,18 @@ class BwdBlock {
     const bool there = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_bwd: rows past the batch");
     const T(&row)[kWarpUnits] =
         *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + group * kWarpUnits]);
-    if (plain) {
+    const int of_dx = there ? units : 0;
+    if (access.is_plain()) {
       const RowVectors<T> values(row);
-      values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, there ? units : 0);
+      values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, of_dx);
     } else {
-      store_row(dx_to + rows.index(tile, at.row, t) * dx_stride, row, there ? units : 0);
+      const bool in_step = XLSTM_MUTANT("resident_bwd: no row ends early");
+      T* to = dx_to + (in_step ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t)) * dx_stride;
+      if (access.vector_results()) {
+        RowVectors<T>(row).store(to, of_dx);
+      } else {
+        store_row(to, row, of_dx);
+      }
     }
     fetch(slot);
     slot = (slot + 1) % C::kRing;
@@ -471,6 +499,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);
     BwdBlock<C>(s, p, plan, workspace).run();
+  } else {
+    __trap();  // compiled for a device without clusters: launches refuse it
   }
 }
 

@@ -100,8 +100,6 @@ class ForwardScan {
     saved_stride = static_cast<uint32_t>(kSaved * hidden);
     last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
     saved_units = p.saved ? units : 0, last_units = stores_last ? units : 0;
-    vectors = whole_vectors<T>(p.x.data, D, p.x.batch, p.x.time, p.x.gate, p.x.head) && whole_vectors<T>(p.h) &&
-              whole_vectors<T>(p.saved);
     // Held in registers: the compiler would compute them anew in every step.
     saved_to = device::opaque(saved_to), last_to = device::opaque(last_to);
     if (kRoomy) {
@@ -114,7 +112,7 @@ class ForwardScan {
   XLSTM_DEVICE void run(const Weights& weights) {
     rows.find_lengths(p.shape, p.lengths);
     __syncthreads();
-    plain = device::opaque(static_cast<int>(vectors && rows.are_plain()));
+    access = find_access();
     if (has_cells()) {
       load_bias();
       load_initial();
@@ -157,8 +155,7 @@ class ForwardScan {
   T *saved_to, *last_to;
   uint32_t saved_stride, last_stride;
   int saved_units, last_units;  // to be stored, of 8
-  int vectors;                  // whole ones can be read and written
-  int plain = 0;                // and rows take their tokens in step: no branches are needed
+  RowAccess access;
 
   XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
   XLSTM_DEVICE int state_index() const { return part.group * 32 + threadIdx.x % 32; }
@@ -169,6 +166,12 @@ class ForwardScan {
   XLSTM_DEVICE WarpTile<T, kSaved + 1>& results() { return s.results[part.group]; }
 
   // ---- before the first step ----
+
+  XLSTM_DEVICE RowAccess find_access() const {
+    const int64_t D = p.shape.head_dim;
+    const bool vectors = consist_of<device::Vector<T>>(p.h, D) && consist_of<device::Vector<T>>(p.saved, D);
+    return {pieces_of<T>(p.x.data, D, p.x.batch, p.x.time, p.x.gate, p.x.head), vectors, rows.are_plain()};
+  }
 
   XLSTM_DEVICE void load_bias() {
     if (!p.b.data || cell.unit >= units) return;
@@ -212,17 +215,19 @@ class ForwardScan {
   XLSTM_DEVICE void fetch_x(unsigned to) {
     const RowLane at;
     T(&row)[kWarpUnits] = s.x[part.group][to].x[at.part][at.row];
-    if (plain) {
+    if (access.is_plain()) {
       const bool exists = rows.exists(ahead.tile, at.row) || XLSTM_MUTANT("resident_fwd: x of rows that are none");
       const int64_t offset = rows.plain_offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
-      fetch_row(row, x_from + offset, exists && ahead.t < seqlen ? units : 0);
+      fetch_row<device::Vector<T>>(row, x_from + offset, exists && ahead.t < seqlen ? units : 0);
     } else {
       const int count = ahead.t < rows.length(ahead.tile, at.row) ? units : 0;
       const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
-      if (vectors) {
-        fetch_row(row, from, count);
+      if (access.inputs() == Pieces::vectors) {
+        fetch_row<device::Vector<T>>(row, from, count);
+      } else if (sizeof(T) > 2 || access.inputs() == Pieces::words) {
+        fetch_row<Word<T>>(row, from, count);
       } else {
-        copy_row(row, from, count);
+        RowElements<T>(from, count).write(row);
       }
     }
     device::cp_async_commit();
@@ -425,10 +430,13 @@ class ForwardScan {
     }
   }
 
+  // Units past the head have no weights, but zero times an infinite h is NaN: that of theirs is zero.
   template <class Cell>
   XLSTM_DEVICE void put(const Cells<Cell>& c, int t, int tile) {
     using Pair = device::Pack<T, 2>;
-    const Pair h = narrow_one_nan<T>(c.h[0], c.h[1]);
+    const bool exists = first_unit + cell.unit < static_cast<int>(p.shape.head_dim) ||
+                        XLSTM_MUTANT("resident_fwd: h of units past the head is not cleared");
+    const Pair h = narrow_one_nan<T>(exists ? c.h[0] : 0, exists ? c.h[1] : 0);
     exchange.put(t, tile, first_unit, h);
     Pair saved[kSaved];
 #pragma unroll
@@ -447,16 +455,26 @@ class ForwardScan {
     const auto& from = results().x;
     const bool exists = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_fwd: rows past the batch");
     const int of_saved = exists ? saved_units : 0, of_last = exists ? last_units : 0;
-    if (plain) {
-      const RowVectors<T> first(from[at.part][at.row]), last(from[kSaved - 1 + at.part % 2][at.row]);
-      const uint64_t token = rows.plain_index(tile, at.row, t);
-      first.store(saved_to + token * saved_stride, of_saved);
-      last.store(last_to + token * last_stride, of_last);
+    const T(&first)[kWarpUnits] = from[at.part][at.row], (&last)[kWarpUnits] = from[kSaved - 1 + at.part % 2][at.row];
+    const auto store_vectors = [&](auto find_token) {
+      const RowVectors<T> of_first(first), of_second(last);
+      const uint64_t token = find_token();
+      of_first.store(saved_to + token * saved_stride, of_saved);
+      of_second.store(last_to + token * last_stride, of_last);
+    };
+    if (access.is_plain()) {
+      store_vectors([&] { return rows.plain_index(tile, at.row, t); });
+    } else if (access.vector_results()) {
+      store_vectors([&] { return index_of_result(tile, at.row, t); });
     } else {
-      const uint64_t token = rows.index(tile, at.row, t);
-      store_row(saved_to + token * saved_stride, from[at.part][at.row], of_saved);
-      store_row(last_to + token * last_stride, from[kSaved - 1 + at.part % 2][at.row], of_last);
+      const uint64_t token = index_of_result(tile, at.row, t);
+      store_row(saved_to + token * saved_stride, first, of_saved);
+      store_row(last_to + token * last_stride, last, of_last);
     }
+  }
+  XLSTM_DEVICE uint64_t index_of_result(int tile, int row, int t) const {
+    if (XLSTM_MUTANT("resident_fwd: no row ends early")) return rows.plain_index(tile, row, t);
+    return rows.index(tile, row, t);
   }
 };
 
@@ -471,6 +489,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     load_weights<S>(weights, s, p, team);
     __syncthreads();
     ForwardScan<S>(p, team, s.scan, padded_h, width).run(weights);
+  } else {
+    __trap();  // compiled for a device without clusters: launches refuse it
   }
 }
 

@@ -68,12 +68,40 @@ XLSTM_DEVICE void write_cells(T* to, const device::Pack<T, 2> (&pairs)[kCount]) 
 
 // ---- rows ----
 
-// Whether rows of T can be read or written in vectors: all strides, in elements, and the pointer.
-template <class T, class... Strides>
-XLSTM_DEVICE bool whole_vectors(const void* pointer, Strides... strides) {
-  constexpr int kVector = device::Vector<T>::kCount;
-  return device::aligned_for<device::Vector<T>>(pointer) && ((strides % kVector == 0) && ...);
+// In what rows can be read, the largest first: vectors of 16 bytes, words (smaller ones that can be under way too,
+// cp_async.h), or elements.
+enum class Pieces { vectors, words, elements };
+
+template <class T>
+using Word = device::Pack<T, sizeof(T) == 2 ? 2 : 1>;
+
+// By the address and all strides, in elements.
+template <class Piece, class... Strides>
+XLSTM_DEVICE bool consist_of(const void* pointer, Strides... strides) {
+  return device::aligned_for<Piece>(pointer) && ((strides % Piece::kCount == 0) && ...);
 }
+
+template <class T, class... Strides>
+XLSTM_DEVICE Pieces pieces_of(const void* pointer, Strides... strides) {
+  if (consist_of<device::Vector<T>>(pointer, strides...)) return Pieces::vectors;
+  return sizeof(T) > 2 || consist_of<Word<T>>(pointer, strides...) ? Pieces::words : Pieces::elements;
+}
+
+// How a kernel reads and writes its rows, in one register.
+class RowAccess {
+ public:
+  RowAccess() = default;
+  // vector_results: all that it writes. in_step: rows take the tokens of a step by its number alone.
+  XLSTM_DEVICE RowAccess(Pieces inputs, bool vector_results, bool in_step)
+      : bits(device::opaque(static_cast<int>(inputs) + (vector_results ? 0 : 4) + (in_step ? 0 : 8))) {}
+  // Whole vectors and in step: no branches are needed.
+  XLSTM_DEVICE bool is_plain() const { return bits == 0; }
+  XLSTM_DEVICE Pieces inputs() const { return static_cast<Pieces>(bits % 4); }
+  XLSTM_DEVICE bool vector_results() const { return bits / 4 % 2 == 0; }
+
+ private:
+  int bits = 0;
+};
 
 struct RowLane {
   int part, row;
@@ -100,25 +128,29 @@ struct RowVectors {
   }
 };
 
-// A row from memory, which allows whole vectors; zeros past `units` of it. It is under way: cp_async.h.
-template <class T>
+// A row from memory, which consists of such pieces; zeros past `units` of it. It is under way.
+template <class Piece, class T>
 XLSTM_DEVICE void fetch_row(T (&to)[kWarpUnits], const T* from, int units) {
-  constexpr int kVector = RowVectors<T>::kVector;
 #pragma unroll
-  for (int u = 0; u < kWarpUnits; u += kVector) {
-    device::cp_async<16>(device::shared_address(&to[u]), from + u, u < units);
+  for (int u = 0; u < kWarpUnits; u += Piece::kCount) {
+    device::cp_async<sizeof(Piece)>(device::shared_address(&to[u]), from + u, u < units);
   }
 }
 
-// The same one by one, for any address.
+// The same for any address. It waits for memory: elements of several rows are loaded before any of them is written.
 template <class T>
-XLSTM_DEVICE void copy_row(T (&to)[kWarpUnits], const T* from, int units) {
-  T row[kWarpUnits];
+struct RowElements {
+  T x[kWarpUnits];
+
+  XLSTM_DEVICE RowElements(const T* from, int units) {
 #pragma unroll
-  for (int u = 0; u < kWarpUnits; ++u) row[u] = u < units ? from[u] : T{};
+    for (int u = 0; u < kWarpUnits; ++u) x[u] = u < units ? from[u] : T{};
+  }
+  XLSTM_DEVICE void write(T (&to)[kWarpUnits]) const {
 #pragma unroll
-  for (int u = 0; u < kWarpUnits; ++u) to[u] = row[u];
-}
+    for (int u = 0; u < kWarpUnits; ++u) to[u] = x[u];
+  }
+};
 
 template <class T>
 XLSTM_DEVICE void store_row(T* to, const T (&from)[kWarpUnits], int units) {
