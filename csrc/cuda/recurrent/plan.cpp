@@ -41,9 +41,9 @@ struct StepCycles {
   int units, forward, backward;
 };
 constexpr StepCycles kStepCycles[] = {
-    {Variant::block, 64, 940, 1110},    {Variant::block, 128, 1980, 1920}, {Variant::cluster, 64, 1350, 1640},
-    {Variant::cluster, 32, 1640, 1880}, {Variant::grid, 64, 1800, 2260},   {Variant::grid, 32, 1800, 2520},
-    {Variant::grid, 16, 1920, 2990},
+    {Variant::block, 64, 910, 1080},    {Variant::block, 128, 1990, 1760}, {Variant::cluster, 64, 1530, 1570},
+    {Variant::cluster, 32, 1610, 1790}, {Variant::grid, 64, 1780, 2180},   {Variant::grid, 32, 1850, 2470},
+    {Variant::grid, 16, 2000, 2930},
 };
 
 // Of a step of all batch tiles of a head: teams that find no room take their turn after others.

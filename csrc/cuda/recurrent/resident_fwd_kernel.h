@@ -224,7 +224,7 @@ class ForwardScan {
       const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
       if (access.inputs() == Pieces::vectors) {
         fetch_row<device::Vector<T>>(row, from, count);
-      } else if (sizeof(T) > 2 || access.inputs() == Pieces::words) {
+      } else if (sizeof(T) > 2 || (kRoomy && access.inputs() == Pieces::words)) {  // at 128 registers words spill
         fetch_row<Word<T>>(row, from, count);
       } else {
         RowElements<T>(from, count).write(row);

@@ -31,7 +31,7 @@ bool refuses(const char* what, const Params& params) {
 bool mlstm_step(Type type, int64_t tokens, int64_t batch, int64_t columns) {
   MlstmStepParams<void> p{};
   p.shape = {batch, 2, tokens, 64, columns};
-  p.state.C.type = p.next.C.type = type;
+  p.q.type = p.k.type = p.v.type = p.state.C.type = p.next.C.type = type;
   return refuses("mlstm_step", p);
 }
 
