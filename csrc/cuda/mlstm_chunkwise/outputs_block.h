@@ -185,7 +185,8 @@ size_t outputs_shared_bytes(const MlstmShape& shape, bool resident) {
 
 // ---- loads ----
 
-template <Product P, OutputKind O>
+// kCalls: load_tile
+template <Product P, OutputKind O, bool kCalls>
 struct Loader {
   using E = Element<P>;
   using A = Accumulator<P>;
@@ -227,19 +228,19 @@ struct Loader {
     Stage<E>& to = s.ring[stage];
     const int column = s.at.first_column + step.n * kTileRows;
     if (step.phase == Phase::values) {
-      load_tile(to.wide, s.Z, step.tile * kTileRows + step.k * kDepth, column);
+      load_tile<kCalls>(to.wide, s.Z, step.tile * kTileRows + step.k * kDepth, column);
       return;
     }
     if (step.phase == Phase::scores) {
-      load_tile(to.tall, s.Y, step.tile * kTileRows, step.k * kDepth);
+      load_tile<kCalls>(to.tall, s.Y, step.tile * kTileRows, step.k * kDepth);
       if (step.k == 0) load_columns(step.tile);
     } else if constexpr (kStateTransposed<O>) {
-      load_tile(to.wide, s.state, step.k * kDepth, column);
+      load_tile<kCalls>(to.wide, s.state, step.k * kDepth, column);
     } else {
-      load_tile(to.tall, s.state, column, step.k * kDepth);
+      load_tile<kCalls>(to.tall, s.state, column, step.k * kDepth);
     }
     if (resident && !s.schedule.opens_depth(step)) return;
-    load_tile(x_tile(step, stage), s.X, s.at.first_row, step.k * kDepth);
+    load_tile<kCalls>(x_tile(step, stage), s.X, s.at.first_row, step.k * kDepth);
   }
 
   XLSTM_DEVICE TokenVectors<A>& columns(int tile) const {

@@ -331,7 +331,8 @@ __global__ void __launch_bounds__(kTileThreads, (kResidentBlocks<P, kMaxBlocks>)
     outputs(MlstmOutputsParams<Accumulator<P>> p, OutputsTiling tiling) {
   using A = Accumulator<P>;
   XLSTM_SHARED(OutputsShared<P>, s);
-  const Loader<P, O> loader = {p, s, tiling.resident};
+  constexpr bool kCalls = kMaxBlocks < 4;  // with all registers in use, calls would move sums about where h is stored
+  const Loader<P, O, kCalls> loader = {p, s, tiling.resident};
   if (threadIdx.x % 32 == 0) loader.prepare(tiling);
   __syncthreads();
   if (s.at.first_row >= s.at.tokens) return;
