@@ -100,7 +100,10 @@ def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path], arch: str
             executed = sum(len(block) * count for block, count in pairs)
             courses = Courses(module, function, ran["blocks"], ran["courses"])
             launched = name.partition(": ")[2], ran["launches"], ran["warps"]
-            yield Seen(*launched, *resident(text), executed, code, courses)
+            warps_of_block, blocks = resident(text)
+            if "resident_" in name:  # a scan has few blocks, each of them a multiprocessor to itself
+                blocks = 1
+            yield Seen(*launched, warps_of_block, blocks, executed, code, courses)
 
 
 def resident(ptx: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tools.sass.model import pipe_of
+from tools.sass.model import PIPES, pipe_of
 
 from .counters import counted, mlstm_of
 from .machine_code import SCHEDULERS, Seen, hot_turns, modelled, seen_in
@@ -48,6 +48,7 @@ def work_of(counts: dict[str, Any], files: Files) -> Work:
         cycles = cycles_of_block(seen)
         work += Counter(blocks=blocks, slots=blocks * cycles / seen.blocks, chain=seen.launches * cycles)
         work += pipes_of(seen)
+    work["tensor"] = counts["instructions"].get("tensor", 0) * PIPES["HMMA"][1]  # exactly, from the PTX
     traffic = counts["traffic"]
     work["shared"] = sum(traffic[kind]["wavefronts"] for kind in SHARED if kind in traffic)
     work["shared"] += traffic["cp.async"]["bytes"] / 128 if "cp.async" in traffic else 0
@@ -93,6 +94,7 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
     chunks = seqlen / chunk_size
     work = Counter({kind: (two[kind] + (four[kind] - two[kind]) / 2 * (chunks - 2)) * rows for kind in four})
     if name in WALK_TILES:  # the small cases are a part of a tile
+        work = Counter({kind: four[kind] / 4 * chunks * rows for kind in four})
         work["chain"] = four["chain"] * -(-seqlen // GATE_TILE)
         work["slots"] = work["chain"] * rows
     elif two["blocks"] == four["blocks"]:  # a block walks through all chunks

@@ -41,7 +41,7 @@ struct StepCycles {
   int units, forward, backward;
 };
 constexpr StepCycles kStepCycles[] = {
-    {Variant::block, 64, 910, 1080},    {Variant::block, 128, 1990, 1760}, {Variant::cluster, 64, 1530, 1570},
+    {Variant::block, 64, 980, 1090},    {Variant::block, 128, 1940, 1760}, {Variant::cluster, 64, 1530, 1570},
     {Variant::cluster, 32, 1610, 1790}, {Variant::grid, 64, 1780, 2180},   {Variant::grid, 32, 1850, 2470},
     {Variant::grid, 16, 2000, 2930},
 };

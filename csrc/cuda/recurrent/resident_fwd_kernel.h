@@ -478,8 +478,13 @@ class ForwardScan {
   }
 };
 
+// Per multiprocessor. Heads of a single block and of 16 bits run side by side where there are many.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, 1)
+constexpr int kResidentForward =
+    S::kVariant == Variant::block && S::kThreads == 256 && sizeof(typename S::T) == 2 ? 2 : 1;
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, kResidentForward<S>)
     resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h,
                         int64_t width) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
