@@ -97,11 +97,21 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
         work = Counter({kind: four[kind] / 4 * chunks * rows for kind in four})
         work["chain"] = four["chain"] * -(-seqlen // GATE_TILE)
         work["slots"] = work["chain"] * rows
-    elif two["blocks"] == four["blocks"]:  # a block walks through all chunks
-        work["chain"] /= rows
+    elif (
+        two["blocks"] == four["blocks"]
+    ):  # a block walks through all chunks, or through a segment, and nearly all twice
+        segments = segments_of(two["blocks"] * rows, chunks)
+        work = Counter({kind: n * (2 - 1 / segments) for kind, n in work.items()})
+        work["chain"] *= 1 / rows if segments == 1 else 2 / (2 * segments - 1) / rows
     else:
         work["chain"] = four["chain"]
     return work
+
+
+def segments_of(blocks: float, chunks: float) -> int:
+    """Into how many the states kernel cuts sequences: csrc/cuda/mlstm_chunkwise/segments.h."""
+    most = int(min(16, 2 * MULTIPROCESSORS // blocks, chunks // 2))
+    return most if most >= 3 else 1
 
 
 def times_of(work: Work) -> dict[str, float]:

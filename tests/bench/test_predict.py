@@ -27,8 +27,15 @@ def test_a_block_for_each_chunk() -> None:
 
 def test_a_block_that_walks_through_all_chunks() -> None:
     two, four = Counter(blocks=4, slots=80, chain=30), Counter(blocks=4, slots=160, chain=50)
-    work = predict.grown("mlstm states", two, four, chunk_size=64, seqlen=640, rows=3)
-    assert (work["blocks"], work["slots"], work["chain"]) == (12, 3 * 400, 110)
+    work = predict.grown("mlstm states", two, four, chunk_size=64, seqlen=640, rows=100)
+    assert (work["blocks"], work["slots"], work["chain"]) == (400, 100 * 400, 110)
+
+
+def test_few_blocks_walk_segments() -> None:
+    """Four blocks, 100 chunks: 16 segments, and 31/16 of the work."""
+    two, four = Counter(blocks=4, slots=80, chain=20), Counter(blocks=4, slots=160, chain=40)
+    work = predict.grown("mlstm states", two, four, chunk_size=64, seqlen=6400, rows=1)
+    assert work["slots"] == pytest.approx(4000 * 31 / 16) and work["chain"] == pytest.approx(1000 * 2 / 16)
 
 
 def test_gates_go_through_tiles_of_tokens() -> None:
