@@ -18,6 +18,7 @@ from typing import Any
 
 from tools.sass.model import PIPES, pipe_of
 
+from .cases import TOKENS
 from .counters import counted, mlstm_of
 from .machine_code import SCHEDULERS, Seen, hot_turns, modelled, seen_in
 from .ours import CUDA_CHUNK_SIZES
@@ -28,7 +29,6 @@ MULTIPROCESSORS, CLOCK = 132, 1.85e9
 L2_BYTES, HBM_BYTES = 5.5e12, 4.3e12  # a second
 SECTOR = 32
 SHARED = ("ld.shared", "st.shared", "ldmatrix", "stmatrix")  # a multiprocessor has a wavefront of 128 bytes in a cycle
-TOKENS = 65536
 HEADS = ((64, (64, 64)), (16, (128, 256)), (8, (256, 512)))  # with their Dqk and Dv: 4096 hidden units
 GATE_TILE = 4096  # tokens that a block of the gate kernels goes through at a time
 WALK_TILES = ("mlstm gates", "mlstm gate_grads")
@@ -111,7 +111,10 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
 def segments_of(blocks: float, chunks: float) -> int:
     """Into how many the states kernel cuts sequences: csrc/cuda/mlstm_chunkwise/segments.h."""
     most = int(min(16, 2 * MULTIPROCESSORS // blocks, chunks // 2))
-    return most if most >= 3 else 1
+    if most < 3:
+        return 1
+    each = -(-chunks // most)
+    return int(-(-chunks // each))
 
 
 def times_of(work: Work) -> dict[str, float]:
