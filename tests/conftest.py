@@ -17,7 +17,7 @@ from tests.support.fresh import (  # noqa: F401  hooks and fixtures
     pytest_collection_modifyitems,
     pytest_generate_tests,
 )
-from tests.support.machine import MODULE_BACKENDS, has_cuda
+from tests.support.machine import MODULE_BACKENDS, device_is_lost, has_cuda
 from xlstm_cuda import _ops, functional
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -29,6 +29,17 @@ BACKENDS = [
     *([pytest.param(EXECUTOR, marks=pytest.mark.simt)] if _ops.available(PLAIN) else []),
     *(["cuda"] if has_cuda() else []),
 ]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol() -> Iterator[object]:
+    """The test that loses the device ends its process: the others are not failed for it, but run in a new worker."""
+    done = yield
+    if device_is_lost():
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        pytest.exit("a kernel ended in an error: nothing more can run on the device in this process", returncode=1)
+    return done
 
 
 @pytest.hookimpl(wrapper=True)

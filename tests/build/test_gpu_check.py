@@ -21,6 +21,7 @@ import torch
 import xlstm_cuda
 from bench import cuda
 from bench.goals import GOALS
+from tests.support.machine import device_is_lost
 from tests.support.paths import ROOT
 from tools.gpu_check import __main__ as command
 from tools.gpu_check import machine as machines
@@ -404,6 +405,19 @@ def test_calibrate_counts_the_cases_that_differ(canned: Canned) -> None:
         parts.calibrate(canned.answer(golden=(-11, "ok   a\n")), MACHINE)
     with pytest.raises(Failed, match="simt_probe.* ended with status 1"):
         parts.calibrate(canned.answer(**{**answers, "simt_probe": (1, "refused")}), MACHINE)
+
+
+def test_a_lost_device_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not device_is_lost()
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert device_is_lost()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert not device_is_lost()
 
 
 def test_tests_are_counted_by_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,17 @@ def has_cuda() -> bool:
     return _C.build_info()["cuda"] is not None
 
 
+def device_is_lost() -> bool:
+    """Whether a kernel has ended in an error: then every later call of this process to the device fails too."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 MODULE_BACKENDS = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), "reference"]
 traced = pytest.mark.parametrize(  # where the reference would be unrolled over time
     "module_backend", MODULE_BACKENDS[:-1], indirect=True

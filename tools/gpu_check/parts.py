@@ -65,9 +65,13 @@ def calibrate(shell: Shell, machine: Machine) -> Figures:
 
 def tests(shell: Shell, machine: Machine) -> Figures:
     """Every test of the backend cuda."""
-    parallel = ("-n", "4", "--dist", "worksteal") if find_spec("xdist") else ()
+    workers = str(min(12, os.cpu_count() or 1))
+    parallel = ("-n", workers, "--dist", "worksteal") if find_spec("xdist") else ()
     report = _not_there_yet(shell.root / SCRATCH / "tests.xml")
-    options = ("-k", "cuda", *parallel, "-rfEs", "--tb=short", "--durations=10")
+    # a kernel that waits for ever loses its own test alone, and a run that is too long still ends with its report
+    limits = ("--timeout", "40", "--session-timeout", str(int(shell.seconds - 25)))
+    patience = limits if find_spec("pytest_timeout") else ()
+    options = ("-k", "cuda", *parallel, *patience, "-rfEs", "--tb=short", "--durations=10")
     done = shell.attempt(PYTHON, "-m", "pytest", *options, f"--junitxml={SCRATCH / report.name}")
     if not report.exists():
         raise Failed(f"pytest ended with status {done.status} and left no report")
@@ -184,9 +188,9 @@ def result(output: str) -> Figures:
 
 
 PARTS = (
-    Part("build", 120, build, ("pip", "setuptools", "pybind11")),
+    Part("build", 100, build, ("pip", "setuptools", "pybind11")),
     Part("calibrate", 60, calibrate),
-    Part("tests", 150, tests, ("pytest", "hypothesis", "numpy", "matplotlib", "safetensors", "tqdm"), needs="build"),
+    Part("tests", 170, tests, ("pytest", "hypothesis", "numpy", "matplotlib", "safetensors", "tqdm"), needs="build"),
     Part("sanitizer", 80, sanitizer, needs="build"),
     Part("bench", 120, bench, ("tqdm",), needs="build"),
 )
