@@ -1,6 +1,7 @@
 // recurrent_plans and recurrent_variant: how the recurrent CUDA kernels run a call, and the request of a test for one
 // way.
-#include <sstream>
+#include <algorithm>
+#include <string>
 #include <utility>
 
 #include "cuda/recurrent/scan.h"
@@ -14,8 +15,10 @@ constexpr const char* kRequest = "recurrent_variant: words are block, cluster, g
 // "cluster units=32 teams=4": any of these words, in any order.
 cuda::PlanRequest request_named(const std::string& name) {
   cuda::PlanRequest request;
-  std::istringstream words(name);
-  for (std::string word; words >> word;) {
+  // no stream: on a machine whose C++ runtime is another one, unwinding through it ended the process
+  for (size_t at = name.find_first_not_of(' '), end = 0; at < name.size(); at = name.find_first_not_of(' ', end)) {
+    end = std::min(name.find(' ', at), name.size());
+    const std::string word = name.substr(at, end - at);
     bool known = false;
     for (const auto v : {cuda::Variant::block, cuda::Variant::cluster, cuda::Variant::grid, cuda::Variant::launch}) {
       if (word == cuda::name_of(v)) request.variant = v, known = true;

@@ -22,23 +22,25 @@ cells = pytest.mark.parametrize(
 half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
-def one_head(i: list[float], f: list[float], state: tuple[float, float, float] | None = None) -> dict[str, Any]:
+def one_head(
+    i: list[float], f: list[float], state: tuple[float, float, float] | None = None, *, device: str
+) -> dict[str, Any]:
     """mlstm with q = k = v = 1, head dimension 1, the given gates and C, n, m."""
-    ones = torch.ones(1, 1, len(i), 1, dtype=torch.float64)
-    gates = {name: torch.tensor([[gate]], dtype=torch.float64).requires_grad_() for name, gate in (("i", i), ("f", f))}
+    options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    ones = torch.ones(1, 1, len(i), 1, **options)
+    gates = {name: torch.tensor([[gate]], **options).requires_grad_() for name, gate in (("i", i), ("f", f))}
     inputs: dict[str, Any] = {"q": ones, "k": ones, "v": ones, **gates}
     if state is not None:
         C, n, m = (
-            torch.full(shape, x, dtype=torch.float64)
-            for shape, x in zip([(1,) * 4, (1,) * 3, (1,) * 2], state, strict=True)
+            torch.full(shape, x, **options) for shape, x in zip([(1,) * 4, (1,) * 3, (1,) * 2], state, strict=True)
         )
         inputs["initial_state"] = MLSTMState(C, n, m.requires_grad_())
     return inputs
 
 
-def test_states_recomputed_in_groups(backend: str) -> None:
+def test_states_recomputed_in_groups(backend: str, device: str) -> None:
     """Enough chunks that the backward pass cannot keep the state of each."""
-    inputs = mlstm_inputs(1, 1, 300, 128, 128, dtype=torch.float64, state=True, requires_grad=True)
+    inputs = mlstm_inputs(1, 1, 300, 128, 128, dtype=torch.float64, device=device, state=True, requires_grad=True)
     every, few = (mlstm(**inputs, chunk_size=size, return_state=True, backend=backend) for size in (1, 64))
     for a, b in zip(*(gradients([h, *state], inputs).values() for h, state in (every, few)), strict=True):
         assert_close_relative(a, b, 1e-11)
@@ -59,38 +61,39 @@ def test_sums_over_many_chunks() -> None:
         assert ((x - exact).abs() <= bound * exact).all(), name
 
 
-def test_forget_gates_that_almost_forget(backend: str) -> None:
-    inputs = one_head([-INF], [-200.0], (1.0, 1.0, 0.0))
+def test_forget_gates_that_almost_forget(backend: str, device: str) -> None:
+    inputs = one_head([-INF], [-200.0], (1.0, 1.0, 0.0), device=device)
     _, state = mlstm(**inputs, return_state=True, backend=backend)
     assert [x.item() for x in state] == [1.0, 1.0, -200.0]
 
 
-def test_equal_arguments_of_the_max(backend: str) -> None:
+def test_equal_arguments_of_the_max(backend: str, device: str) -> None:
     """The carried branch of m is taken."""
-    inputs = one_head([0.0], [INF], (1.0, 1.0, 0.0))
+    inputs = one_head([0.0], [INF], (1.0, 1.0, 0.0), device=device)
     _, state = mlstm(**inputs, return_state=True, backend=backend)
     di, dm0 = torch.autograd.grad(state.m.sum(), [inputs["i"], inputs["initial_state"].m])
     assert di.item() == 0 and dm0.item() == 1
 
 
-def test_nothing_in_and_nothing_there(backend: str) -> None:
-    inputs = one_head([-INF, -INF, 0.5], [1.0, 2.0, 1.0], (0.0, 0.0, -INF))
+def test_nothing_in_and_nothing_there(backend: str, device: str) -> None:
+    inputs = one_head([-INF, -INF, 0.5], [1.0, 2.0, 1.0], (0.0, 0.0, -INF), device=device)
     outputs, _ = check(mlstm, inputs, backend)
     assert outputs["h"][..., :2, :].eq(0).all() and outputs["h"][..., 2, :].ne(0).all()
 
 
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
-def test_reset_where_the_forget_gate_is_zero(backend: str, input_gate: str) -> None:
-    inputs = mlstm_inputs(1, 1, 3, 4, 4, state=True, dtype=torch.float64)
+def test_reset_where_the_forget_gate_is_zero(backend: str, device: str, input_gate: str) -> None:
+    inputs = mlstm_inputs(1, 1, 3, 4, 4, state=True, dtype=torch.float64, device=device)
     inputs["f"][0, 0, 1] = -INF
     for part in (*(inputs[name] for name in "qkvif"), *inputs["initial_state"]):
         part.requires_grad_()
-    check(mlstm, inputs, backend, input_gate=input_gate, reset=torch.tensor([[False, True, False]]))
+    reset = torch.tensor([[False, True, False]], device=device)
+    check(mlstm, inputs, backend, input_gate=input_gate, reset=reset)
 
 
 @pytest.mark.parametrize("name", ["m", "f", "i"])
-def test_nan_reaches_m(backend: str, name: str) -> None:
-    inputs = mlstm_inputs(1, 1, 3, 4, 4, state=True)
+def test_nan_reaches_m(backend: str, device: str, name: str) -> None:
+    inputs = mlstm_inputs(1, 1, 3, 4, 4, state=True, device=device)
     target = inputs["initial_state"].m if name == "m" else inputs[name]
     target.view(-1)[0] = torch.nan
     h, state = mlstm(**inputs, return_state=True, backend=backend)
@@ -103,9 +106,14 @@ def test_nan_reaches_m(backend: str, name: str) -> None:
 @half
 @cells
 def test_initial_h_with_more_digits_than_the_inputs(
-    backend: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any], dtype: torch.dtype
+    backend: str,
+    device: str,
+    sequence: Callable[..., Any],
+    step: Callable[..., Any],
+    make: Callable[..., Any],
+    dtype: torch.dtype,
 ) -> None:
-    inputs = make(2, 6, 2, 8, dtype=dtype, state=True)
+    inputs = make(2, 6, 2, 8, dtype=dtype, device=device, state=True)
     state = inputs["initial_state"]
     exact, rounded = (state._replace(h=h) for h in (state.h + 1e-3, (state.h + 1e-3).to(dtype).float()))
     for name in ("x", "R", "b"):
@@ -125,9 +133,14 @@ def test_initial_h_with_more_digits_than_the_inputs(
 @half
 @cells
 def test_tiny_h_is_rounded_as_the_output(
-    backend: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any], dtype: torch.dtype
+    backend: str,
+    device: str,
+    sequence: Callable[..., Any],
+    step: Callable[..., Any],
+    make: Callable[..., Any],
+    dtype: torch.dtype,
 ) -> None:
-    inputs = make(2, 5, 2, 8, dtype=dtype)
+    inputs = make(2, 5, 2, 8, dtype=dtype, device=device)
     inputs["x"][:, :, 3] = -12.0  # sigmoid(o) near 6e-6: float16 has denormals there
     h, state = sequence(**inputs, return_state=True, backend=backend)
     assert torch.equal(state.h, h[:, -1].float()) and h.ne(0).any()
@@ -135,19 +148,19 @@ def test_tiny_h_is_rounded_as_the_output(
 
 @cells
 def test_h_of_a_step_is_not_the_memory_of_the_state(
-    backend: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any]
+    backend: str, device: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any]
 ) -> None:
-    inputs = make(2, 1, 2, 8)
+    inputs = make(2, 1, 2, 8, device=device)
     h, state = step(inputs["x"][:, 0], inputs["R"], inputs["b"], None, backend=backend)
     before = state.h.clone()
     h.zero_()
     assert torch.equal(state.h, before)
 
 
-def test_graphs_notice_a_state_changed_in_place(backend: str) -> None:
-    inputs = mlstm_inputs(1, 1, 1, 4, 4, state=True)
+def test_graphs_notice_a_state_changed_in_place(backend: str, device: str) -> None:
+    inputs = mlstm_inputs(1, 1, 1, 4, 4, state=True, device=device)
     state = inputs.pop("initial_state")
-    weight = torch.ones(4, 4, requires_grad=True)
+    weight = torch.ones(4, 4, device=device, requires_grad=True)
     loss = (weight * state.C).sum()
     mlstm_step(**inputs, state=state, inplace=True, backend=backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -155,11 +168,12 @@ def test_graphs_notice_a_state_changed_in_place(backend: str) -> None:
 
 
 @pytest.mark.parametrize("function", [mlstm, slstm, lstm, mlstm_step, slstm_step, lstm_step])
-def test_forward_mode_is_refused(backend: str, function: Callable[..., Any]) -> None:
+def test_forward_mode_is_refused(backend: str, device: str, function: Callable[..., Any]) -> None:
     if function in (mlstm, mlstm_step):
-        inputs = mlstm_inputs(1, 1, 3, 4, 4)
+        inputs = mlstm_inputs(1, 1, 3, 4, 4, device=device)
     else:
-        inputs = {slstm: slstm_inputs, slstm_step: slstm_inputs}.get(function, lstm_inputs)(1, 3, 1, 4)
+        make = {slstm: slstm_inputs, slstm_step: slstm_inputs}.get(function, lstm_inputs)
+        inputs = make(1, 3, 1, 4, device=device)
     if function.__name__.endswith("_step"):
         inputs["state"] = None
         if "x" in inputs:
@@ -202,9 +216,10 @@ def test_saved_states_load_without_pickle(cls: Any, tmp_path: Any) -> None:
     assert type(loaded) is cls and all(torch.equal(a, b) for a, b in zip(loaded, state, strict=True))
 
 
-def test_vmap_is_refused(backend: str) -> None:
-    x, R = torch.randn(3, 1, 2, 4, 1, 4, requires_grad=True), torch.randn(3, 4, 1, 4, 4, requires_grad=True)
-    q, gate = torch.randn(3, 1, 1, 2, 4, requires_grad=True), torch.randn(3, 1, 1, 2)
+def test_vmap_is_refused(backend: str, device: str) -> None:
+    x, R, q, gate = (
+        torch.randn(3, *shape, device=device) for shape in [(1, 2, 4, 1, 4), (4, 1, 4, 4), (1, 1, 2, 4), (1, 1, 2)]
+    )
     calls: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
         (lambda x, R: slstm(x, R, backend=backend), (x, R)),
         (lambda x, R: lstm(x, R, backend=backend), (x, R)),
@@ -218,9 +233,9 @@ def test_vmap_is_refused(backend: str) -> None:
 
 @cells
 def test_compiled_step_from_the_empty_state(
-    backend: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any]
+    backend: str, device: str, sequence: Callable[..., Any], step: Callable[..., Any], make: Callable[..., Any]
 ) -> None:
-    inputs = make(2, 1, 2, 8, requires_grad=True)
+    inputs = make(2, 1, 2, 8, device=device, requires_grad=True)
     call = lambda x, R, b: step(x, R, b, None, backend=backend)[0]  # noqa: E731
     arguments = inputs["x"][:, 0], inputs["R"], inputs["b"]
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)

@@ -66,7 +66,9 @@ def test_step(backend: str, device: str, dtype: torch.dtype, forget_gate: str, f
     token["x"] = token["x"][:, 0]
     h, state = slstm_step(**token, state=inputs["initial_state"], forget_gate=forget_gate, backend=backend)
     wide = torch.promote_types(dtype, torch.float32)
-    bound = {"rtol": 8 * torch.finfo(wide).eps, "atol": 0.0}
+    eps = torch.finfo(wide).eps
+    # kernels for float16 have an absolute error of a few 2^-23 (csrc/cuda/recurrent/cell_math.h)
+    bound = {"rtol": 8 * eps, "atol": 4 * eps if dtype == torch.float16 else 0.0}
     torch.testing.assert_close(state.c, torch.tanh(z).to(wide), **bound)
     torch.testing.assert_close(state.n, torch.ones_like(state.n), **bound)
     assert torch.equal(state.m, i.to(wide))

@@ -238,11 +238,10 @@ def test_recurrent_step(
     backend: str, device: str, B: int, H: int, D: int, dtype: torch.dtype, requires_grad: bool,
     sequence: Any, step: Any, make: Any, options: Any,
 ) -> None:  # fmt: skip
+    if D == 1 and requires_grad and dtype.itemsize == 2:
+        B = 65  # a gradient may be a small difference of large numbers that are kept in 16 bits: not all of them are
     inputs = draw_token(make, B, H, D, dtype=dtype, requires_grad=requires_grad, device=device)
-    # one number, a difference of some that CUDA kernels keep in 16 bits for the backward pass
-    in_16_bits = backend != "cpu" and D == 1 and requires_grad and dtype == torch.bfloat16
-    tolerance = Tolerance(4e-3, 1e-2, 1e-2) if in_16_bits else None
-    actual, _ = check(step, inputs, backend, tolerance=tolerance, **options)
+    actual, _ = check(step, inputs, backend, **options)
     assert actual["h"].dtype == dtype
     assert torch.equal(actual["state.h"], actual["h"].to(actual["state.h"].dtype))
 

@@ -27,10 +27,10 @@ head_dims = pytest.mark.parametrize("D", [3, 16, 33])
 
 
 @pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
+def poisoned(device: str) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
+    assert torch.empty(3, device=device).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
 
@@ -49,15 +49,16 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def sequence_results(function: Callable[..., Any], inputs: dict[str, Any], batch: int, backend: str) -> dict[str, Any]:
-    reset = (torch.arange(S) % 11 == 5).expand(batch, S)
+    device = next(iter(inputs.values())).device
+    reset = (torch.arange(S, device=device) % 11 == 5).expand(batch, S)
     outputs = run(function, inputs, backend=backend, reset=reset)
     return {**outputs, **{f"d{name}": grad for name, grad in gradients(outputs, inputs).items()}}
 
 
 @dtypes
 @head_dims
-def test_mlstm(backend: str, dtype: torch.dtype, D: int) -> None:
-    options = {"dtype": dtype, "requires_grad": True}
+def test_mlstm(backend: str, device: str, dtype: torch.dtype, D: int) -> None:
+    options = {"dtype": dtype, "device": device, "requires_grad": True}
     inputs = mlstm_inputs(2, 2, S, D, D + 3, state=True, **options)
     expected = sequence_results(mlstm, inputs, 2, backend)
     dirty = with_nan(mlstm_inputs(2, 2, S, 2 * D, 2 * D, **options))
@@ -68,8 +69,8 @@ def test_mlstm(backend: str, dtype: torch.dtype, D: int) -> None:
 @dtypes
 @head_dims
 @pytest.mark.parametrize("cell", FUNCTIONS)
-def test_recurrent(backend: str, cell: str, dtype: torch.dtype, D: int) -> None:
-    options = {"dtype": dtype, "requires_grad": True}
+def test_recurrent(backend: str, device: str, cell: str, dtype: torch.dtype, D: int) -> None:
+    options = {"dtype": dtype, "device": device, "requires_grad": True}
     inputs = MAKE[cell](3, S, 2, D, state=True, **options)
     expected = sequence_results(FUNCTIONS[cell][0], inputs, 3, backend)
     dirty = with_nan(MAKE[cell](3, S, 2, 2 * D, **options))
@@ -80,11 +81,11 @@ def test_recurrent(backend: str, cell: str, dtype: torch.dtype, D: int) -> None:
 @dtypes
 @head_dims
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_mlstm_step(backend: str, dtype: torch.dtype, D: int, tokens: int) -> None:
-    inputs = mlstm_inputs(2, 2, tokens, D, D + 3, state=True, dtype=dtype)
+def test_mlstm_step(backend: str, device: str, dtype: torch.dtype, D: int, tokens: int) -> None:
+    inputs = mlstm_inputs(2, 2, tokens, D, D + 3, state=True, dtype=dtype, device=device)
     inputs["state"] = inputs.pop("initial_state")
     expected = run(mlstm_step, inputs, backend=backend)
-    dirty = with_nan(mlstm_inputs(4, 4, tokens, D, D + 3, dtype=dtype))
+    dirty = with_nan(mlstm_inputs(4, 4, tokens, D, D + 3, dtype=dtype, device=device))
     run(mlstm_step, {**dirty, "state": None}, backend=backend)
     assert_same(run(mlstm_step, inputs, backend=backend), expected)
 
@@ -92,8 +93,8 @@ def test_mlstm_step(backend: str, dtype: torch.dtype, D: int, tokens: int) -> No
 @dtypes
 @head_dims
 @pytest.mark.parametrize("cell", FUNCTIONS)
-def test_recurrent_step(backend: str, cell: str, dtype: torch.dtype, D: int) -> None:
-    inputs = MAKE[cell](3, 1, 2, D, state=True, dtype=dtype)
+def test_recurrent_step(backend: str, device: str, cell: str, dtype: torch.dtype, D: int) -> None:
+    inputs = MAKE[cell](3, 1, 2, D, state=True, dtype=dtype, device=device)
     inputs["state"] = inputs.pop("initial_state")
     inputs["x"] = inputs["x"][:, 0]
     expected = run(FUNCTIONS[cell][1], inputs, backend=backend)

@@ -93,11 +93,12 @@ def test_tied_weights_after_loading(missing: str | None) -> None:
     values = {name: value.clone() for name, value in model.state_dict().items() if name != missing}
     with torch.device("meta"):
         empty = build(tie_weights=True)
-    for loaded in (build(tie_weights=True), empty, copy.deepcopy(empty).to_empty(device="cpu")):
+    device = torch.get_default_device()
+    for loaded in (build(tie_weights=True), empty, copy.deepcopy(empty).to_empty(device=device)):
         loaded.load_state_dict(values, strict=missing is None, assign=loaded.lm_head.weight.is_meta or missing is None)
         assert loaded.lm_head.weight is loaded.token_embedding.weight
         assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
-    again = copy.deepcopy(empty).to_empty(device="cpu")
+    again = copy.deepcopy(empty).to_empty(device=device)
     again.reset_parameters()
     assert again.lm_head.weight is again.token_embedding.weight
 
@@ -135,13 +136,14 @@ def test_accelerate_loads_tied_weights(stored: str, tmp_path: Path) -> None:
     model, tokens = build(torch.float32, tie_weights=True).eval(), ids(2, 7)
     shared = ("lm_head.weight", "token_embedding.weight")
     values = {k: v.clone() for k, v in model.state_dict().items() if k not in shared or stored in (k, "both")}
+    device = str(torch.get_default_device())
     safetensors.torch.save_file(values, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with accelerate.init_empty_weights():
         dispatched, assigned = (xLSTMLMModel(model.config).eval() for _ in range(2))
     dispatched.tie_weights()
     assert dispatched.lm_head.weight is dispatched.token_embedding.weight
-    dispatched = accelerate.load_checkpoint_and_dispatch(dispatched, str(tmp_path), device_map={"": "cpu"})
-    assigned.to_empty(device="cpu").load_state_dict(values, strict=stored == "both", assign=True)
+    dispatched = accelerate.load_checkpoint_and_dispatch(dispatched, str(tmp_path), device_map={"": device})
+    assigned.to_empty(device=device).load_state_dict(values, strict=stored == "both", assign=True)
     assigned.tie_weights()
     for loaded in (dispatched, assigned):
         assert loaded.lm_head.weight is loaded.token_embedding.weight

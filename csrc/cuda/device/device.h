@@ -3,6 +3,7 @@
 // device and its host definition side by side.
 #include "cuda/device/any.h"
 #include "cuda/device/barrier.h"
+#include "cuda/device/clamped.h"
 #include "cuda/device/cluster.h"
 #include "cuda/device/cp_async.h"
 #include "cuda/device/grid.h"

@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) gate_grads(MlstmGateGradsPara
     const int warps = (min(tile, length - begin) + kWarpTokens - 1) / kWarpTokens;
     Tokens tokens;
     tokens.in_sequence = begin + thread * kTokens;
-    tokens.count = max(0, min(kTokens, length - tokens.in_sequence));
+    tokens.count = device::clamped(length - tokens.in_sequence, kTokens);
     tokens.first = item.tokens.begin + tokens.in_sequence;
     tokens.at = item.batch_head * p.shape.seqlen + tokens.first;
     if (warp < warps) {
