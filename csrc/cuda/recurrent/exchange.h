@@ -2,7 +2,8 @@
 // How h of a step gets to all blocks of a team, one policy per variant (plan.h). h of a batch tile lies in shared
 // memory, row by row, as T. Rows past the batch have no meaning; past the last unit of a row there are zeros.
 //   start()              after the rows before the first step are staged
-//   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait
+//   wait(t, tile)        those rows of the step before t; no warp changes them before the next wait. A barrier of the
+//                        block: what was there before it, other warps may read
 //   put(t, tile, ..)     h of step t of a warp's cells (warp_tile.h): what stays in the block
 //   send(t, tile, ..)    the same, once it lies in the warp's memory in rows: what leaves the block
 //   stores_h             whether `send` also writes the output
@@ -31,7 +32,7 @@ struct ForwardTraits {
   static constexpr int kPitch = padded_pitch<T>(kWidth);
   static constexpr int kPacket = 16 / sizeof(T);  // values in 16 bytes
 
-  static constexpr int kRing = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;  // steps of x that are under way or read
+  static constexpr int kRing = sizeof(T) == 2 ? 4 : 3;  // steps of x that are under way, there or read
 };
 
 template <class S>
@@ -83,9 +84,9 @@ struct BlockExchange {
 
   XLSTM_DEVICE void start() {}
 
-  // One barrier per step: h is written beside the h that slower warps still read.
+  // h is written beside the h that slower warps still read.
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
-    if (tile == 0) device::sync_threads(XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it"));
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: block reads h before all warps wrote it"));
     return s.h[t % 2][tile];
   }
 
@@ -135,6 +136,7 @@ struct ClusterExchange {
   }
 
   XLSTM_DEVICE const HiddenRows<S>& wait(int t, int tile) {
+    device::sync_threads(XLSTM_MUTANT("resident_fwd: cluster reads x before all warps have it"));
     const int phase = (t - 1) / 2 + XLSTM_MUTANT("resident_fwd: cluster waits for the wrong phase");
     if (t > 0) {
       device::mbarrier_wait_cluster(full(t % 2, tile), phase % 2, {"h", t, tile},

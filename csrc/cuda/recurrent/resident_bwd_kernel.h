@@ -35,7 +35,7 @@ struct BwdTraits {
   // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the
   // cells.
   static constexpr int kGroups = kUnits / kWarpUnits, kHelpers = kWarps / kGroups;
-  static constexpr int kRing = sizeof(T) == 8 ? 1 : sizeof(T) == 4 || kThreads > 256 ? 2 : 4;  // tokens under way
+  static constexpr int kRing = sizeof(T) == 8 ? 2 : sizeof(T) == 4 || kThreads > 256 ? 3 : 4;  // tokens under way
   static constexpr int kPitch = padded_pitch<T>(kGates * kUnits);
   static_assert(kMTiles * kSteps * sizeof(typename F::Weights) <= (kThreads > 256 ? 256 : 512));
   static_assert(kSplits == 1 || kVariant == Variant::block);
@@ -72,7 +72,7 @@ struct HelperSums<C, true> {
 template <class C>
 struct BwdShared {
   alignas(16) typename C::T draw[2][kBatchTile][C::kPitch];
-  WarpTile<typename C::T, kInputs> inputs[C::kGroups][C::kRing];
+  GroupTiles<typename C::T, kInputs, C::kRing> inputs[C::kGroups];
   RowPair<typename C::A> grads[C::kTiles][kMaxGrads][C::kGroups * 32];  // carried; read and written by one thread
   HelperSums<C> helpers;
   RowLengths<C::kTiles> lengths;
@@ -92,6 +92,7 @@ class BwdBlock {
   using A = typename C::A;
   using Math = CellMath<T>;
   using Draw = T[kBatchTile][C::kPitch];
+  using Moved = MovedRow<C::kGroups>;
   static constexpr bool kRoomy = C::kThreads <= 256;  // more than 128 registers
 
  public:
@@ -116,7 +117,9 @@ class BwdBlock {
       load_final();
       for (int i = 0; i < C::kRing; ++i) fetch(i);
       load_reset(seqlen - 1, 0);
+      cp_async_wait<C::kRing - 1>();
     }
+    __syncthreads();
     int draw = 0;
 #pragma unroll 1
     for (Position at; at.t < seqlen; at.next(team.tiles)) {
@@ -124,7 +127,11 @@ class BwdBlock {
       RowPair<A> dh{};
       if (at.t > 0) dh = receive(at.tile, at.t - 1);
       const int t = seqlen - 1 - at.t;
-      if (has_cells()) step(t, at.tile, dh, s.draw[draw]);
+      if (has_cells()) {
+        step(t, at.tile, dh, s.draw[draw]);
+        // inputs of the next step, for all warps
+        if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<C::kRing - 2>();
+      }
       sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
       send(t, at.tile, at.t, s.draw[draw]);
     }
@@ -156,10 +163,11 @@ class BwdBlock {
   Position ahead;         // of the inputs to be fetched next, in steps
   int slot = 0;           // of the ring: inputs of this step
 
-  // Of this lane's rows in memory. last: the fifth saved value, or dh.
+  // Of the rows that this thread moves. last: the fifth saved value, or dh.
   const T *saved_from, *last_from;
   T* dx_to;
   uint32_t saved_stride, last_stride, dx_stride;
+  int moved_units;  // that exist, of 8
   RowAccess access;
 
   XLSTM_DEVICE int warp() const { return threadIdx.x / 32; }
@@ -188,8 +196,10 @@ class BwdBlock {
   }
 
   XLSTM_DEVICE void find_rows() {
-    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
-    const RowLane at;
+    const Moved at;
+    const int first = team.rank * C::kUnits + at.group * kWarpUnits;
+    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
+    moved_units = static_cast<int>(D) - first;
     const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh =
                                                                            static_cast<const T*>(p.dh) + of_hidden;
     const bool fifth = at.part == 0;
@@ -234,10 +244,10 @@ class BwdBlock {
 
   // ---- inputs ----
 
-  // Of a step to come: a lane takes a batch row of a saved value; the first 16 also what is left. Before the first
-  // token, past the end of a row and past the batch: zeros.
+  // Of a step to come: a thread takes a batch row of a saved value; those of the first two also what is left. Before
+  // the first token, past the end of a row and past the batch: zeros.
   XLSTM_DEVICE void fetch(int to) {
-    const RowLane at;
+    const Moved at;
     const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
     if (access.is_plain()) {
       fetch_token(to, t, rows.plain_index(tile, at.row, t), Pieces::vectors);
@@ -249,12 +259,12 @@ class BwdBlock {
   }
 
   XLSTM_DEVICE void fetch_token(int to, int t, uint64_t token, Pieces pieces) {
-    const RowLane at;
-    auto& into = s.inputs[group][to].x;
+    const Moved at;
+    auto& into = s.inputs[at.group].tile[to].x;
     T(&first)[kWarpUnits] = into[at.part][at.row];
     T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
     const bool has_last = at.part < 2;
-    const int count = t >= 0 && t < rows.length(ahead.tile, at.row) ? units : 0;
+    const int count = t >= 0 && t < rows.length(ahead.tile, at.row) ? moved_units : 0;
     const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
     if (pieces == Pieces::vectors) {
       fetch_row<Vector<T>>(first, saved, count);
@@ -305,13 +315,12 @@ class BwdBlock {
 
   // d raw of a token: for the product, which takes it rounded.
   XLSTM_DEVICE void step(int t, int tile, RowPair<A>& dh, Draw& draw) {
-    if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<C::kRing - 1>();
     __syncwarp();
     A inputs[kInputs][2];
     {
       A first[4][2], last[2][2];
-      read_cells(first, s.inputs[group][slot]);
-      read_cells<4>(last, s.inputs[group][slot]);
+      read_cells(first, s.inputs[group].tile[slot]);
+      read_cells<4>(last, s.inputs[group].tile[slot]);
 #pragma unroll
       for (int i = 0; i < kInputs * 2; ++i)
         inputs[i / 2][i % 2] = i < 8 ? first[i / 2 % 4][i % 2] : last[i / 2 % 2][i % 2];
@@ -387,11 +396,11 @@ class BwdBlock {
 
   // What the next step does not wait for: dx goes out, and inputs of a later step come in.
   XLSTM_DEVICE void move_rows(int t, int tile, const Draw& draw) {
-    const RowLane at;
+    const Moved at;
     const bool there = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_bwd: rows past the batch");
     const T(&row)[kWarpUnits] =
-        *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + group * kWarpUnits]);
-    const int of_dx = there ? units : 0;
+        *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + at.group * kWarpUnits]);
+    const int of_dx = there ? moved_units : 0;
     if (access.is_plain()) {
       const RowVectors<T> values(row);
       values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, of_dx);

@@ -10,12 +10,12 @@ namespace xlstm::cuda {
 
 constexpr int kMaxCarried = 3;  // values of a cell from step to step
 
-// Sums of the warps that share rows of R, for the one that has the cells. Step by step one of two.
+// Sums of the warps that share rows of R, for the one that has the cells.
 template <class S, bool = (S::kSplits > 1)>
 struct Partials {};
 template <class S>
 struct Partials<S, true> {
-  device::Pack<typename S::A, 4> x[2][S::kSplits - 1][2][S::kGroups * 32];
+  device::Pack<typename S::A, 4> x[S::kSplits - 1][2][S::kGroups * 32];
 };
 
 template <class S>
@@ -23,8 +23,8 @@ struct ForwardShared {
   using T = typename S::T;
 
   typename ExchangeOf<S>::Shared exchange;
-  WarpTile<T, kGates> x[S::kGroups][S::kRing];
-  WarpTile<T, kSaved + 1> results[S::kGroups];  // the saved values and h
+  GroupTiles<T, kGates, S::kRing> x[S::kGroups];
+  GroupTiles<T, kSaved + 1, 2> results[S::kGroups];  // the saved values and h; step by step one of two
   device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried]
                                       [S::kGroups * 32];  // of two cells; read by their thread alone
   Partials<S> partials;
@@ -76,6 +76,7 @@ class ForwardScan {
   using T = typename S::T;
   using A = typename S::A;
   using Math = CellMath<T>;
+  using Moved = MovedRow<S::kGroups>;
   static constexpr bool kRoomy = S::kThreads <= 256;  // more than 128 registers
   // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
   static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
@@ -90,16 +91,17 @@ class ForwardScan {
         s(shared),
         rows(shared.lengths, params.shape, of),
         exchange(shared.exchange, params, of, rows, padded_h, width) {
-    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first_unit;
-    const RowLane at;
+    const Moved at;
+    const int first = team.rank * S::kUnits + at.group * kWarpUnits;
+    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
     T *const saved = static_cast<T*>(p.saved) + of_hidden, *const h = static_cast<T*>(p.h) + of_hidden;
     const bool fifth = at.part == 0, stores_last = fifth ? p.saved != nullptr : at.part == 1 && !exchange.stores_h;
-    x_from = static_cast<const T*>(p.x.data) + at.part * p.x.gate + team.head * p.x.head + first_unit;
+    x_from = static_cast<const T*>(p.x.data) + at.part * p.x.gate + team.head * p.x.head + first;
     saved_to = saved + at.part * hidden;
     last_to = fifth ? saved + (kSaved - 1) * hidden : h;
     saved_stride = static_cast<uint32_t>(kSaved * hidden);
     last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
-    saved_units = p.saved ? units : 0, last_units = stores_last ? units : 0;
+    saved_units = p.saved ? moved_units() : 0, last_units = stores_last ? moved_units() : 0;
     // Held in registers: the compiler would compute them anew in every step.
     saved_to = device::opaque(saved_to), last_to = device::opaque(last_to);
     if (kRoomy) {
@@ -118,6 +120,9 @@ class ForwardScan {
       load_initial();
       for (unsigned i = 0; i < S::kRing; ++i) fetch_x(i);
       wait_for_x();
+    }
+    __syncthreads();
+    if (has_cells()) {
       if (kStartsWithX) read_x();
       load_reset({});
     }
@@ -127,6 +132,7 @@ class ForwardScan {
       step(weights, at.t, at.tile);
       before = at;
     }
+    __syncthreads();
     if (has_cells() && seqlen > 0) store_rows(before.t, before.tile);
     device::cp_async_wait<0>();
   }
@@ -148,9 +154,9 @@ class ForwardScan {
   Position before{-1, 0};                           // the step before this one, whose results are still to be stored
   Position ahead;                                   // of the x to be fetched next
   unsigned slot = kStartsWithX ? 0 : S::kRing - 1;  // of the ring: the x that has been read
-  int parity = 0;                                   // of the step
+  int turn = 0;                                     // of the two buffers of results: that of this step
 
-  // Of this lane's rows in memory. last: the fifth saved value, or h.
+  // Of the rows that this thread moves. last: the fifth saved value, or h.
   const T* x_from;
   T *saved_to, *last_to;
   uint32_t saved_stride, last_stride;
@@ -158,12 +164,15 @@ class ForwardScan {
   RowAccess access;
 
   XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
+  // That exist, of the 8 of the rows that this thread moves.
+  XLSTM_DEVICE int moved_units() const {
+    return static_cast<int>(p.shape.head_dim) - team.rank * S::kUnits - Moved().group * kWarpUnits;
+  }
   XLSTM_DEVICE int state_index() const { return part.group * 32 + threadIdx.x % 32; }
   XLSTM_DEVICE int64_t of_hidden() const { return team.head * p.shape.head_dim + first_unit + cell.unit; }
   XLSTM_DEVICE int64_t state_offset(int tile, int i) const {
     return rows.number(tile, cell.row + i) * p.shape.hidden() + of_hidden();
   }
-  XLSTM_DEVICE WarpTile<T, kSaved + 1>& results() { return s.results[part.group]; }
 
   // ---- before the first step ----
 
@@ -211,16 +220,16 @@ class ForwardScan {
 
   // ---- inputs ----
 
-  // x of a step to come, for its cells: a lane takes a batch row of a gate. Past the last step, zeros.
+  // x of a step to come: a thread takes a batch row of a gate. Past the last step, zeros.
   XLSTM_DEVICE void fetch_x(unsigned to) {
-    const RowLane at;
-    T(&row)[kWarpUnits] = s.x[part.group][to].x[at.part][at.row];
+    const Moved at;
+    T(&row)[kWarpUnits] = s.x[at.group].tile[to].x[at.part][at.row];
     if (access.is_plain()) {
       const bool exists = rows.exists(ahead.tile, at.row) || XLSTM_MUTANT("resident_fwd: x of rows that are none");
       const int64_t offset = rows.plain_offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
-      fetch_row<device::Vector<T>>(row, x_from + offset, exists && ahead.t < seqlen ? units : 0);
+      fetch_row<device::Vector<T>>(row, x_from + offset, exists && ahead.t < seqlen ? moved_units() : 0);
     } else {
-      const int count = ahead.t < rows.length(ahead.tile, at.row) ? units : 0;
+      const int count = ahead.t < rows.length(ahead.tile, at.row) ? moved_units() : 0;
       const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
       if (access.inputs() == Pieces::vectors) {
         fetch_row<device::Vector<T>>(row, from, count);
@@ -234,15 +243,14 @@ class ForwardScan {
     ahead.next(team.tiles);
   }
 
-  // All x but the latest kRing - 1.
+  // All x but the latest kRing - 2: what is read after the next barrier.
   XLSTM_DEVICE void wait_for_x() {
-    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) device::cp_async_wait<S::kRing - 1>();
-    __syncwarp();
+    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) device::cp_async_wait<S::kRing - 2>();
   }
 
   XLSTM_DEVICE void read_x() {
     A pairs[kGates][2];
-    read_cells(pairs, s.x[part.group][slot]);
+    read_cells(pairs, s.x[part.group].tile[slot]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i / 4][i % 4] = pairs[i / 2][i % 2] + bias[i / 2];
   }
@@ -309,8 +317,7 @@ class ForwardScan {
   // All warps of a group have the same cells in the same lanes.
   XLSTM_DEVICE void add_splits(A (&sums)[2][4]) {
     if constexpr (S::kSplits > 1) {
-      auto& partial = s.partials.x[XLSTM_MUTANT("resident_fwd: one buffer of partial sums") ? 0 : parity];
-      parity ^= 1;
+      auto& partial = s.partials.x;
       if (!has_cells()) {
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
@@ -441,18 +448,20 @@ class ForwardScan {
     Pair saved[kSaved];
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = device::narrow_two<T>(c.saved[0][x], c.saved[1][x]);
-    write_cells(&results().x[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
-    write_cells(&results().x[kSaved - 1][0][0], {saved[4], h});
+    auto& results = s.results[part.group].tile[turn].x;
+    if (!XLSTM_MUTANT("resident_fwd: one buffer of results")) turn ^= 1;
+    write_cells(&results[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
+    write_cells(&results[kSaved - 1][0][0], {saved[4], h});
 #pragma unroll
     for (int x = 0; x < Cell::kStates; ++x) s.state[tile][x][state_index()] = {{c.state[0][x], c.state[1][x]}};
     if (!XLSTM_MUTANT("resident_fwd: results read before all lanes wrote them")) __syncwarp();
-    exchange.send(t, tile, first_unit, results().x[kSaved]);
+    exchange.send(t, tile, first_unit, results[kSaved]);
   }
 
-  // A lane stores its part and batch row, and the first 16 of them the parts that are left.
+  // Of the step before: a thread stores its part and batch row, and those of the first two the parts that are left.
   XLSTM_DEVICE void store_rows(int t, int tile) {
-    const RowLane at;
-    const auto& from = results().x;
+    const Moved at;
+    const auto& from = s.results[at.group].tile[turn ^ 1].x;
     const bool exists = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_fwd: rows past the batch");
     const int of_saved = exists ? saved_units : 0, of_last = exists ? last_units : 0;
     const T(&first)[kWarpUnits] = from[at.part][at.row], (&last)[kWarpUnits] = from[kSaved - 1 + at.part % 2][at.row];

@@ -3,6 +3,7 @@
 //   cells    lane l has unit l / 4 of the batch rows 2 (l % 4) and the next one, as the products' sums lie
 //   (fragments.h) rows     lane l has 8 units side by side: batch row l % 8, of part l / 8
 // A part is one value of each cell: a gate, a saved value, h. Between the views: __syncwarp().
+// Between shared and global memory rows go by all warps together (MovedRow): between that and the cells, a barrier.
 #include "cuda/recurrent/team.h"
 
 namespace xlstm::cuda {
@@ -12,6 +13,13 @@ constexpr int kWarpUnits = 8;
 template <class T, int kParts>
 struct WarpTile {
   alignas(16) T x[kParts][kBatchTile][kWarpUnits];
+};
+
+// Tiles of one group of 8 units. A row of all groups is read and written at once: they lie in different banks.
+template <class T, int kParts, int kCount>
+struct GroupTiles {
+  WarpTile<T, kParts> tile[kCount];
+  alignas(16) char apart[16];
 };
 
 // ---- cells ----
@@ -106,6 +114,18 @@ class RowAccess {
 struct RowLane {
   int part, row;
   XLSTM_DEVICE RowLane() : part(threadIdx.x % 32 / 8), row(threadIdx.x % 8) {}
+};
+
+// What a thread moves, of those of kGroups warps: 16 bytes or more of a batch row of a part. Neighbours have
+// neighbouring groups and so whole lines of global memory: a line for each row of 8 units alone would cost as much time
+// as the line of all.
+template <int kGroups>
+struct MovedRow {
+  int part, row, group;
+  XLSTM_DEVICE MovedRow()
+      : part(threadIdx.x / (kGroups * kBatchTile)),
+        row(threadIdx.x / kGroups % kBatchTile),
+        group(threadIdx.x % kGroups) {}
 };
 
 template <class T>
