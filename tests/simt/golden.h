@@ -11,6 +11,6 @@ double largest_error(const Outcome& outcome);
 
 // Both return the exit status.
 int write_golden(const Cases& cases, const std::string& file);
-int compare_golden(const Cases& cases, const std::string& file);
+int compare_golden(Cases (*all_cases)(), const std::string& file);
 
 }  // namespace selftest

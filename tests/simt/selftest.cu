@@ -192,6 +192,6 @@ int main(int count, char** values) {
   const Arguments arguments = parse(count, values);
   if (arguments.speed) return measure_speed();
   if (arguments.golden_mode == "write") return write_golden(all_cases(), arguments.golden_file);
-  if (arguments.golden_mode == "compare") return compare_golden(all_cases(), arguments.golden_file);
+  if (arguments.golden_mode == "compare") return compare_golden(all_cases, arguments.golden_file);
   return run_cases(arguments);
 }
