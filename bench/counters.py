@@ -50,11 +50,11 @@ def _mlstm_step(dim_qk: int, dim_v: int) -> Callable[[], None]:
 
 
 def _recurrent(function: Any, draw: Any, variant: str, dim: int, batch: int = 16) -> Callable[[], None]:
-    """Forward and backward of one head, by the kernel of this name."""
+    """Forward and backward of one head in whole batch tiles, by the kernel of this name."""
 
     def run() -> None:
         ops = _ops.library(_ops.PTX_NAMESPACE)
-        ops.recurrent_variant(variant)
+        ops.recurrent_variant(f"{variant} teams={batch // 8}")
         try:
             inputs = draw(batch, 8, 1, dim, dtype=torch.bfloat16, requires_grad=True)
             h = function(**inputs, backend=BACKEND)

@@ -55,7 +55,8 @@ Type type_named(const std::string& name) {
   return Type::f64;
 }
 
-// The plans for a call on a device, best first, a line each: variant, units, blocks, teams, tiles and rounds.
+// The plans for a call on a device, best first, a line each: variant, units, blocks, teams, tiles, rows of a tile and
+// rounds.
 std::string recurrent_plans(int64_t B, int64_t H, int64_t D, std::string type, int64_t compute_capability,
                             int64_t multiprocessors, int64_t max_cluster, bool backward, std::string request) {
   const cuda::RecurrentDevice device = {static_cast<int>(compute_capability), static_cast<int>(multiprocessors),
@@ -65,7 +66,8 @@ std::string recurrent_plans(int64_t B, int64_t H, int64_t D, std::string type, i
   const auto plans = cuda::recurrent_plans({B, 1, H, D}, type_named(type), device, direction, request_named(request));
   for (const cuda::RecurrentPlan& plan : plans) {
     lines += cuda::name_of(plan.variant);
-    for (const int x : {plan.units, plan.blocks, plan.teams, plan.tiles, plan.rounds}) lines += " " + std::to_string(x);
+    for (const int x : {plan.units, plan.blocks, plan.teams, plan.tiles, plan.rows, plan.rounds})
+      lines += " " + std::to_string(x);
     lines += "\n";
   }
   return lines;

@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     blocks: int
     teams: int
     tiles: int
+    rows: int = ROWS
     rounds: int = 1
 
 
@@ -115,22 +116,22 @@ def test_the_plan_is_what_the_model_says_is_fastest(D: int, direction: str) -> N
 
 def test_two_blocks_for_a_head_that_one_could_hold() -> None:
     """Where there is room for them. Else one block, which takes less of the device."""
-    assert plans(16, 6, 128)[0] == Plan("cluster", 64, 2, 2, 1)
+    assert plans(16, 6, 128)[0] == Plan("cluster", 64, 2, 8, 1, rows=2)
     assert plans(1024, 6, 128)[0].variant == "block"
-    assert plans(16, 6, 128, device=A100)[0] == Plan("block", 128, 1, 2, 1)
+    assert plans(16, 6, 128, device=A100)[0] == Plan("block", 128, 1, 16, 1, rows=1)
 
 
 def test_a_grid_must_be_there_at_once() -> None:
-    assert plans(1, 1, 1024) == [Plan("grid", 16, 64, 1, 1), LAUNCH]
-    assert plans(1, 2, 1024) == [Plan("grid", 16, 64, 1, 1), LAUNCH]
-    assert plans(1, 2, 768) == [Plan("grid", 16, 48, 1, 1), LAUNCH]
+    assert plans(8, 1, 1024) == [Plan("grid", 16, 64, 2, 1, rows=4), LAUNCH]
+    assert plans(8, 2, 1024) == [Plan("grid", 16, 64, 1, 1), LAUNCH]
+    assert plans(8, 2, 768) == [Plan("grid", 16, 48, 1, 1), LAUNCH]
     assert cuts(1, 1024, device=H200._replace(multiprocessors=63)) == []
 
 
 def test_heads_that_find_no_room_come_in_another_launch() -> None:
     """Unless a launch per step is faster by the model."""
     assert plans(8, 3, 768) == [Plan("grid", 16, 48, 1, 1, rounds=2), LAUNCH]
-    assert plans(1, 5, 1024) == [Plan("grid", 16, 64, 1, 1, rounds=3), LAUNCH]
+    assert plans(1, 5, 1024) == [Plan("grid", 16, 64, 1, 1, rows=1, rounds=3), LAUNCH]
     assert plans(16, 8, 512, device=A100) == [Plan("grid", 32, 16, 1, 2, rounds=2), LAUNCH]
     assert plans(129, 1, 1024) == [LAUNCH]
     assert plans(129, 1, 1024, request="grid") == [Plan("grid", 16, 64, 3, 6, rounds=2)]
@@ -146,9 +147,9 @@ def test_devices() -> None:
 @pytest.mark.parametrize(
     ("B", "H", "D", "expected"),
     [
-        # Small batches: a team per tile, so that all tiles advance at once.
+        # Small batches: a team per tile, so that all tiles advance at once. Of few rows where there is room.
         (1, 1, 64, ("block", 1, 1)),
-        (64, 4, 64, ("block", 8, 1)),
+        (64, 4, 64, ("block", 32, 1)),
         (64, 4, 256, ("cluster", 8, 1)),
         # More tiles than the device has room for: two in a team, then teams one after the other.
         (256, 1, 512, ("cluster", 16, 2)),
@@ -167,13 +168,30 @@ def test_teams(B: int, H: int, D: int, expected: tuple[str, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("B", "H", "expected"),
+    [
+        (16, 12, Plan("block", 64, 1, 8, 1, rows=2)),  # room for 11 teams of a head
+        (17, 12, Plan("block", 64, 1, 9, 1, rows=2)),
+        (9, 66, Plan("block", 64, 1, 2, 1, rows=5)),  # as even as can be
+        (9, 67, Plan("block", 64, 1, 1, 2)),  # no room for a second team: whole tiles
+        (3, 200, Plan("block", 64, 1, 1, 1, rows=3)),
+    ],
+)
+def test_tiles_have_few_rows_where_there_is_room(B: int, H: int, expected: Plan) -> None:
+    assert plans(B, H, 64)[0] == expected
+
+
+@pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        ("cluster", [Plan("cluster", 64, 4, 2, 1)]),
-        ("cluster units=32", [Plan("cluster", 32, 8, 2, 1)]),
+        ("cluster", [Plan("cluster", 64, 4, 16, 1, rows=1)]),
+        ("cluster units=32", [Plan("cluster", 32, 8, 16, 1, rows=1)]),
+        ("cluster teams=2", [Plan("cluster", 64, 4, 2, 1)]),
         ("units=32 teams=1", [Plan("cluster", 32, 8, 1, 2), Plan("grid", 32, 8, 1, 2), LAUNCH]),
-        ("grid units=16", [Plan("grid", 16, 16, 2, 1)]),
-        ("grid units=16 teams=9", [Plan("grid", 16, 16, 2, 1)]),  # no more than there are tiles
+        ("grid units=16", [Plan("grid", 16, 16, 8, 1, rows=2)]),
+        ("grid units=16 teams=6", [Plan("grid", 16, 16, 6, 1, rows=3)]),
+        ("grid units=16 teams=15", [Plan("grid", 16, 16, 8, 1, rows=2)]),  # no more than there are tiles of 2 rows
+        ("grid units=16 teams=99", [Plan("grid", 16, 16, 16, 1, rows=1, rounds=2)]),
         ("launch", [LAUNCH]),
         ("block", []),
         ("cluster units=16", []),  # no such kernel
@@ -185,14 +203,14 @@ def test_what_is_asked_for(request_: str, expected: list[Plan]) -> None:
 
 def test_heads_that_fit_a_block_in_several() -> None:
     assert plans(8, 1, 64, request="cluster") == []
-    assert plans(8, 1, 64, request="cluster units=32") == [Plan("cluster", 32, 2, 1, 1)]
-    assert plans(8, 1, 32, request="cluster units=32") == [Plan("cluster", 32, 1, 1, 1)]
+    assert plans(8, 1, 64, request="cluster units=32 teams=1") == [Plan("cluster", 32, 2, 1, 1)]
+    assert plans(8, 1, 32, request="cluster units=32 teams=1") == [Plan("cluster", 32, 1, 1, 1)]
 
 
 def test_no_cluster_of_one_block_where_there_are_none() -> None:
     """The kernels for clusters have no body there."""
     assert plans(8, 1, 32, device=A100, request="cluster units=32") == []
-    assert plans(8, 1, 32, device=A100, request="units=32") == [Plan("grid", 32, 1, 1, 1), LAUNCH]
+    assert plans(8, 1, 32, device=A100, request="units=32 teams=1") == [Plan("grid", 32, 1, 1, 1), LAUNCH]
 
 
 @pytest.mark.parametrize("request_", ["blocks", "units=", "units=x", "units=1234567", "teams=-1", "grid,units=16"])
@@ -220,8 +238,9 @@ sizes = st.one_of(st.integers(1, 40), st.integers(1, 3000), st.just(2**33))
 def test_every_plan_fits(B: int, H: int, D: int, dtype: str, device: Device) -> None:
     found = plans(B, H, D, dtype, device)
     assert found[-1] == LAUNCH and LAUNCH not in found[:-1]
-    batch_tiles = -(-B // ROWS)
-    for variant, units, blocks, teams, tiles, rounds in found[:-1]:
+    for variant, units, blocks, teams, tiles, rows, rounds in found[:-1]:
+        batch_tiles = -(-B // rows)
+        assert 1 <= rows <= ROWS and (rows == ROWS or tiles == 1)
         assert (blocks - 1) * units < D <= blocks * units
         assert 1 <= teams <= batch_tiles and 1 <= tiles <= MOST_TILES[variant]
         assert teams * tiles >= batch_tiles > teams * (tiles - 1)

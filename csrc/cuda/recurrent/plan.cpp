@@ -34,8 +34,8 @@ int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& de
   return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);
 }
 
-// Cycles of a step of one batch tile, by the model of `make sass` (docs/kernels/machine-code.md). No measurement: what
-// counts is which of two is smaller. tests/kernels/test_recurrent_plan.py compares them with the model's table.
+// Cycles of a step of a whole batch tile, by the model of `make sass` (docs/kernels/machine-code.md). No measurement:
+// what counts is which of two is smaller. tests/kernels/test_recurrent_plan.py compares them with the model's table.
 struct StepCycles {
   Variant variant;
   int units, forward, backward;
@@ -68,17 +68,20 @@ double cycles_of_launches(const RecurrentShape& shape, Type type) {
 }
 
 // As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
-// tiles. Blocks of a grid wait for each other, so that those of a launch must be there at once: zero teams where there
-// is no room for one.
+// tiles. Where there is room for more teams than there are tiles, a tile has fewer rows, which move sooner. Blocks of a
+// grid wait for each other, so that those of a launch must be there at once: zero teams where there is no room for one.
 RecurrentPlan with_teams(Variant variant, int units, int wanted, const RecurrentShape& shape,
                          const RecurrentDevice& device) {
   const int64_t blocks = ceil_div(shape.head_dim, units), tiles = ceil_div(shape.batch, kBatchTile);
   const int64_t at_once = teams_at_once(variant, blocks, device);
   if (variant == Variant::grid && at_once == 0) return {variant, units, static_cast<int>(blocks), 0, 0};
-  int64_t teams = std::min(tiles, wanted > 0 ? wanted : std::max<int64_t>(at_once / shape.num_heads, 1));
+  const int64_t room = wanted > 0 ? wanted : std::max<int64_t>(at_once / shape.num_heads, 1);
+  const int64_t rows = room < tiles ? kBatchTile : ceil_div(shape.batch, room);
+  int64_t teams = std::min(room, ceil_div(shape.batch, rows));
   if (ceil_div(tiles, teams) > max_tiles(variant)) teams = ceil_div(tiles, max_tiles(variant));
   RecurrentPlan plan = {variant, units, static_cast<int>(blocks), static_cast<int>(teams),
                         static_cast<int>(ceil_div(tiles, teams))};
+  plan.rows = static_cast<int>(rows);
   if (variant == Variant::grid) {
     const double rounds = std::ceil(static_cast<double>(teams) * shape.num_heads / at_once);
     if (rounds > kMostRounds) plan.teams = 0;

@@ -12,31 +12,31 @@ namespace xlstm::cuda {
 struct Team {
   int rank, blocks;  // this block, and how many share the head's units
   int index, teams, tiles;
+  int rows;  // of a tile
   int head;
 
   // First batch row of its tile number k.
-  XLSTM_DEVICE int first_row(int k) const { return (index + k * teams) * kBatchTile; }
+  XLSTM_DEVICE int first_row(int k) const { return (index + k * teams) * rows; }
 };
 
 XLSTM_DEVICE Team team_of(int block, const RecurrentShape& shape, const RecurrentPlan& plan) {
   const int of_head = plan.first_team + block / plan.blocks, heads = static_cast<int>(shape.num_heads);
   const int index = of_head / heads;
-  const int all = static_cast<int>((shape.batch + kBatchTile - 1) / kBatchTile);
-  return {block % plan.blocks, plan.blocks, index, plan.teams, (all - index + plan.teams - 1) / plan.teams,
-          of_head % heads};
+  const int all = static_cast<int>((shape.batch + plan.rows - 1) / plan.rows);
+  const int tiles = (all - index + plan.teams - 1) / plan.teams;
+  return {block % plan.blocks, plan.blocks, index, plan.teams, tiles, plan.rows, of_head % heads};
 }
 
-// Tokens of a batch row; 0 past the batch. On a device lengths are not checked to be in [0, seqlen].
+// Tokens of a batch row. On a device lengths are not checked to be in [0, seqlen].
 XLSTM_DEVICE int tokens_of(const RecurrentShape& shape, const int64_t* lengths, int64_t row) {
-  if (row >= shape.batch) return 0;
   return static_cast<int>(lengths ? max(int64_t{0}, min(lengths[row], shape.seqlen)) : shape.seqlen);
 }
 
 // What a block keeps of its batch rows in shared memory.
 template <int kTiles>
 struct RowLengths {
-  int tokens[kTiles][kBatchTile];  // 0 past the batch
-  int full_steps[kTiles];          // tokens that all rows of the batch have
+  int tokens[kTiles][kBatchTile];  // 0 of rows that do not exist
+  int full_steps[kTiles];          // tokens that all rows of the tile have
 };
 
 // The batch rows of a block, by tile and place in it: where they are, and which of their tokens the head takes as
@@ -47,9 +47,9 @@ class BatchRows {
   XLSTM_DEVICE BatchRows(RowLengths<kTiles>& of_rows, const RecurrentShape& shape, const Team& team)
       : lengths(of_rows),
         tiles(team.tiles),
-        first(team.index * kBatchTile),
-        step(team.teams * kBatchTile),
-        batch(static_cast<int>(shape.batch)),
+        first(team.first_row(0)),
+        step(team.teams * team.rows),
+        end(end_of(static_cast<int>(shape.batch), team)),
         seqlen(static_cast<int>(shape.seqlen)),
         reversed(device::opaque(static_cast<int>(shape.is_reversed(team.head)))),
         first_token(device::opaque(reversed ? seqlen - 1 : 0)),
@@ -61,9 +61,10 @@ class BatchRows {
     const int tile = threadIdx.x;
     int full = seqlen;
     for (int row = 0; row < kBatchTile; ++row) {
-      const int tokens = tile < tiles ? tokens_of(shape, of_batch, number(tile, row)) : 0;
+      const bool there = tile < tiles && exists(tile, row);
+      const int tokens = there ? tokens_of(shape, of_batch, number(tile, row)) : 0;
       lengths.tokens[tile][row] = tokens;
-      if (exists(tile, row)) full = min(full, tokens);
+      if (there) full = min(full, tokens);
     }
     lengths.full_steps[tile] = full;
   }
@@ -78,8 +79,10 @@ class BatchRows {
   }
 
   XLSTM_DEVICE int number(int tile, int row) const { return first + tile * step + row; }
-  XLSTM_DEVICE bool exists(int tile, int row) const { return number(tile, row) < batch; }
-  XLSTM_DEVICE int count(int tile) const { return min(kBatchTile, batch - number(tile, 0)); }
+  // Rows past the batch and past the tile do not. Of a team with several tiles each has all of kBatchTile (plan.h), so
+  // that one end, past the last of its rows, serves for both.
+  XLSTM_DEVICE bool exists(int tile, int row) const { return number(tile, row) < end; }
+  XLSTM_DEVICE int count(int tile) const { return min(kBatchTile, end - number(tile, 0)); }
   // RecurrentShape::token
   XLSTM_DEVICE int token(int tile, int row, int t) const {
     if (!reversed) return t;
@@ -112,8 +115,12 @@ class BatchRows {
 
  private:
   RowLengths<kTiles>& lengths;
-  const int tiles, first, step, batch, seqlen, reversed, first_token, direction;
+  const int tiles, first, step, end, seqlen, reversed, first_token, direction;
 
+  XLSTM_DEVICE static int end_of(int batch, const Team& team) {
+    if (XLSTM_MUTANT("recurrent: rows of the next team are stored too")) return batch;
+    return min(batch, team.first_row(team.tiles - 1) + team.rows);
+  }
   XLSTM_DEVICE int plain_token(int t) const { return first_token + direction * t; }
   XLSTM_DEVICE int64_t offset_of(int tile, int row, int token, int64_t batch_stride, int64_t time_stride) const {
     return unsigned_(number(tile, row)) * batch_stride + unsigned_(token) * time_stride;
