@@ -39,6 +39,7 @@ GATE_GRADS_FAULTS = {
 }
 NORMALISER_FAULTS = {
     "mlstm_normaliser: columns past the last vector ignored",
+    "mlstm_normaliser: every lane finishes the last token",
     "mlstm_normaliser: gradient below the floor",
     "mlstm_normaliser: sign of r ignored",
     "mlstm_normaliser: sum without the other half of the lanes",

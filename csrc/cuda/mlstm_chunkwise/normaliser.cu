@@ -1,5 +1,6 @@
-// Normaliser of the chunkwise mLSTM, backward (docs/kernels/mlstm.md): a group of lanes per token multiplies dh with h,
-// 16 bytes at a time. A group is as large as a row has vectors, a warp at most.
+// Normaliser of the chunkwise mLSTM, backward (docs/kernels/mlstm.md): a group of lanes multiplies the rows dh of a few
+// tokens with their rows h, 16 bytes at a time, and then each of its first lanes finishes a token. A group has a lane
+// for each vector of a row, a warp at most.
 #include "cuda/device/device.h"
 #include "cuda/mlstm_chunkwise/normaliser.h"
 #include "cuda/mlstm_chunkwise/token_scan.h"
@@ -10,47 +11,76 @@ namespace {
 using namespace device;
 
 constexpr int kThreads = 128;
-constexpr int kResidentBlocks = 8;  // of a multiprocessor, at least: loads in flight are all that it needs
+constexpr int kResidentBlocks = 6;  // of a multiprocessor, at least
+constexpr int kGroupTokens = 4;     // of h and of dh: eight vectors in flight for each lane
+constexpr int kMinLanesLog2 = 2;    // a lane for each token
 
-// This lane's part of the dot product of two rows: `vectors` of 16 bytes, then single elements.
+// Of the tokens of a group, those past the last one of the head replaced by it.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t time;
+  int last;
+  XLSTM_DEVICE const T* operator[](int token) const { return first + min(token, last) * time; }
+};
+
+// This lane's part of the dot products of rows: `vectors` of 16 bytes, then single elements.
 template <class A, class T>
-XLSTM_DEVICE A partial_dot(const T* x, const T* y, int64_t columns, int64_t vectors, int lane, int lanes) {
+XLSTM_DEVICE void partial_dots(A (&sums)[kGroupTokens], const Rows<T>& x, const Rows<T>& y, int64_t columns,
+                               int64_t vectors, int lane, int lanes) {
   constexpr int kCount = Vector<T>::kCount;
-  A sum = 0;
+#pragma unroll 1  // for registers
   for (int64_t n = lane; n < vectors; n += lanes) {
-    const Vector<T> a = load_vector(x + n * kCount), b = load_vector(y + n * kCount);
+    Vector<T> a[kGroupTokens], b[kGroupTokens];
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) sum += widen<A>(a.x[j]) * widen<A>(b.x[j]);
+    for (int t = 0; t < kGroupTokens; ++t) {
+      a[t] = load_vector(x[t] + n * kCount);
+      b[t] = load_vector(y[t] + n * kCount);
+    }
+#pragma unroll
+    for (int t = 0; t < kGroupTokens; ++t) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) sums[t] += widen<A>(a[t].x[j]) * widen<A>(b[t].x[j]);
+    }
   }
-  if (XLSTM_MUTANT("mlstm_normaliser: columns past the last vector ignored")) return sum;
+  if (XLSTM_MUTANT("mlstm_normaliser: columns past the last vector ignored")) return;
+#pragma unroll 1
   for (int64_t c = vectors * kCount + lane; c < columns; c += lanes) {
-    sum += widen<A>(x[c]) * widen<A>(y[c]);
+#pragma unroll
+    for (int t = 0; t < kGroupTokens; ++t) sums[t] += widen<A>(x[t][c]) * widen<A>(y[t][c]);
   }
-  return sum;
 }
 
-// dh.h of a token; every lane of the group gets it.
+// dh.h of the token that this lane finishes, one of those from `token` on.
 template <class A>
 XLSTM_DEVICE A output_dot(const MlstmNormaliserParams<A>& p, unsigned batch_head, int token, bool whole, int lanes) {
   const unsigned heads = static_cast<unsigned>(p.shape.num_heads), b = batch_head / heads,
                  head = batch_head - b * heads;
-  const int64_t h = p.h.offset(b, head, token), dh = p.dh.offset(b, head, token), dv = p.shape.head_dim_v;
-  A sum = 0;
+  const int seqlen = static_cast<int>(p.shape.seqlen), first = min(token, seqlen - 1), last = seqlen - 1 - first;
+  const int64_t h = p.h.offset(b, head, first), dh = p.dh.offset(b, head, first), dv = p.shape.head_dim_v;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  A sums[kGroupTokens] = {};
   with_type(p.h.type, [&]<class T>() {
     const int64_t vectors = whole ? dv * static_cast<int64_t>(sizeof(T)) / 16 : 0;
-    const int lane = static_cast<int>(threadIdx.x) % lanes;
-    sum = partial_dot<A>(static_cast<const T*>(p.h.data) + h, static_cast<const T*>(p.dh.data) + dh, dv, vectors, lane,
-                         lanes);
+    const Rows<T> x{static_cast<const T*>(p.h.data) + h, p.h.time, last};
+    const Rows<T> y{static_cast<const T*>(p.dh.data) + dh, p.dh.time, last};
+    partial_dots(sums, x, y, dv, vectors, lane, lanes);
   });
   const int most = XLSTM_MUTANT("mlstm_normaliser: sum without the other half of the lanes") ? lanes / 4 : lanes / 2;
-  for (int step = most; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  return sum;
+  A own = 0;
+#pragma unroll
+  for (int t = 0; t < kGroupTokens; ++t) {
+    A sum = sums[t];
+    for (int step = most; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (lane == t || XLSTM_MUTANT("mlstm_normaliser: every lane finishes the last token")) own = sum;
+  }
+  return own;
 }
 
 template <class A>
-XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A dh_h) {
+XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A r, A m, A dh_h) {
   const MlstmOptions& o = p.options;
-  const A r = p.r[at], size = r < 0 ? -r : r, floor = denominator_floor(o, p.m[at]);
+  const A size = r < 0 ? -r : r, floor = denominator_floor(o, m);
   const A eps = static_cast<A>(o.eps), iota = 1 / denominator(o, r, floor);
   const bool live = size > floor || XLSTM_MUTANT("mlstm_normaliser: gradient below the floor");
   const A sign = r > 0 || XLSTM_MUTANT("mlstm_normaliser: sign of r ignored") ? A{-1} : A{1};
@@ -63,7 +93,7 @@ XLSTM_DEVICE void store_factors(const MlstmNormaliserParams<A>& p, int64_t at, A
 // How the tokens of a head are dealt out. All divisions have 32 bits: others would cost more than the product.
 struct Cut {
   unsigned blocks;  // of a head
-  int lanes_log2;   // of a token
+  int lanes_log2;   // of a group
   bool whole;       // vectors in every row
 };
 
@@ -71,13 +101,20 @@ template <class A>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks) normaliser(MlstmNormaliserParams<A> p, Cut cut) {
   const unsigned batch_head = blockIdx.x / cut.blocks, block = blockIdx.x - batch_head * cut.blocks;
   const int seqlen = static_cast<int>(p.shape.seqlen), lanes = 1 << cut.lanes_log2;
-  const int token = static_cast<int>(block * (kThreads >> cut.lanes_log2) + (threadIdx.x >> cut.lanes_log2));
+  const unsigned group = block * (kThreads >> cut.lanes_log2) + (threadIdx.x >> cut.lanes_log2);
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1), token = static_cast<int>(group * kGroupTokens);
+  const bool stores_all = XLSTM_MUTANT("mlstm_normaliser: tokens past the last one are stored");
+  const bool finishes = lane < kGroupTokens && (token + lane < seqlen || stores_all);
+  const int64_t at = int64_t{batch_head} * seqlen + token + lane;
+  A r = 0, m = 0;  // asked for before the rows, not after their sums
+  if (finishes) {
+    r = load_whole(p.r + at);
+    m = load_whole(p.m + at);
+  }
   const bool has_grad = p.options.normalize && p.options.norm_grad;
-  // Lanes past the last token take part in the shuffles with that token's sum.
-  const A dh_h = has_grad ? output_dot(p, batch_head, min(token, seqlen - 1), cut.whole, lanes) : A{0};
-  const bool first = (threadIdx.x & (lanes - 1)) == 0;
-  const bool inside = token < seqlen || XLSTM_MUTANT("mlstm_normaliser: tokens past the last one are stored");
-  if (first && inside) store_factors(p, int64_t{batch_head} * seqlen + token, dh_h);
+  // Lanes past the last token take part in the shuffles.
+  const A dh_h = has_grad ? output_dot(p, batch_head, token, cut.whole, lanes) : A{0};
+  if (finishes) store_factors(p, at, r, m, dh_h);
 }
 
 // Whether every row starts at a multiple of 16 bytes.
@@ -94,8 +131,10 @@ cudaError_t mlstm_normaliser(const MlstmNormaliserParams<A>& p, cudaStream_t str
   if (p.h.type != p.dh.type) return cudaErrorInvalidValue;
   const int64_t vectors = (p.shape.head_dim_v * bytes_of(p.h.type) + 15) / 16;
   Cut cut{};
+  cut.lanes_log2 = kMinLanesLog2;
   while (cut.lanes_log2 < 5 && int64_t{1} << cut.lanes_log2 < vectors) ++cut.lanes_log2;
-  const int64_t heads = p.shape.batch * p.shape.num_heads, per_block = kThreads >> cut.lanes_log2;
+  const int64_t heads = p.shape.batch * p.shape.num_heads;
+  const int64_t per_block = int64_t{kThreads >> cut.lanes_log2} * kGroupTokens;
   const int64_t of_head = (p.shape.seqlen + per_block - 1) / per_block;
   if (p.shape.seqlen > INT32_MAX - kThreads || heads * of_head > kMaxGridX) return cudaErrorInvalidConfiguration;
   if (heads * of_head == 0) return cudaSuccess;

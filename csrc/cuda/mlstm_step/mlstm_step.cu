@@ -11,7 +11,7 @@ using namespace device;
 
 constexpr int kMaxTokens = static_cast<int>(kMaxStepTokens);
 
-// Per token: C <- forget C + input k v^T, h = out (q C). NaN where the slot does not exist.
+// Per token: C <- forget C + input k v^T, h = out (q C).
 template <class A>
 struct Factors {
   A forget, input, out;
@@ -128,10 +128,7 @@ __global__ void __launch_bounds__(kNormaliserThreads) normaliser(MlstmStepParams
   const Where at = locate(p, blockIdx.x);
   const int tokens = static_cast<int>(p.shape.seqlen);
   Factors<A>* factors = factors_of_all + int64_t{blockIdx.x} * tokens;
-  if (!at.exists) {
-    if (static_cast<int>(threadIdx.x) < tokens) factors[threadIdx.x].out = static_cast<A>(NAN);
-    return;
-  }
+  if (!at.exists) return;
   gates(p, at, s);
   __syncthreads();
 
@@ -169,66 +166,111 @@ constexpr int kSlab = kRowsAtOnce * kLoads;           // rows between two barrie
 // Columns of one thread. Many tokens: fewer, because each column has an accumulator per token.
 template <class C, int kTokens>
 constexpr int kVector = kTokens > 1 && sizeof(C) == 2 ? 4 : 16 / static_cast<int>(sizeof(C));
+// Rows of one thread that are widened together. Many tokens: all, because each row group reads each token's v again.
+template <int kTokens>
+constexpr int kTogether = kTokens > 1 ? kLoads : 1;
+// Blocks of a multiprocessor, at least: of one token, so many that some load while others compute and store.
+template <class C, int kTokens, bool kWhole>
+constexpr int kResidentBlocks = kTokens > 1 || !kWhole ? 1
+                                : sizeof(C) == 4       ? 3
+                                                       : 2;
 template <class C, int kTokens>
 constexpr int kTile = kAcross * kVector<C, kTokens>;
 
 template <class A, class C, int kTokens>
 struct StateShared {
   Factors<A> factors[kTokens];
-  A q[kTokens][kSlab], k[kTokens][kSlab];  // k times the input gate
+  A q[kTokens][kSlab], k[kTokens][kSlab];
   A v[kTokens][kTile<C, kTokens>];
   A h[kStateWarps][kTokens][kTile<C, kTokens>];
 };
 
-// kCount columns of kRows rows that are `pitch` apart, in one access of each where `whole`; else those below `columns`.
-// The first `rows` of them exist. Zeros elsewhere.
-template <class A, class C, int kRows, int kCount>
-XLSTM_DEVICE void load_columns(A (&to)[kRows][kCount], const C* from, int64_t pitch, int rows, bool whole,
-                               int64_t columns) {
-  Pack<C, kCount> packs[kRows];
-  if (whole && rows > 0) {  // the last row for those that do not exist: no other thread writes it meanwhile
+// A pack as it is kept while it is on its way: of single elements of 2 bytes nvcc makes a register each.
+template <class C, int kCount>
+struct Words {
+  uint32_t word[sizeof(C) * kCount / 4];
+};
+
+// kCount columns of kRows rows that are `pitch` apart. kWhole: in one access of each; else those below `columns`. The
+// first `rows` of them exist. What stands for the others is of no use.
+template <bool kWhole, class C, int kRows, int kCount>
+XLSTM_DEVICE void load_columns(Words<C, kCount> (&to)[kRows], const C* from, int64_t pitch, int rows, int64_t columns) {
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      packs[j] = load_whole(reinterpret_cast<const Pack<C, kCount>*>(from + min(j, rows - 1) * pitch));
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      for (int c = 0; c < kCount; ++c) packs[j].x[c] = j < rows && c < columns ? from[j * pitch + c] : narrow<C>(A{0});
-    }
-  }
+  for (int j = 0; j < kRows; ++j) to[j] = {};
+  if (rows == 0) return;
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
+    const C* const row = from + min(j, rows - 1) * pitch;  // of those that exist: no other thread writes it meanwhile
+    if constexpr (kWhole) {
+      to[j] = load_whole(reinterpret_cast<const Words<C, kCount>*>(row));
+    } else {
+      Pack<C, kCount> pack;
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) to[j][c] = j < rows ? widen<A>(packs[j].x[c]) : A{0};
+      for (int c = 0; c < kCount; ++c) pack.x[c] = c < columns ? row[c] : C(0.0f);
+      to[j] = bits_as<Words<C, kCount>>(pack);
+    }
   }
 }
 
-template <class A, class C, int kCount>
-XLSTM_DEVICE void store_columns(C* to, const A (&from)[kCount], bool whole, int64_t columns) {
+template <bool kWhole, class A, class C, int kCount>
+XLSTM_DEVICE void store_columns(C* to, const A (&from)[kCount], int64_t columns) {
   Pack<C, kCount> pack;
 #pragma unroll
   for (int c = 0; c < kCount; ++c) pack.x[c] = narrow<C>(from[c]);
-  if (whole) {
+  if constexpr (kWhole) {
     store_whole(reinterpret_cast<Pack<C, kCount>*>(to), pack);
   } else {
+#pragma unroll
     for (int c = 0; c < kCount; ++c) {
       if (c < columns) to[c] = pack.x[c];
     }
   }
 }
 
-// q, and k times the input gate, of rows [first, first + kSlab) for all tokens; zeros past the last row.
+// The factors, q and k of rows [first, first + kSlab) and v of the tile, for all tokens; zeros past the last ones.
+// Asked for together: what is stored between two loads makes the second one wait for the first.
 template <class A, class C, int kTokens>
-XLSTM_DEVICE void stage(const MlstmStepParams<void>& p, const Where& at, int64_t first, int tokens,
-                        StateShared<A, C, kTokens>& s) {
-  for (int t = 0; t < tokens; ++t) {
-    for (int row = threadIdx.x; row < kSlab; row += kStateThreads) {
-      const int64_t a = first + row;
-      const bool inside = a < p.shape.head_dim_qk;
-      s.q[t][row] = inside ? load_any<A>(p.q.data, p.q.type, p.q.offset(at.batch, at.head, t) + a) : A{0};
-      s.k[t][row] =
-          inside ? s.factors[t].input * load_any<A>(p.k.data, p.k.type, p.k.offset(at.batch, at.head, t) + a) : A{0};
+XLSTM_DEVICE void stage(const MlstmStepParams<void>& p, const Where& at, const Factors<A>* factors, int64_t first,
+                        int64_t tile, int tokens, StateShared<A, C, kTokens>& s) {
+  constexpr int kWidth = kTile<C, kTokens>;
+  static_assert(kSlab == kStateThreads && kWidth <= kStateThreads);
+  const int thread = threadIdx.x;
+  const int64_t row = first + thread, column = tile + thread;
+  const bool has_row = row < p.shape.head_dim_qk, has_column = thread < kWidth && column < p.shape.head_dim_v;
+  Factors<A> own{};
+  if (thread < tokens) own = factors[thread];
+  with_data_type<A>(p.q.type, [&]<class T>() {
+    for (int t = 0; t < tokens; ++t) {
+      const T q = has_row ? row_of<T>(p.q, at, t)[row] : T(0.0f), k = has_row ? row_of<T>(p.k, at, t)[row] : T(0.0f);
+      const T v = has_column ? row_of<T>(p.v, at, t)[column] : T(0.0f);
+      s.q[t][thread] = widen<A>(q);
+      s.k[t][thread] = widen<A>(k);
+      if (thread < kWidth) s.v[t][thread] = widen<A>(v);
+    }
+  });
+  if (thread < tokens) s.factors[thread] = own;
+}
+
+// All tokens, applied to the thread's columns of rows `row`, `row` + kRowsAtOnce, ... of the slab.
+template <class A, class C, int kTokens, int kRows>
+XLSTM_DEVICE void apply(A (&values)[kRows][kVector<C, kTokens>], A (&sums)[kTokens][kVector<C, kTokens>], int row,
+                        int across, int tokens, const StateShared<A, C, kTokens>& s) {
+  constexpr int kColumns = kVector<C, kTokens>;
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (t >= tokens) break;
+    const A forget = s.factors[t].forget, input = s.factors[t].input;
+    A v[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) v[c] = input * s.v[t][across * kColumns + c];
+#pragma unroll
+    for (int n = 0; n < kRows; ++n) {
+      const A q = s.q[t][row + n * kRowsAtOnce], k = s.k[t][row + n * kRowsAtOnce];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        values[n][c] = forget * values[n][c] + k * v[c];
+        sums[t][c] += q * values[n][c];
+      }
     }
   }
 }
@@ -250,62 +292,51 @@ XLSTM_DEVICE void reduce(A (&sums)[kTokens][kVector<C, kTokens>], int tokens, St
   }
 }
 
-template <class A, class C, int kTokens>
-__global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 ? 2 : 1)
-    state(MlstmStepParams<void> p, const Factors<A>* factors_of_all, int tiles, bool aligned) {
-  constexpr int kColumns = kVector<C, kTokens>, kWidth = kTile<C, kTokens>;
+// kWhole: a thread's columns all exist or none of them, and lie at multiples of their size.
+template <class A, class C, int kTokens, bool kWhole>
+__global__ void __launch_bounds__(kStateThreads, kResidentBlocks<C, kTokens, kWhole>)
+    state(MlstmStepParams<void> p, const Factors<A>* factors_of_all, int tiles) {
+  constexpr int kColumns = kVector<C, kTokens>, kWidth = kTile<C, kTokens>, kRows = kTogether<kTokens>;
   using Shared = StateShared<A, C, kTokens>;
   XLSTM_SHARED(Shared, s);
-  const int tokens = static_cast<int>(p.shape.seqlen);
+  const int tokens = kTokens == 1 ? 1 : static_cast<int>(p.shape.seqlen);
   const int64_t item = blockIdx.x / tiles, tile = int64_t{blockIdx.x % tiles} * kWidth;
   const Where at = locate(p, item);
   const int across = threadIdx.x % kAcross, row = threadIdx.x / kAcross;
   const int64_t column = tile + across * kColumns, columns = p.shape.head_dim_v - column;
-  const bool whole = aligned && (columns >= kColumns || XLSTM_MUTANT("mlstm_step: whole vectors at the last column"));
 
   const Factors<A>* factors = factors_of_all + item * tokens;
-  for (int t = threadIdx.x; t < tokens; t += kStateThreads) s.factors[t] = factors[t];
-  for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
-    const int t = x / kWidth, c = x % kWidth;
-    const bool inside = tile + c < p.shape.head_dim_v;
-    s.v[t][c] = inside ? load_any<A>(p.v.data, p.v.type, p.v.offset(at.batch, at.head, t) + tile + c) : A{0};
-  }
-  __syncthreads();
-
   const C* from =
       static_cast<const C*>(p.state.C.data) + at.state_row * p.state.C_batch + at.head * p.state.C_head + column;
   C* to = static_cast<C*>(const_cast<void*>(p.next.C.data)) + at.state_row * p.next.C_batch + at.head * p.next.C_head +
           column;
   A sums[kTokens][kColumns] = {};
   for (int64_t first = 0; at.exists && first < p.shape.head_dim_qk; first += kSlab) {
-    A values[kLoads][kColumns];
     const int64_t left = p.shape.head_dim_qk - first - row;
-    const int rows = left <= 0 ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
-    load_columns(values, from + (first + row) * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, whole, columns);
+    const int rows =
+        left <= 0 || columns <= 0 ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
+    Words<C, kColumns> words[kLoads];
+    load_columns<kWhole>(words, from + (first + row) * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, columns);
     if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
-    stage(p, at, first, tokens, s);
+    // Opaque: what is made of it would wait in registers while C is on its way.
+    stage(p, at, factors, opaque(first), tile, tokens, s);
     sync_threads(XLSTM_MUTANT("mlstm_step: slab read before it is staged"));
+    const int64_t step = opaque(kRowsAtOnce * p.next.C_row);
+    C* const out = to + (opaque(first) + row) * p.next.C_row;
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (t >= tokens) break;
-      const A forget = s.factors[t].forget;
-      A v[kColumns];
+    for (int j = 0; j < kLoads; j += kRows) {
+      A values[kRows][kColumns];
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) v[c] = s.v[t][across * kColumns + c];
+      for (int n = 0; n < kRows; ++n) {
+        const auto pack = bits_as<Pack<C, kColumns>>(words[j + n]);
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const A q = s.q[t][row + j * kRowsAtOnce], k = s.k[t][row + j * kRowsAtOnce];
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          values[j][c] = forget * values[j][c] + k * v[c];
-          sums[t][c] += q * values[j][c];
-        }
+        for (int c = 0; c < kColumns; ++c) values[n][c] = j + n < rows ? widen<A>(pack.x[c]) : A{0};
       }
-    }
+      apply(values, sums, row + j * kRowsAtOnce, across, tokens, s);
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const int64_t a = first + row + j * kRowsAtOnce;
-      if (j < rows) store_columns(to + a * p.next.C_row, values[j], whole, columns);
+      for (int n = 0; n < kRows; ++n) {
+        if (j + n < rows) store_columns<kWhole>(out + (j + n) * step, values[n], columns);
+      }
     }
   }
 
@@ -314,9 +345,10 @@ __global__ void __launch_bounds__(kStateThreads, kTokens == 1 && sizeof(C) == 4 
   for (int x = threadIdx.x; x < tokens * kWidth; x += kStateThreads) {
     const int t = x / kWidth, c = x % kWidth;
     if (tile + c >= p.shape.head_dim_v) continue;
+    const A out = at.exists ? s.factors[t].out : static_cast<A>(NAN);
     A h = 0;
     for (int warp = 0; warp < kStateWarps; ++warp) h += s.h[warp][t][c];
-    store_any(const_cast<void*>(p.h.data), p.h.type, p.h.offset(at.batch, at.head, t) + tile + c, s.factors[t].out * h);
+    store_any(const_cast<void*>(p.h.data), p.h.type, p.h.offset(at.batch, at.head, t) + tile + c, out * h);
   }
 }
 
@@ -346,7 +378,9 @@ cudaError_t launch_state(const MlstmStepParams<void>& p, const Factors<A>* facto
   l.name = "mlstm_step state";
   l.stream = stream;
   const bool aligned = rows_aligned<C>(p.state, kColumns) && rows_aligned<C>(p.next, kColumns);
-  return launch(l, state<A, C, kTokens>, p, factors, static_cast<int>(tiles), aligned);
+  const bool even = p.shape.head_dim_v % kColumns == 0 || XLSTM_MUTANT("mlstm_step: whole vectors at the last column");
+  const auto kernel = aligned && even ? state<A, C, kTokens, true> : state<A, C, kTokens, false>;
+  return launch(l, kernel, p, factors, static_cast<int>(tiles));
 }
 
 template <class A>
