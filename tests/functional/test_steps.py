@@ -16,7 +16,6 @@ from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import (
     TOLERANCE,
-    Tolerance,
     assert_close_relative,
     leaves,
     lstm_inputs,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlstm_cuda.testing import Tolerance, assert_close_relative, cast, leaves, tolerance_of
+from xlstm_cuda.testing import Tolerance, assert_close_relative, cancellation, cast, leaves, tolerance_of
 
 Outputs = dict[str, Tensor]
 
@@ -39,17 +39,8 @@ def check(
     for name, grad in wide_grads.items():
         assert grads[name].dtype == leaves(inputs)[name].dtype, name
         allowed = tolerance.df if name == "f" else tolerance.grad
-        assert_close_relative(grads[name], grad, allowed * _room(name, dtype, wide_grads), f"d{name}")
+        assert_close_relative(grads[name], grad, allowed * cancellation(name, dtype, wide_grads), f"d{name}")
     return actual, grads
-
-
-def _room(name: str, dtype: torch.dtype, wide_grads: Outputs) -> float:
-    """How much larger the numbers are whose difference this gradient is: those of n0 and m0 are differences of what c0
-    has too, and kernels keep the terms in 16 bits."""
-    if dtype.itemsize > 2 or name not in ("n0", "m0"):
-        return 1.0
-    largest = max(float(wide_grads[other].norm()) for other in ("c0", "n0", "m0") if other in wide_grads)
-    return max(largest / (float(wide_grads[name].norm()) or 1.0), 1.0)
 
 
 def run(function: Callable[..., Any], inputs: dict[str, Any], **options: Any) -> Outputs:

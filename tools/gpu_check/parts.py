@@ -151,7 +151,7 @@ def sanitizer_verdict(done: Done) -> str:
 def bench(shell: Shell, machine: Machine) -> Figures:
     """The suites cuda, cuda-mlstm and cuda-recurrent: every result checked, then timed."""
     file = _not_there_yet(shell.root / SCRATCH / "bench.json")
-    options = ("--suite", "cuda,cuda-mlstm,cuda-recurrent", "--repeats", "20", "--max-seconds", "3")
+    options = ("--suite", "cuda,cuda-mlstm,cuda-recurrent", "--repeats", "10", "--max-seconds", "1.5")
     try:
         done = shell.attempt(PYTHON, "-m", "bench", "run", *options, "--json", SCRATCH / file.name)
     finally:  # also of a run that was stopped: the cases it has finished

@@ -20,6 +20,7 @@ from bench.cuda import KERNELS, has_cuda_kernel
 from xlstm_cuda import functional
 from xlstm_cuda.testing import (
     assert_close_relative,
+    cancellation,
     cast,
     gradients,
     lstm_inputs,
@@ -111,21 +112,25 @@ def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device:
     """Outputs, state and gradients on the device against the reference in float64."""
     here = {name: _copied(x, device) for name, x in inputs.items()}
     h, state = function(**here, **options)
-    actual = _results(h, state, here)
+    actual = _results(function, h, state, here)
     wide = cast({name: x for name, x in inputs.items() if name != "slots"})
     slots = {name: x for name, x in inputs.items() if name == "slots"}
     h64, state64 = function(**wide, **slots, **options, backend="reference")
-    expected = _results(h64, state64, wide)
+    expected = _results(function, h64, state64, wide)
     for name, x in actual.items():
         allowed = tolerance_of(function.__name__, h.dtype, device)
         tolerance = allowed.df if name == "df" else allowed.grad
+        if name.startswith("d"):
+            tolerance *= cancellation(name[1:], h.dtype, {key[1:]: value for key, value in expected.items()})
         assert_close_relative(x.cpu(), expected[name], tolerance, f"{function.__name__}: {name}")
 
 
-def _results(h: Tensor, state: Any, inputs: Inputs) -> dict[str, Tensor]:
+def _results(function: Callable[..., Any], h: Tensor, state: Any, inputs: Inputs) -> dict[str, Tensor]:
     results = {"output": h, **state._asdict()}
     if h.requires_grad:
-        results |= {f"d{name}": x for name, x in gradients([h, *state], inputs).items()}
+        # The gradient of the sLSTM's m turns where its two branches nearly tie; what h depends on does not.
+        read = [h] if function is functional.slstm else [h, *state]
+        results |= {f"d{name}": x for name, x in gradients(read, inputs).items()}
     return {name: x.detach() for name, x in results.items()}
 
 
