@@ -163,7 +163,7 @@ PIECES = [
 @needs_race_build
 @pytest.mark.parametrize(("case", "shift"), PIECES, ids=str)
 def test_rows_of_all_pieces(case: Case, shift: int) -> None:
-    """In heads of both directions, with rows that end early."""
+    """In heads of both directions, with rows of a tile that end early."""
     check_short_rows(case, shift)
 
 
@@ -172,7 +172,7 @@ def check_short_rows(case: Case, shift: int = 0) -> None:
     inputs = draw(case.B, case.S, case.H, case.D, dtype=case.dtype, state=True)
     inputs["x"] = shifted(inputs["x"], shift)
     lengths = (case.S - 2 * torch.arange(case.B)).clamp(min=0)
-    with forced(case.variant, RACE, multiprocessors=case.multiprocessors):
+    with forced(f"{case.variant} teams=1", RACE, multiprocessors=case.multiprocessors):
         check(function, inputs, RACE_EXECUTOR, reversed_heads=1, lengths=lengths, **options)
 
 

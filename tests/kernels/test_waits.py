@@ -30,7 +30,7 @@ LOST = {
 
 
 def forward_and_backward() -> list[torch.Tensor]:
-    """By two blocks that need each other's part of every step."""
+    """By a team of two blocks that need each other's part of every step."""
     inputs = slstm_inputs(2, 3, 1, 72, dtype=torch.bfloat16, seed=0)
     leaves = [inputs[name].requires_grad_() for name in ("x", "R")]
     h = slstm(**inputs, backend=EXECUTOR)
@@ -45,7 +45,7 @@ def test_a_lost_message_is_reported(mutant: str, seed: int) -> None:
     variant, what = LOST[mutant]
     reported = pytest.raises(RuntimeError, match=rf"waited too long for {what}, tile 0.*block \([01],0,0\) thread \d+")
     options = {"wait_limit": LIMIT, "mutant": mutant, "seed": seed, "order": "random"}
-    with only(variant, PLAIN), simt_options(PLAIN, **options), reported:
+    with only(f"{variant} teams=1", PLAIN), simt_options(PLAIN, **options), reported:
         forward_and_backward()
 
 
@@ -54,7 +54,7 @@ def test_a_lost_message_is_reported(mutant: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("variant", ["cluster", "grid"])
 def test_a_message_that_comes_is_waited_for(variant: str, seed: int) -> None:
-    with only(variant, PLAIN):
+    with only(f"{variant} teams=1", PLAIN):
         with simt_options(PLAIN, seed=seed, order="random"):
             expected = forward_and_backward()
         with simt_options(PLAIN, wait_limit=LIMIT, seed=seed, order="random"):
