@@ -28,6 +28,7 @@ FAULTS: dict[str, list[tuple[Any, ...]]] = {
         (1, 1, 8, 6, torch.float32, None),
         (1, 5, 4, 5, torch.float64, None),
     ],
+    "mlstm_step: columns past the last one are updated": [(1, 1, 8, 8, torch.float32, None)],
     "mlstm_step: slab staged while it is read": [
         (1, 1, 300, 8, torch.float32, None),
         (1, 3, 260, 4, torch.bfloat16, None),

@@ -171,9 +171,7 @@ template <int kTokens>
 constexpr int kTogether = kTokens > 1 ? kLoads : 1;
 // Blocks of a multiprocessor, at least: of one token, so many that some load while others compute and store.
 template <class C, int kTokens, bool kWhole>
-constexpr int kResidentBlocks = kTokens > 1 || !kWhole ? 1
-                                : sizeof(C) == 4       ? 3
-                                                       : 2;
+constexpr int kResidentBlocks = kTokens > 1 || !kWhole ? 1 : (sizeof(C) == 4 ? 3 : 2);
 template <class C, int kTokens>
 constexpr int kTile = kAcross * kVector<C, kTokens>;
 
@@ -313,8 +311,8 @@ __global__ void __launch_bounds__(kStateThreads, kResidentBlocks<C, kTokens, kWh
   A sums[kTokens][kColumns] = {};
   for (int64_t first = 0; at.exists && first < p.shape.head_dim_qk; first += kSlab) {
     const int64_t left = p.shape.head_dim_qk - first - row;
-    const int rows =
-        left <= 0 || columns <= 0 ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
+    const bool inside = left > 0 && (columns > 0 || XLSTM_MUTANT("mlstm_step: columns past the last one are updated"));
+    const int rows = !inside ? 0 : static_cast<int>(min(left + kRowsAtOnce - 1, int64_t{kSlab}) / kRowsAtOnce);
     Words<C, kColumns> words[kLoads];
     load_columns<kWhole>(words, from + (first + row) * p.state.C_row, kRowsAtOnce * p.state.C_row, rows, columns);
     if (first > 0) sync_threads(XLSTM_MUTANT("mlstm_step: slab staged while it is read"));
