@@ -27,44 +27,46 @@ int depth_of(Type type) {
   XLSTM_UNREACHABLE;
 }
 
-// A thread block cluster lies within one group of multiprocessors of the chip (16 or 18 of them on an H200). Those that
-// are too few for one more stay idle.
+// A thread block cluster lies within one group of multiprocessors of the chip: an H200 has seven with 16 or 18 of its
+// 132, and a smaller one. Those that are too few for one more cluster stay idle.
 int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& device) {
   if (variant != Variant::cluster) return device.multiprocessors / blocks;
-  return device.multiprocessors / kClusterRoom * (kClusterRoom / blocks);
+  const int64_t groups = std::max<int64_t>(device.multiprocessors / kClusterRoom - 1, 1);
+  return groups * (kClusterRoom / blocks);
 }
 
-// Cycles of a step of a whole batch tile, by the model of `make sass` (docs/kernels/machine-code.md). No measurement:
-// what counts is which of two is smaller. tests/kernels/test_recurrent_plan.py compares them with the model's table.
-struct StepCycles {
+// Nanoseconds of a step of a whole batch tile on an H200, up to so many blocks (bench/results/h200-2026-11-29). What
+// counts is which of two is smaller: tests/kernels/test_recurrent_plan.py compares the choices with what was measured.
+struct StepTime {
   Variant variant;
-  int units, forward, backward;
+  int units, blocks, forward, backward;
 };
-constexpr StepCycles kStepCycles[] = {
-    {Variant::block, 64, 980, 1090},    {Variant::block, 128, 1940, 1760}, {Variant::cluster, 64, 1530, 1570},
-    {Variant::cluster, 32, 1610, 1790}, {Variant::grid, 64, 1780, 2180},   {Variant::grid, 32, 1850, 2470},
-    {Variant::grid, 16, 2000, 2930},
+constexpr StepTime kStepTimes[] = {
+    {Variant::block, 64, 1, 641, 762},      {Variant::block, 128, 1, 1532, 1582},
+    {Variant::cluster, 64, 2, 1005, 1267},  {Variant::cluster, 64, 4, 1246, 1471},
+    {Variant::cluster, 32, 4, 1058, 1217},  {Variant::cluster, 32, 8, 1224, 1318},
+    {Variant::cluster, 32, 16, 1154, 1500},  // of two rows
+    {Variant::grid, 64, 16, 1798, 2055},    {Variant::grid, 32, 16, 1704, 2018},
+    {Variant::grid, 16, 16, 1663, 1982},    {Variant::grid, 16, 64, 1875, 3192},
 };
 
 // Of a step of all batch tiles of a head: teams that find no room take their turn after others.
-double cycles_of(const RecurrentPlan& plan, const RecurrentShape& shape, const RecurrentDevice& device,
-                 Direction direction) {
-  const auto* step = std::find_if(std::begin(kStepCycles), std::end(kStepCycles), [&](const StepCycles& of) {
-    return of.variant == plan.variant && of.units == plan.units;
+double time_of(const RecurrentPlan& plan, const RecurrentShape& shape, const RecurrentDevice& device,
+               Direction direction) {
+  const auto* step = std::find_if(std::begin(kStepTimes), std::end(kStepTimes), [&](const StepTime& of) {
+    return of.variant == plan.variant && of.units == plan.units && plan.blocks <= of.blocks;
   });
   const int64_t at_once = std::max<int64_t>(teams_at_once(plan.variant, plan.blocks, device), 1);
   const double rounds = std::ceil(static_cast<double>(plan.teams) * shape.num_heads / at_once);
-  const double cycles = rounds * plan.tiles * (direction == Direction::forward ? step->forward : step->backward);
-  // A grid needs all of its blocks at once, beside whatever else runs: it has to be faster by more than the model errs.
-  return plan.variant == Variant::grid ? cycles * 1.25 : cycles;
+  return rounds * plan.tiles * (direction == Direction::forward ? step->forward : step->backward);
 }
 
 // The same of a launch per step: R from L2 once for every 32 rows, and what a launch takes.
-double cycles_of_launches(const RecurrentShape& shape, Type type) {
-  constexpr double kLaunch = 4000, kBytesPerCycle = 3000;
+double time_of_launches(const RecurrentShape& shape, Type type) {
+  constexpr double kLaunch = 7600, kBytesPerNanosecond = 5500;
   constexpr int64_t kRows = 32;
   const double bytes = 4.0 * shape.num_heads * shape.head_dim * shape.head_dim * bytes_of(type);
-  return kLaunch + ceil_div(shape.batch, kRows) * bytes / kBytesPerCycle;
+  return kLaunch + ceil_div(shape.batch, kRows) * bytes / kBytesPerNanosecond;
 }
 
 // As many teams as the device has room for at a time, and more, one after the other, where one cannot carry all of its
@@ -116,9 +118,11 @@ std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type typ
   std::vector<RecurrentPlan> plans;
   if (shape.batch == 0) return plans;
   const auto asked_for = [&](Variant variant) { return request.variant.value_or(variant) == variant; };
-  const auto faster = [&](const RecurrentPlan& a, const RecurrentPlan& b) {
-    return cycles_of(a, shape, device, direction) < cycles_of(b, shape, device, direction);
+  // A grid needs all of its blocks at once, beside whatever else runs: it has to be faster by more than the times vary.
+  const auto cost = [&](const RecurrentPlan& plan) {
+    return time_of(plan, shape, device, direction) * (plan.variant == Variant::grid ? 1.25 : 1);
   };
+  const auto faster = [&](const RecurrentPlan& a, const RecurrentPlan& b) { return cost(a) < cost(b); };
   for (Variant variant : {Variant::block, Variant::cluster, Variant::grid}) {
     // Heads that one block of few units holds gain nothing from several, unless somebody wants to see it.
     if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units))
@@ -127,8 +131,8 @@ std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type typ
     for (int units : units_of(variant, type, shape, device)) {
       if (request.units && units != request.units) continue;
       const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);
-      const bool slow = plan.rounds > 1 && !request.variant &&
-                        cycles_of(plan, shape, device, direction) > cycles_of_launches(shape, type);
+      const bool slow = variant == Variant::grid && !request.variant && plan.teams > 0 &&
+                        time_of(plan, shape, device, direction) > time_of_launches(shape, type);
       if (plan.teams > 0 && !slow) fitting.push_back(plan);
     }
     if (!fitting.empty()) plans.push_back(*std::min_element(fitting.begin(), fitting.end(), faster));

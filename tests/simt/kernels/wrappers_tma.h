@@ -44,11 +44,19 @@ __global__ void tma_box_kernel(const __grid_constant__ CUtensorMap from, const _
       tma_load(box, &from, load.at, full);
     }
     mbarrier_wait_cluster(full, 0);
-    tma_store(rank == 0 ? &to0 : &to1, store.at, box);
+    if (rank == 0) {
+      tma_store(&to0, store.at, box);
+    } else {
+      tma_store(&to1, store.at, box);
+    }
     bulk_commit();
     bulk_wait<0>();
   }
-  if constexpr (kMulticast) cluster_sync();
+  if constexpr (kMulticast) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
 #endif
 }
 
