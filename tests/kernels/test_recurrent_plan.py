@@ -79,7 +79,7 @@ def test_cuts(D: int, dtype: str, expected: list[tuple[str, int, int]], H: int) 
 
 
 MEASURED = json.loads((ROOT / "bench" / "results" / "h200-2026-11-29" / "scans.json").read_text())["steps"]
-DOUBT = 1.25  # a grid is taken where it is faster by more
+GRID, MORE_BLOCKS = 1.25, 1.15  # what they have to be faster by
 CLUSTERS = 7  # of 16 blocks on an H200
 
 
@@ -99,7 +99,7 @@ def expected_time(plan: Plan, H: int, direction: str) -> float:
 @pytest.mark.parametrize("D", [16, 64, 65, 100, 128, 192, 256, 320, 512, 768, 1024])
 def test_the_plan_is_what_was_measured_to_be_fastest(D: int, direction: str) -> None:
     def cost(plan: Plan) -> float:
-        return expected_time(plan, H, direction) * (DOUBT if plan.variant == "grid" else 1)
+        return expected_time(plan, H, direction) * (GRID if plan.variant == "grid" else 1)
 
     for B, H in itertools.product((1, 8, 16, 17, 64, 128, 256, 1000), (1, 2, 3, 4, 6, 12, 16)):
         chosen, *others = plans(B, H, D, backward=direction == "bwd")
@@ -109,7 +109,7 @@ def test_the_plan_is_what_was_measured_to_be_fastest(D: int, direction: str) -> 
         if fastest is None:
             assert chosen == LAUNCH
         else:
-            assert cost(chosen) <= fastest, (B, H, chosen)
+            assert cost(chosen) <= MORE_BLOCKS * fastest, (B, H, chosen)
 
 
 def test_two_blocks_for_a_head_that_one_could_hold() -> None:
@@ -148,7 +148,7 @@ def test_devices() -> None:
         # Small batches: a team per tile, so that all tiles advance at once. Of few rows where there is room.
         (1, 1, 64, ("block", 1, 1)),
         (64, 4, 64, ("block", 32, 1)),
-        (64, 4, 256, ("cluster", 8, 1)),
+        (64, 4, 256, ("grid", 8, 1)),  # there is no room for 32 clusters of 4 at once
         # More tiles than the device has room for: two in a team, then teams one after the other.
         (256, 1, 512, ("cluster", 16, 2)),
         (256, 8, 512, ("cluster", 16, 2)),
@@ -156,7 +156,7 @@ def test_devices() -> None:
         (8 * 132 * 5, 1, 64, ("block", 330, 2)),
         # A grid cannot wait for its turn.
         (64, 1, 1024, ("grid", 2, 4)),
-        (128, 1, 1024, ("grid", 2, 8)),
+        (128, 1, 1024, ("launch", 0, 0)),
         (129, 1, 1024, ("launch", 0, 0)),
     ],
 )
@@ -183,7 +183,7 @@ def test_tiles_have_few_rows_where_there_is_room(B: int, H: int, expected: Plan)
     ("request_", "expected"),
     [
         ("cluster", [Plan("cluster", 64, 4, 16, 1, rows=1)]),
-        ("cluster units=32", [Plan("cluster", 32, 8, 16, 1, rows=1)]),
+        ("cluster units=32", [Plan("cluster", 32, 8, 8, 1, rows=2)]),
         ("cluster teams=2", [Plan("cluster", 64, 4, 2, 1)]),
         ("units=32 teams=1", [Plan("cluster", 32, 8, 1, 2), Plan("grid", 32, 8, 1, 2), LAUNCH]),
         ("grid units=16", [Plan("grid", 16, 16, 8, 1, rows=2)]),

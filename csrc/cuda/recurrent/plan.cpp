@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace xlstm::cuda {
 namespace {
@@ -12,6 +13,9 @@ int64_t ceil_div(int64_t x, int64_t y) {
 
 constexpr int64_t kClusterRoom = 16;
 constexpr int kMostRounds = 1000;  // of a grid's launches
+// By how much a cut of a variant into more blocks has to be faster: it leaves less room for others, also for teams of
+// fewer rows. And a grid: it needs all of its blocks at once, beside whatever else runs.
+constexpr double kMoreBlocks = 1.15, kGrid = 1.25;
 
 // Along a row of R, of one product: Fragments<T>::kDepth.
 int depth_of(Type type) {
@@ -118,24 +122,23 @@ std::vector<RecurrentPlan> recurrent_plans(const RecurrentShape& shape, Type typ
   std::vector<RecurrentPlan> plans;
   if (shape.batch == 0) return plans;
   const auto asked_for = [&](Variant variant) { return request.variant.value_or(variant) == variant; };
-  // A grid needs all of its blocks at once, beside whatever else runs: it has to be faster by more than the times vary.
   const auto cost = [&](const RecurrentPlan& plan) {
-    return time_of(plan, shape, device, direction) * (plan.variant == Variant::grid ? 1.25 : 1);
+    return time_of(plan, shape, device, direction) * (plan.variant == Variant::grid ? kGrid : 1);
   };
   const auto faster = [&](const RecurrentPlan& a, const RecurrentPlan& b) { return cost(a) < cost(b); };
   for (Variant variant : {Variant::block, Variant::cluster, Variant::grid}) {
     // Heads that one block of few units holds gain nothing from several, unless somebody wants to see it.
     if (!asked_for(variant) || (variant != Variant::block && shape.head_dim <= kResidentUnits && !request.units))
       continue;
-    std::vector<RecurrentPlan> fitting;
+    std::optional<RecurrentPlan> best;
     for (int units : units_of(variant, type, shape, device)) {
       if (request.units && units != request.units) continue;
       const RecurrentPlan plan = with_teams(variant, units, request.teams, shape, device);
       const bool slow = variant == Variant::grid && !request.variant && plan.teams > 0 &&
                         time_of(plan, shape, device, direction) > time_of_launches(shape, type);
-      if (plan.teams > 0 && !slow) fitting.push_back(plan);
+      if (plan.teams > 0 && !slow && (!best || cost(plan) * kMoreBlocks < cost(*best))) best = plan;
     }
-    if (!fitting.empty()) plans.push_back(*std::min_element(fitting.begin(), fitting.end(), faster));
+    if (best) plans.push_back(*best);
   }
   std::stable_sort(plans.begin(), plans.end(), faster);
   if (asked_for(Variant::launch)) plans.push_back({Variant::launch, 0, 0, 0, 0});
