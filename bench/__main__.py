@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,9 +13,10 @@ import torch
 
 from xlstm_cuda import _ops
 
-from . import accuracy, counters, files, goals, machine_code, predict
+from . import accuracy, counters, files, goals, kernels, machine_code, predict
 from .cases import SUITES, Case, UsageError, known, make_case
 from .compare import compare, differences
+from .cuda import without_cuda
 from .report import insert, markdown, plot
 from .runner import Options, run, wrong
 
@@ -30,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = top.add_subparsers(required=True, metavar="run|compare|report|counters|sass|predict|accuracy|goals")
+    commands = top.add_subparsers(
+        required=True, metavar="run|compare|report|kernels|counters|sass|predict|accuracy|goals"
+    )
 
     p = commands.add_parser("run", help="check and time implementations")
     p.set_defaults(command=run_command)
@@ -59,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path)
     p.add_argument("--readme", type=Path, help="put the table between the bench markers of this file")
     p.add_argument("--png", type=Path, metavar="DIR", help="draw FILE.png in this folder")
+
+    p = commands.add_parser("kernels", help="device time of every kernel of the calls of the suites for a GPU")
+    p.set_defaults(command=kernels_command)
 
     p = commands.add_parser("counters", help="what the CUDA kernels execute, counted without a device (make ptx)")
     p.set_defaults(command=counters_command)
@@ -206,6 +213,13 @@ def sass_command(args: argparse.Namespace) -> int:
         print(f"not compared: the table is of ptxas {old['ptxas']}, this is {machine_code.release()}")
         return 0
     return said(mistakes) if args.check else 0
+
+
+def kernels_command(args: argparse.Namespace) -> int:
+    if reason := without_cuda():
+        raise UsageError(f"kernels {reason}")
+    print(json.dumps(kernels.run()))
+    return 0
 
 
 def predict_command(args: argparse.Namespace) -> int:

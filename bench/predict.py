@@ -1,4 +1,6 @@
-"""Predicted times of the CUDA kernels on an H200: `python -m bench predict`. A model; no device has confirmed it.
+"""Predicted times of the CUDA kernels on an H200: `python -m bench predict`. A model.
+
+A device took 1.1 to 2 times as long (docs/h200.md).
 
 Small cases run as PTX on the host executor: one head with so many chunks, and twice as many. What the second one has
 more is the work of a chunk, and the work of a long sequence follows. Two kinds of limits are printed for each kernel:

@@ -15,6 +15,8 @@ def _lstm(t: Tensors) -> Call:
     D = t["u"].shape[-1]
     module = nn.LSTM(D, D, batch_first=True, device=t["u"].device, dtype=t["u"].dtype)
     _load(module, ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), t)
+    if t["u"].is_cuda:
+        module.flatten_parameters()  # else cuDNN copies the weights at every call
     leaves = {"u": t["u"], "W": module.weight_ih_l0, "R": module.weight_hh_l0, "b": module.bias_ih_l0}
     return Call(lambda: (module(t["u"])[0].unsqueeze(2),), leaves, _LAYOUT)
 

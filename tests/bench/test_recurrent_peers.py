@@ -78,4 +78,4 @@ def test_goals_are_cases_of_the_suite() -> None:
     for goal in goals:
         assert {goal.impl, goal.over or goal.impl} <= set(listed[goal.case.label] or ())
     bounds = [goal.bound for goal in goals if goal.over is None]
-    assert bounds == pytest.approx([0.512, 0.7168, 0.768, 1.28])  # milliseconds of 1024 steps
+    assert bounds == pytest.approx([1.024 * x for x in (0.67, 0.96, 1.02, 1.97)])  # milliseconds of 1024 steps

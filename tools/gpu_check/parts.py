@@ -149,7 +149,7 @@ def sanitizer_verdict(done: Done) -> str:
 
 
 def bench(shell: Shell, machine: Machine) -> Figures:
-    """The suites cuda, cuda-mlstm and cuda-recurrent: every result checked, then timed."""
+    """The suites cuda, cuda-mlstm and cuda-recurrent: every result checked, then timed; then their kernels, timed."""
     file = _not_there_yet(shell.root / SCRATCH / "bench.json")
     options = ("--suite", "cuda,cuda-mlstm,cuda-recurrent", "--repeats", "10", "--max-seconds", "1.5")
     try:
@@ -164,7 +164,10 @@ def bench(shell: Shell, machine: Machine) -> Figures:
     if not any(entry["impl"].startswith("cuda") for entry in entries):
         raise Skipped("no op has a CUDA kernel in this build")
     timed = sum("median" in entry for entry in entries)
-    figures = {"found": f"{timed} of {len(entries)} timed", "results": "bench.json"}
+    figures: Figures = {"found": f"{timed} of {len(entries)} timed", "results": "bench.json"}
+    kernels = shell.attempt(PYTHON, "-m", "bench", "kernels")
+    if kernels.status == 0:
+        figures["kernels, us"] = result(kernels.output)
     if done.status != 0:
         ours = [entry for entry in entries if not entry.get("peer")]
         raise Failed(f"{sum('error' in entry for entry in ours)} of {len(ours)} wrong or failing", figures)
