@@ -76,7 +76,7 @@ SHAPES = [
     Case("cluster units=32", BF16, 9, 3, 1, 40, 2),
     Case("cluster units=32", F16, 3, 3, 1, 136),
     Case("grid units=32 teams=1", BF16, 17, 3, 1, 72),
-    Case("grid units=16", BF16, 9, 3, 1, 72, 20),
+    Case("grid units=16 teams=1", BF16, 9, 3, 1, 72, 20),
     Case("grid units=16", F32, 3, 3, 2, 24),
     # In several launches: all heads find no room at once.
     Case("grid", F32, 3, 3, 3, 72, 5, cell="lstm"),

@@ -134,6 +134,7 @@ void compare_some(const Cases& cases, const std::map<std::string, Row>& rows, Pr
     }
     progress.different -= flaw.empty();
     std::printf("%s %-58s %s\n", flaw.empty() ? "ok  " : "FAIL", c.name.c_str(), flaw.c_str());
+    std::fflush(stdout);
   }
 }
 
@@ -144,7 +145,9 @@ int compare_golden(Cases (*all_cases)(), const std::string& file) {
   void* memory = mmap(nullptr, sizeof(Progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return 1;
   Progress& progress = *new (memory) Progress{};
+  size_t begun = 0;
   do {
+    begun = progress.next;
     std::fflush(stdout);
     const pid_t child = fork();
     if (child < 0) return 1;
@@ -152,13 +155,12 @@ int compare_golden(Cases (*all_cases)(), const std::string& file) {
       const Cases cases = all_cases();
       progress.cases = cases.size();
       compare_some(cases, rows, progress);
-      std::fflush(stdout);
       _exit(0);
     }
     int status = 0;
     waitpid(child, &status, 0);
     if (status != 0) std::printf("FAIL case number %zu: the process ended\n", progress.next);
-  } while (progress.next < progress.cases);
+  } while (progress.next > begun && progress.next < progress.cases);
   std::printf("{\"compared\": %zu, \"rows\": %zu, \"different\": %d}\n", progress.compared, rows.size(),
               progress.different);
   return progress.different == 0 && progress.compared > 0 ? 0 : 1;

@@ -110,26 +110,29 @@ def _only(variant: str) -> Iterator[None]:
 
 def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device: str) -> None:
     """Outputs, state and gradients on the device against the reference in float64."""
+    # In 16 bits the gradient of the sLSTM's m turns where its two branches nearly tie; that of h does not.
+    of_h = function is functional.slstm and inputs["x"].dtype.itemsize == 2
     here = {name: _copied(x, device) for name, x in inputs.items()}
     h, state = function(**here, **options)
-    actual = _results(function, h, state, here)
+    actual = _results(h, state, here, of_h)
     wide = cast({name: x for name, x in inputs.items() if name != "slots"})
     slots = {name: x for name, x in inputs.items() if name == "slots"}
     h64, state64 = function(**wide, **slots, **options, backend="reference")
-    expected = _results(function, h64, state64, wide)
+    expected = _results(h64, state64, wide, of_h)
     for name, x in actual.items():
         allowed = tolerance_of(function.__name__, h.dtype, device)
         tolerance = allowed.df if name == "df" else allowed.grad
         if name.startswith("d"):
-            tolerance *= cancellation(name[1:], h.dtype, {key[1:]: value for key, value in expected.items()})
+            grads = {key[1:]: value for key, value in expected.items() if key.startswith("d")}
+            tolerance *= cancellation(name[1:], h.dtype, grads)
         assert_close_relative(x.cpu(), expected[name], tolerance, f"{function.__name__}: {name}")
 
 
-def _results(function: Callable[..., Any], h: Tensor, state: Any, inputs: Inputs) -> dict[str, Tensor]:
+def _results(h: Tensor, state: Any, inputs: Inputs, of_h: bool) -> dict[str, Tensor]:
+    """of_h: the gradients are those of h alone."""
     results = {"output": h, **state._asdict()}
     if h.requires_grad:
-        # The gradient of the sLSTM's m turns where its two branches nearly tie; what h depends on does not.
-        read = [h] if function is functional.slstm else [h, *state]
+        read = [h] if of_h else [h, *state]
         results |= {f"d{name}": x for name, x in gradients(read, inputs).items()}
     return {name: x.detach() for name, x in results.items()}
 

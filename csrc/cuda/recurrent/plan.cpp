@@ -35,8 +35,8 @@ int depth_of(Type type) {
 // 132, and a smaller one. Those that are too few for one more cluster stay idle.
 int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& device) {
   if (variant != Variant::cluster) return device.multiprocessors / blocks;
-  const int64_t groups = std::max<int64_t>(device.multiprocessors / kClusterRoom - 1, 1);
-  return groups * (kClusterRoom / blocks);
+  const int64_t groups = device.multiprocessors / kClusterRoom;
+  return (groups > 1 ? groups - 1 : groups) * (kClusterRoom / blocks);
 }
 
 // Nanoseconds of a step of a whole batch tile on an H200, up to so many blocks (bench/results/h200-2026-11-29). What

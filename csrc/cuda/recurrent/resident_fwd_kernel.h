@@ -164,6 +164,7 @@ class ForwardScan {
   RowAccess access;
 
   XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
+  XLSTM_DEVICE static int buffer(int turn) { return XLSTM_MUTANT("resident_fwd: one buffer of results") ? 0 : turn; }
   // That exist, of the 8 of the rows that this thread moves.
   XLSTM_DEVICE int moved_units() const {
     return static_cast<int>(p.shape.head_dim) - team.rank * S::kUnits - Moved().group * kWarpUnits;
@@ -448,8 +449,8 @@ class ForwardScan {
     Pair saved[kSaved];
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = device::narrow_two<T>(c.saved[0][x], c.saved[1][x]);
-    auto& results = s.results[part.group].tile[turn].x;
-    if (!XLSTM_MUTANT("resident_fwd: one buffer of results")) turn ^= 1;
+    auto& results = s.results[part.group].tile[buffer(turn)].x;
+    turn ^= 1;
     write_cells(&results[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
     write_cells(&results[kSaved - 1][0][0], {saved[4], h});
 #pragma unroll
@@ -461,7 +462,7 @@ class ForwardScan {
   // Of the step before: a thread stores its part and batch row, and those of the first two the parts that are left.
   XLSTM_DEVICE void store_rows(int t, int tile) {
     const Moved at;
-    const auto& from = s.results[at.group].tile[turn ^ 1].x;
+    const auto& from = s.results[at.group].tile[buffer(turn ^ 1)].x;
     const bool exists = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_fwd: rows past the batch");
     const int of_saved = exists ? saved_units : 0, of_last = exists ? last_units : 0;
     const T(&first)[kWarpUnits] = from[at.part][at.row], (&last)[kWarpUnits] = from[kSaved - 1 + at.part % 2][at.row];

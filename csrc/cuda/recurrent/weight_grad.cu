@@ -12,8 +12,9 @@ namespace {
 using namespace device;
 
 constexpr int kStages = 4;  // a power of two
-// Blocks that fill a large device twice, and tokens that are worth one.
-constexpr int64_t kWantedBlocks = 264, kLeastTokens = 256;
+// Blocks that a large device has room for at a time, and of which there are slabs for; tokens that are worth a block,
+// and that take as long as its beginning and end.
+constexpr int64_t kRoom = 264, kMostBlocks = 1024, kLeastTokens = 256, kEnds = 128;
 // Products that an accumulator takes before it is added to the slab: tensor cores cut off the low digits of a sum, and
 // each cut may go the same way.
 constexpr int kProducts = 256;
@@ -333,12 +334,22 @@ int side_of(const RecurrentWeightGradParams& p) {
   return p.type == Type::f64 || p.shape.head_dim <= kTileRows ? kTileRows : 2 * kTileRows;
 }
 
+// Of the tokens, for so many tiles. A few blocks more than there is room for would take as long as twice the room.
+int64_t best_splits(int64_t tiles, int64_t tokens) {
+  const int64_t most = std::max<int64_t>(std::min(ceil_div(tokens, kLeastTokens), kMostBlocks / tiles), 1);
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t splits = 1; splits <= most; ++splits) {
+    const int64_t time = ceil_div(tiles * splits, kRoom) * (ceil_div(tokens, splits) + kEnds);
+    if (time < least) best = splits, least = time;
+  }
+  return best;
+}
+
 Cut cut_of(const RecurrentWeightGradParams& p) {
   const int64_t tiles = ceil_div(p.shape.head_dim, side_of(p)), tokens = p.shape.batch * p.shape.seqlen;
   if (tokens == 0) return {static_cast<int>(tiles), 0, 0};
   const int64_t blocks = tiles_of(p.shape, {static_cast<int>(tiles), 1, 0});
-  int64_t splits = std::min(ceil_div(kWantedBlocks, blocks), ceil_div(tokens, kLeastTokens));
-  if (p.splits > 0) splits = std::min<int64_t>(p.splits, tokens);
+  const int64_t splits = p.splits > 0 ? std::min<int64_t>(p.splits, tokens) : best_splits(blocks, tokens);
   constexpr int64_t kWhole = 64;  // a stage, whatever the product
   const int64_t each = ceil_div(ceil_div(tokens, splits), kWhole) * kWhole;
   return {static_cast<int>(tiles), static_cast<int>(ceil_div(tokens, each)), each};
