@@ -32,7 +32,11 @@ struct ForwardTraits {
   static constexpr int kPitch = padded_pitch<T>(kWidth);
   static constexpr int kPacket = 16 / sizeof(T);  // values in 16 bytes
 
-  static constexpr int kRing = sizeof(T) == 2 ? 4 : 3;  // steps of x that are under way, there or read
+  // Steps of x that are under way, there or read.
+  static constexpr int kRing = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;
+  // Of results. Wider types leave no room for two where a block may have 99 KB, and a barrier more is needed; warps
+  // that share rows of R have it anyway.
+  static constexpr int kResultBuffers = sizeof(T) > 2 || kSplits > 1 ? 1 : 2;
 };
 
 template <class S>

@@ -35,7 +35,8 @@ struct BwdTraits {
   // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the
   // cells.
   static constexpr int kGroups = kUnits / kWarpUnits, kHelpers = kWarps / kGroups;
-  static constexpr int kRing = sizeof(T) == 8 ? 2 : sizeof(T) == 4 || kThreads > 256 ? 3 : 4;  // tokens under way
+  // Tokens under way. One: no room for more where a block may have 99 KB, and each is waited for.
+  static constexpr int kRing = sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 2 : kThreads > 256 ? 3 : 4;
   static constexpr int kPitch = padded_pitch<T>(kGates * kUnits);
   static_assert(kMTiles * kSteps * sizeof(typename F::Weights) <= (kThreads > 256 ? 256 : 512));
   static_assert(kSplits == 1 || kVariant == Variant::block);
@@ -129,11 +130,14 @@ class BwdBlock {
       const int t = seqlen - 1 - at.t;
       if (has_cells()) {
         step(t, at.tile, dh, s.draw[draw]);
-        // inputs of the next step, for all warps
-        if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<C::kRing - 2>();
+        if (C::kRing > 1) wait_for_inputs();
       }
       sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
       send(t, at.tile, at.t, s.draw[draw]);
+      if constexpr (C::kRing == 1) {
+        wait_for_inputs();
+        __syncthreads();
+      }
     }
 #pragma unroll 1
     for (int tile = 0; tile < team.tiles; ++tile) {
@@ -279,6 +283,12 @@ class BwdBlock {
       if (kRoomy) of_first.write(first);
       if (has_last) of_last.write(last);
     }
+  }
+
+  // Those of the next step: a barrier follows, for other warps read them.
+  XLSTM_DEVICE void wait_for_inputs() const {
+    constexpr int kUnderWay = C::kRing > 1 ? C::kRing - 2 : 0;
+    if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<kUnderWay>();
   }
 
   XLSTM_DEVICE void load_reset(int t, int tile) {

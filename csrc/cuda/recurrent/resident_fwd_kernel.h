@@ -24,7 +24,7 @@ struct ForwardShared {
 
   typename ExchangeOf<S>::Shared exchange;
   GroupTiles<T, kGates, S::kRing> x[S::kGroups];
-  GroupTiles<T, kSaved + 1, 2> results[S::kGroups];  // the saved values and h; step by step one of two
+  GroupTiles<T, kSaved + 1, S::kResultBuffers> results[S::kGroups];  // the saved values and h; in turn
   device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried]
                                       [S::kGroups * 32];  // of two cells; read by their thread alone
   Partials<S> partials;
@@ -154,7 +154,7 @@ class ForwardScan {
   Position before{-1, 0};                           // the step before this one, whose results are still to be stored
   Position ahead;                                   // of the x to be fetched next
   unsigned slot = kStartsWithX ? 0 : S::kRing - 1;  // of the ring: the x that has been read
-  int turn = 0;                                     // of the two buffers of results: that of this step
+  int turn = 0;                                     // of the buffers of results: that of this step
 
   // Of the rows that this thread moves. last: the fifth saved value, or h.
   const T* x_from;
@@ -164,7 +164,9 @@ class ForwardScan {
   RowAccess access;
 
   XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
-  XLSTM_DEVICE static int buffer(int turn) { return XLSTM_MUTANT("resident_fwd: one buffer of results") ? 0 : turn; }
+  XLSTM_DEVICE static int buffer(int turn) {
+    return S::kResultBuffers == 1 || XLSTM_MUTANT("resident_fwd: one buffer of results") ? 0 : turn;
+  }
   // That exist, of the 8 of the rows that this thread moves.
   XLSTM_DEVICE int moved_units() const {
     return static_cast<int>(p.shape.head_dim) - team.rank * S::kUnits - Moved().group * kWarpUnits;
@@ -344,7 +346,6 @@ class ForwardScan {
     if (before.t >= 0) store_rows(before.t, before.tile);
     if (kStartsWithX || before.t >= 0) fetch_x(slot);
     slot = (slot + 1) % S::kRing;
-    wait_for_x();
   }
 
   XLSTM_DEVICE void step(const Weights& weights, int t, int tile) {
@@ -359,12 +360,16 @@ class ForwardScan {
     device::Pack<A, 2> state[kMaxCarried];
     if (has_cells() && kRoomy) load_state(state, tile);
     if (!kMovesFirst && has_cells()) move_rows();
+    if (S::kResultBuffers == 1 && S::kSplits == 1) {
+      device::sync_threads(XLSTM_MUTANT("resident_fwd: results written before all warps moved those before"));
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] += odd[i / 4][i % 4];
     add_splits(sums);
     if (!has_cells()) return;
     if (!kRoomy) load_state(state, tile);
     with_cell<Math>(p.cell, [&](auto functor) { advance(functor, sums, state, t, tile); });
+    wait_for_x();
   }
 
   XLSTM_DEVICE void load_state(device::Pack<A, 2> (&state)[kMaxCarried], int tile) const {
