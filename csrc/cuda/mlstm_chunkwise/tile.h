@@ -148,7 +148,8 @@ XLSTM_DEVICE void convert(T& tile, const Matrix& from, int row, int column) {
   using E = typename T::Element;
   constexpr int kRowsAtOnce = Part<T>::kRowsAtOnce;
   const Part<T> part;
-  const int c = part.column, columns = device::clamped(from.columns - column - c, kPiece<E>);  // of this thread's pieces
+  const int c = part.column,
+            columns = device::clamped(from.columns - column - c, kPiece<E>);  // of this thread's pieces
   const int64_t stride = kRowsAtOnce * from.row_bytes;
   const char* data = from.data + (row + part.row) * from.row_bytes + int64_t{column + c} * bytes_of(from.type);
   const bool halves = sizeof(E) == sizeof(float) && from.path == Matrix::Path::halves && columns == kPiece<E>;
