@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from tests.support import variants
 from tests.support.executor import EXECUTOR, PLAIN
 from tests.support.fresh import (  # noqa: F401  hooks and fixtures
     fresh_seed,
@@ -54,9 +55,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> str:
+def backend(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[str]:
     record_property("backend", request.param)  # into the report that make gpu-check counts
-    return request.param
+    if request.param == EXECUTOR:
+        # Few blocks, whose tiles have many rows: the executor runs them in turn. tests/kernels has the others.
+        with variants.only("teams=1", PLAIN):
+            yield request.param
+    else:
+        yield request.param
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_two_blocks_for_a_head_that_one_could_hold() -> None:
     """Where there is room for them. Else one block, which takes less of the device."""
     assert plans(16, 6, 128)[0] == Plan("cluster", 64, 2, 8, 1, rows=2)
     assert plans(1024, 6, 128)[0].variant == "block"
-    assert plans(16, 6, 128, device=A100)[0] == Plan("block", 128, 1, 16, 1, rows=1)
+    assert plans(16, 6, 128, device=A100)[0] == Plan("block", 128, 1, 8, 1, rows=2)
 
 
 def test_a_grid_must_be_there_at_once() -> None:
@@ -129,7 +129,7 @@ def test_a_grid_must_be_there_at_once() -> None:
 def test_heads_that_find_no_room_come_in_another_launch() -> None:
     """Unless a launch per step is faster by the model."""
     assert plans(8, 3, 768) == [Plan("grid", 16, 48, 1, 1, rounds=2), LAUNCH]
-    assert plans(1, 5, 1024) == [Plan("grid", 16, 64, 1, 1, rows=1, rounds=3), LAUNCH]
+    assert plans(1, 5, 1024) == [Plan("grid", 16, 64, 1, 1, rows=2, rounds=3), LAUNCH]
     assert plans(16, 8, 512, device=A100) == [Plan("grid", 32, 16, 1, 2, rounds=2), LAUNCH]
     assert plans(129, 1, 1024) == [LAUNCH]
     assert plans(129, 1, 1024, request="grid") == [Plan("grid", 16, 64, 3, 6, rounds=2)]
@@ -170,9 +170,9 @@ def test_teams(B: int, H: int, D: int, expected: tuple[str, int, int]) -> None:
     [
         (16, 12, Plan("block", 64, 1, 8, 1, rows=2)),  # room for 11 teams of a head
         (17, 12, Plan("block", 64, 1, 9, 1, rows=2)),
-        (9, 66, Plan("block", 64, 1, 2, 1, rows=5)),  # as even as can be
+        (9, 66, Plan("block", 64, 1, 2, 1, rows=6)),  # as even as can be
         (9, 67, Plan("block", 64, 1, 1, 2)),  # no room for a second team: whole tiles
-        (3, 200, Plan("block", 64, 1, 1, 1, rows=3)),
+        (3, 200, Plan("block", 64, 1, 1, 1, rows=4)),
     ],
 )
 def test_tiles_have_few_rows_where_there_is_room(B: int, H: int, expected: Plan) -> None:
@@ -182,14 +182,14 @@ def test_tiles_have_few_rows_where_there_is_room(B: int, H: int, expected: Plan)
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        ("cluster", [Plan("cluster", 64, 4, 16, 1, rows=1)]),
+        ("cluster", [Plan("cluster", 64, 4, 8, 1, rows=2)]),
         ("cluster units=32", [Plan("cluster", 32, 8, 8, 1, rows=2)]),
         ("cluster teams=2", [Plan("cluster", 64, 4, 2, 1)]),
         ("units=32 teams=1", [Plan("cluster", 32, 8, 1, 2), Plan("grid", 32, 8, 1, 2), LAUNCH]),
         ("grid units=16", [Plan("grid", 16, 16, 8, 1, rows=2)]),
-        ("grid units=16 teams=6", [Plan("grid", 16, 16, 6, 1, rows=3)]),
+        ("grid units=16 teams=6", [Plan("grid", 16, 16, 4, 1, rows=4)]),
         ("grid units=16 teams=15", [Plan("grid", 16, 16, 8, 1, rows=2)]),  # no more than there are tiles of 2 rows
-        ("grid units=16 teams=99", [Plan("grid", 16, 16, 16, 1, rows=1, rounds=2)]),
+        ("grid units=16 teams=99", [Plan("grid", 16, 16, 8, 1, rows=2)]),
         ("launch", [LAUNCH]),
         ("block", []),
         ("cluster units=16", []),  # no such kernel

@@ -82,7 +82,9 @@ RecurrentPlan with_teams(Variant variant, int units, int wanted, const Recurrent
   const int64_t at_once = teams_at_once(variant, blocks, device);
   if (variant == Variant::grid && at_once == 0) return {variant, units, static_cast<int>(blocks), 0, 0};
   const int64_t room = wanted > 0 ? wanted : std::max<int64_t>(at_once / shape.num_heads, 1);
-  const int64_t rows = room < tiles ? kBatchTile : ceil_div(shape.batch, room);
+  // An even number: a lane has two rows, whose code nvcc may round differently, and a row stays what it is, first or
+  // second.
+  const int64_t rows = room < tiles ? kBatchTile : 2 * ceil_div(shape.batch, 2 * room);
   int64_t teams = std::min(room, ceil_div(shape.batch, rows));
   if (ceil_div(tiles, teams) > max_tiles(variant)) teams = ceil_div(tiles, max_tiles(variant));
   RecurrentPlan plan = {variant, units, static_cast<int>(blocks), static_cast<int>(teams),

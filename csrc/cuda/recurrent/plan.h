@@ -44,7 +44,7 @@ struct RecurrentPlan {
   int blocks;             // of a team: they share a head and have all of its units
   int teams;              // per head: team k takes the batch tiles k, k + teams, .. together, step by step
   int tiles;              // of a team at most
-  int rows = kBatchTile;  // of a batch tile: fewer where all teams have one tile and there is room for more teams
+  int rows = kBatchTile;  // of a batch tile, even: fewer where all teams have one tile and there is room for more teams
   int rounds = 1;         // launches of a grid, one after the other: its blocks must all be there at once
   int first_team = 0;     // of a launch, among those of all heads
 
