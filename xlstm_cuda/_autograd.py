@@ -16,18 +16,19 @@ from xlstm_cuda._ops import CELLS, library, refuse_transforms
 
 
 class MLSTM(Function):
-    """h, C, n, m = MLSTM.apply(namespace, options, q, k, v, i, f, *initial_state, cu_seqlens, reset)
+    """h, C, n, m = MLSTM.apply(namespace, options, keep, q, k, v, i, f, *initial_state, cu_seqlens, reset)
 
     options: MlstmOptions. initial_state: C, n and m, or three times None. Saved for backward: the inputs, h, and
-    r (B, H, S), the product of query and normaliser state of each token.
+    r (B, H, S), the product of query and normaliser state of each token. keep: also what CUDA kernels would compute
+    again, and with it the final C and n.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: tuple[Any, ...], *inputs: Tensor | None
+        ctx: Any, namespace: str, options: tuple[Any, ...], keep: bool, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h, C, n, m, r = library(namespace).mlstm_fwd.default(*inputs, *options)
-        ctx.save_for_backward(*inputs, h, r)
+        h, C, n, m, r, kept = library(namespace).mlstm_fwd.default(*inputs, *options, keep)
+        ctx.save_for_backward(*inputs, h, r, *((C, n, kept) if keep else (None,) * 3))
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:8])
         ctx.set_materialize_grads(False)
         return h, C, n, m
@@ -35,9 +36,9 @@ class MLSTM(Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        dh = torch.zeros_like(saved[-2]) if dh is None else dense(dh)
+        dh = torch.zeros_like(saved[10]) if dh is None else dense(dh)
         results = library(ctx.namespace).mlstm_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
-        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:10]), None, None)
+        return (None, None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[3:11]), None, None)
 
 
 class Recurrent(Function):

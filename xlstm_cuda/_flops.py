@@ -70,8 +70,8 @@ def _mlstm_fwd(
 
 def _mlstm_bwd(
     dh: Any, dC: Any, dn: Any, dm: Any, q: Shape, k: Shape, v: Shape, i: Any, f: Any, C0: Any, n0: Any, m0: Any,
-    cu_seqlens: Any, reset: Any, h: Any, r: Any, sigmoid_gate: bool, normalize: bool, scale: float, eps: float,
-    chunk_size: int = 0, allow_tf32: bool = False, norm_grad: bool = True, **_: Any,
+    cu_seqlens: Any, reset: Any, h: Any, r: Any, CT: Any, nT: Any, kept: Any, sigmoid_gate: bool, normalize: bool,
+    scale: float, eps: float, chunk_size: int = 0, allow_tf32: bool = False, norm_grad: bool = True, **_: Any,
 ) -> int:  # fmt: skip
     """Two products for each one of the forward."""
     return 2 * _mlstm(q, v, normalize and norm_grad)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import _extension, _flops
+from xlstm_cuda._kept import kept_bytes
 
 NAMESPACE = "xlstm_cuda"
 SIMT_NAMESPACE = "xlstm_cuda_simt"
@@ -56,6 +57,11 @@ def has_cuda() -> bool:
 def has_kernel(namespace: str, op: str, device_type: str) -> bool:
     """Whether a loaded library has a kernel of this op for tensors on such a device."""
     return (namespace, op, device_type) in _kernels
+
+
+def on_cuda_kernels(namespace: str, x: Tensor) -> bool:
+    """Whether an op runs its CUDA kernels on x: on a GPU, or on the executor."""
+    return x.is_cuda or namespace != NAMESPACE
 
 
 def _load(namespace: str) -> None:
@@ -137,12 +143,17 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 # Fake kernels: shapes, dtypes and strides of the results, nothing else. Arguments as in the schemas of csrc/ops.
 
 
-def _mlstm_fwd(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _mlstm_fwd(
+    q: Tensor, k: Tensor, v: Tensor, i: Any, f: Any, C0: Any, n0: Any, m0: Any, cu_seqlens: Tensor | None, reset: Any,
+    sigmoid_gate: Any, normalize: Any, scale: Any, eps: Any, chunk_size: int = 0, allow_tf32: Any = False,
+    norm_grad: Any = True, keep: bool = False, *, executor: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     batch, heads, seqlen, _ = q.shape
-    cu_seqlens = rest[3]
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     r = q.new_empty((batch, heads, seqlen), dtype=accumulate_dtype(q.dtype))
-    return (torch.empty_like(v), *_mlstm_state(q, v, rows), r)
+    on_gpu = q.is_cuda or executor  # CPU kernels keep nothing
+    kept = kept_bytes(q, v, rows, cu_seqlens is not None, chunk_size) if keep and on_gpu else 0
+    return (torch.empty_like(v), *_mlstm_state(q, v, rows), r, q.new_empty((kept,), dtype=torch.uint8))
 
 
 def _mlstm_bwd(dh: Tensor, dC: Tensor | None, dn: Tensor | None, dm: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -206,7 +217,10 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_step,
 }
-_EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {"recurrent_fwd": partial(_recurrent_fwd, executor=True)}
+_EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
+    "mlstm_fwd": partial(_mlstm_fwd, executor=True),
+    "recurrent_fwd": partial(_recurrent_fwd, executor=True),
+}
 _BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
 
 _extension.refuse_second_copy(NAMESPACE)

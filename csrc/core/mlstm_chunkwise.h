@@ -69,6 +69,7 @@ struct MlstmForwardParams {
   ViewOf<T> h;                // (B, H, S, Dv), written
   A* r = nullptr;             // (B, H, S) contiguous, written: q.n per token, saved for the backward pass
   MlstmState<A> final_state;  // written
+  void* kept = nullptr;       // what the backward pass need not compute again, written; null: nothing is kept
 };
 
 template <class T, class A = T>
@@ -76,6 +77,8 @@ struct MlstmBackwardParams {
   MlstmForwardParams<T, A> forward;      // as it was, without its outputs
   ViewOf<const T> h, dh;                 // (B, H, S, Dv)
   const A* r;                            // (B, H, S) contiguous, from the forward pass
+  const void* kept = nullptr;            // as the forward pass wrote it; null: nothing was kept
+  MlstmState<const A> final_state;       // of the forward pass, with `kept`. m is not read
   MlstmState<const A> final_state_grad;  // any pointer may be null: zero
   ViewOf<T> dq, dk, dv, di, df;          // written, shaped as q, k, v, i, f
   MlstmState<A> initial_state_grad;      // written

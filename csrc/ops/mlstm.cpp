@@ -45,9 +45,10 @@ MlstmForwardParams<T, A> forward_params(Session& session, const MlstmCall& call,
 }
 
 template <class Session>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(Arguments& arguments) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(Arguments& arguments) {
   const MlstmTensors in(arguments);
   const MlstmOptions options = mlstm_options(arguments);
+  const bool keep = arguments.flag();
   const MlstmCall call(in, Session::kMaxDim);
   const Tensor &q = in.q, &v = in.v;
   Session session("mlstm", q);
@@ -63,11 +64,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlstm_fwd(Arguments& argument
     p.h = view_out<T>(session, h.computed());
     p.r = out_as<A>(session, r);
     p.final_state = final_state.params<A>(session);
+    const Tensor kept = empty(q, {keep ? static_cast<int64_t>(session.kept_bytes(p)) : 0}, ScalarType::Byte);
+    if (kept.numel() > 0) p.kept = session.out(kept);
     session.run(p);
     session.finish();
-    return std::tuple(h.result(), final_state.C, final_state.n, final_state.m, r);
+    return std::tuple(h.result(), final_state.C, final_state.n, final_state.m, r, kept);
   });
 }
+
+// The forward pass's final state and what it kept: all of them, or nothing.
+struct Kept {
+  OptionalTensor C, n, bytes;
+
+  explicit Kept(Arguments& a) : C(a.optional()), n(a.optional()), bytes(a.optional()) {}
+
+  bool is_empty() const { return !bytes || bytes->numel() == 0; }
+
+  void check(const MlstmCall& call) const {
+    check_shape("mlstm", "C", C, call.C_shape());
+    check_shape("mlstm", "n", n, call.n_shape());
+    STD_TORCH_CHECK(is_empty() || (C && n), "mlstm: what was kept needs the final state's C and n");
+  }
+
+  template <class T, class A, class Session>
+  void into(MlstmBackwardParams<T, A>& p, Session& session, const MlstmCall& call) const {
+    if (is_empty()) return;
+    check_shape("mlstm", "kept", bytes, {static_cast<int64_t>(session.kept_bytes(p.forward))});
+    p.kept = contiguous_in<char>(session, bytes, ScalarType::Byte);
+    p.final_state = state_in<A>(session, call, C, n, {});
+  }
+};
 
 // The gradients that come in, and what the forward pass has saved.
 struct Gradients {
@@ -92,9 +118,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
   const Gradients grads(arguments);
   const MlstmTensors in(arguments);
   const Tensor h = arguments.tensor(), r = arguments.tensor();
+  const Kept kept(arguments);
   const MlstmOptions options = mlstm_options(arguments);
   const MlstmCall call(in, Session::kMaxDim);
   grads.check(call, h, r);
+  kept.check(call);
   Session session("mlstm", in.q);
   const ScalarType dtype = in.v.scalar_type();
   return session.with_types([&](auto data, auto zero) {
@@ -104,6 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mlstm
     p.forward = forward_params<T, A>(session, call, options);
     p.h = rows_in<T>(session, session.keep(as(h, dtype)));
     p.r = contiguous_in<A>(session, r, call.type);
+    kept.into(p, session, call);
     p.dh = rows_in<T>(session, session.keep(as(grads.dh, dtype)));
     p.final_state_grad = state_in<A>(session, call, grads.dC, grads.dn, grads.dm);
     const auto output = [&](const Tensor& x) { return Output(torch::stable::empty_like(x), session.dtype_for(x)); };
@@ -185,10 +214,12 @@ void MlstmCall::check_sequences() const {
   STD_TORCH_CHECK(good, "mlstm: cu_seqlens must rise from 0 to S");
 }
 
-XLSTM_OP(mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS, "(Tensor h, Tensor C, Tensor n, Tensor m, Tensor r)")
+// keep: whether CUDA kernels keep what mlstm_bwd needs again (xlstm_cuda/_kept.py says how much that is).
+XLSTM_OP(mlstm_fwd, XLSTM_MLSTM_TENSORS ", " XLSTM_MLSTM_OPTIONS ", bool keep=False",
+         "(Tensor h, Tensor C, Tensor n, Tensor m, Tensor r, Tensor kept)")
 XLSTM_OP(mlstm_bwd,
          "Tensor dh, Tensor? dC, Tensor? dn, Tensor? dm, " XLSTM_MLSTM_TENSORS
-         ", Tensor h, Tensor r, " XLSTM_MLSTM_OPTIONS,
+         ", Tensor h, Tensor r, Tensor? CT, Tensor? nT, Tensor? kept, " XLSTM_MLSTM_OPTIONS,
          "(Tensor dq, Tensor dk, Tensor dv, Tensor di, Tensor df, Tensor dC0, Tensor dn0, Tensor dm0)")
 
 }  // namespace xlstm::ops

@@ -70,7 +70,7 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.recurrent_bwd(h, *none[:4], R, h, *none[:4], state, state, saved, None, None, cell, 0, False),
         lambda: ops.recurrent_step(x[:, 0], R, None, *[state] * 4, cell),
         lambda: ops.mlstm_fwd(q, q, v, i, i, *none[:5], *gates, 0, False),
-        lambda: ops.mlstm_bwd(v, *none[:3], q, q, v, i, i, *none[:5], v, i, *gates, 0, False, True),
+        lambda: ops.mlstm_bwd(v, *none[:3], q, q, v, i, i, *none[:5], v, i, *none[:3], *gates, 0, False, True),
         lambda: ops.mlstm_step(q, q, v, i, i, C, n, m, *gates),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
     ]

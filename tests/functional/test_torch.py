@@ -71,13 +71,15 @@ OPCHECKS += [("empty batch", torch.float32), ("no token", torch.float32)]
 )
 def test_opcheck_mlstm(ops: Any, device: str, case: str, dtype: torch.dtype) -> None:
     inputs, state, rest = mlstm_case(device, case, dtype)
-    options = (False, True, 0.5, 1e-6, 16, False)
+    options = (False, True, 0.5, 1e-6, 16, False, True)
     torch.library.opcheck(ops.mlstm_fwd.default, (*inputs, *state, *rest, *options))
-    h, C, n, m, r = ops.mlstm_fwd(*inputs, *state, *rest, *options)
+    torch.library.opcheck(ops.mlstm_fwd.default, (*inputs, *state, *rest, *options, True))
+    h, C, n, m, r, kept = ops.mlstm_fwd(*inputs, *state, *rest, *options, True)
     assert h.stride() == torch.empty_like(inputs[2]).stride()
     dstate = (None, None, None) if case == "no state" else (torch.ones_like(C), torch.ones_like(n), torch.ones_like(m))
-    arguments = (torch.ones_like(h), *dstate, *inputs, *state, *rest, h, r, *options, True)
-    torch.library.opcheck(ops.mlstm_bwd.default, arguments)
+    for saved in ((None, None, None), (C, n, kept)):
+        arguments = (torch.ones_like(h), *dstate, *inputs, *state, *rest, h, r, *saved, *options)
+        torch.library.opcheck(ops.mlstm_bwd.default, arguments)
 
 
 @pytest.mark.parametrize(("S", "dtype"), [(1, torch.bfloat16), (4, torch.float64)])

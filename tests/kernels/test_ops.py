@@ -66,9 +66,10 @@ def test_limits_are_those_of_the_ops(name: str, file: str, limit: int) -> None:
 def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
     """In the schema, in Python and in C++: they travel by their places."""
     (schema,) = [schema for schema in schemas(namespace) if schema.name == f"{namespace}::{op}"]
-    options = [argument.name for argument in schema.arguments][-len(MlstmOptions._fields) :]
+    arguments = [argument for argument in schema.arguments if argument.name != "keep"]
+    options = [argument.name for argument in arguments][-len(MlstmOptions._fields) :]
     assert options == list(MlstmOptions._fields)
-    defaults = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     assert defaults == MlstmOptions._field_defaults
     source = re.sub("//.*", "", (ROOT / "csrc" / "core" / "mlstm_chunkwise.h").read_text())
     (body,) = re.findall(r"struct MlstmOptions {([^}]*)}", source)
@@ -86,7 +87,7 @@ INITIAL, RECURRENT_INITIAL = "C0 n0 m0", "h0 c0 n0 m0"
 GATES, ROWS, CELL = "sigmoid_gate normalize scale eps", "lengths reset", "cell reversed_heads allow_tf32"
 SAVED_NAMES = {
     "mlstm_fwd": f"q k v i f {INITIAL} cu_seqlens reset {GATES}",
-    "mlstm_bwd": f"dh dC dn dm q k v i f {INITIAL} cu_seqlens reset h r {GATES}",
+    "mlstm_bwd": f"dh dC dn dm q k v i f {INITIAL} cu_seqlens reset h r CT nT kept {GATES}",
     "mlstm_step": f"q k v i f C n m {GATES}",
     "mlstm_step_": f"q k v i f C n m slots {GATES}",
     "recurrent_fwd": f"x R b {RECURRENT_INITIAL} {ROWS} {CELL} save",

@@ -71,9 +71,10 @@ def mlstm_rows() -> Rows:
     rows: Rows = {"mlstm_fwd": [], "mlstm_bwd": []}
     for state, *extra in ((inputs[5:], None, None), ([None] * 3, packed, resets)):
         forward = (*inputs[:5], *state, *extra)
-        h, C, n, m, r = ops.mlstm_fwd(*forward, *gates, 0, False)
+        h, C, n, m, r, kept = ops.mlstm_fwd(*forward, *gates, 0, False)
+        backward = (h, C, n, m, *forward, h, r, C, n, kept, *gates, 0, False, True)
         rows["mlstm_fwd"].append(partial(ops.mlstm_fwd.default, *forward, *gates, 0, False))
-        rows["mlstm_bwd"].append(partial(ops.mlstm_bwd.default, h, C, n, m, *forward, h, r, *gates, 0, False, True))
+        rows["mlstm_bwd"].append(partial(ops.mlstm_bwd.default, *backward))
     halves = mlstm_inputs(1, 1, 2, 4, 4, dtype=torch.bfloat16, state=True)
     token, (C, n, m) = [halves[name] for name in "qkvif"], halves["initial_state"]
     slots = torch.zeros(1, dtype=torch.int32)

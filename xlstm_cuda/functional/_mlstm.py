@@ -11,7 +11,8 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import MLSTM, check_transforms, dense
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._kept import worth_keeping
+from xlstm_cuda._ops import accumulate_dtype, library, on_cuda_kernels
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
@@ -238,9 +239,10 @@ def _mlstm(
     every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
     if _checks.needs_grad(*every):
         check_transforms()
-        h, C, n, m = MLSTM.apply(namespace, options, *every)
+        keep = on_cuda_kernels(namespace, inputs[0]) and worth_keeping(inputs[0], inputs[2], options.chunk_size)
+        h, C, n, m = MLSTM.apply(namespace, options, keep, *every)
     else:
-        h, C, n, m, _ = library(namespace).mlstm_fwd.default(*every, *options)
+        h, C, n, m, _, _ = library(namespace).mlstm_fwd.default(*every, *options)
     return h, MLSTMState(C, n, m)
 
 

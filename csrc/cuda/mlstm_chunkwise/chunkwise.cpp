@@ -30,6 +30,29 @@ int choose_chunk_size(const MlstmShape& shape, int64_t asked) {
   return best;
 }
 
+// Hands out one piece of memory after the other, in an order that the forward and the backward pass share. Without
+// memory it counts.
+class Pieces {
+ public:
+  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  Allocator allocator() {
+    return {[](void* pieces, size_t bytes) { return static_cast<Pieces*>(pieces)->next(bytes); }, this};
+  }
+  size_t bytes() const { return used_; }
+
+ private:
+  void* next(size_t bytes) {
+    constexpr size_t kAlignment = 16;  // of vector accesses
+    void* piece = memory_ ? memory_ + used_ : nullptr;
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return piece;
+  }
+
+  char* memory_;
+  size_t used_ = 0;
+};
+
 // One pass, forward or backward: sizes, and what more than one kernel needs.
 template <class A>
 struct Pass {
@@ -53,20 +76,40 @@ struct Pass {
         tokens(heads * in_.shape.seqlen),
         slots(heads * chunk_slots(in_.shape, chunk_size)) {}
 
-  void* new_states() const {
-    return memory.allocate(memory.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
-                                               bytes_of(element_type(product)));
+  void* new_states(const Allocator& from) const {
+    return from.allocate(from.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
+                                           bytes_of(element_type(product)));
   }
-  A* new_normalisers() const { return memory.template get<A>(slots * in.shape.head_dim_qk); }
+  A* new_normalisers(const Allocator& from) const { return from.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }
 
-  cudaError_t compute_gates(A* final_m) {
-    gates.y = memory.template get<Pair<A>>(tokens);
-    gates.z = memory.template get<Pair<A>>(tokens);
-    gates.m = new_tokens();
-    gates.start = memory.template get<int32_t>(tokens);
-    gates.M = memory.template get<Pair<A>>(slots);
-    gates.g_bar = memory.template get<A>(slots);
+  // Of gate vectors and states: what the backward pass needs too.
+  void take_memory(const Allocator& from) {
+    gates.y = from.template get<Pair<A>>(tokens);
+    gates.z = from.template get<Pair<A>>(tokens);
+    gates.m = from.template get<A>(tokens);
+    gates.start = from.template get<int32_t>(tokens);
+    gates.M = from.template get<Pair<A>>(slots);
+    gates.g_bar = from.template get<A>(slots);
+    states = new_states(from);
+    normalisers = new_normalisers(from);
+  }
+
+  // Computes them, in memory that is kept where there is some. The final state is written.
+  cudaError_t compute(const MlstmState<A>& final_state) {
+    Pieces kept(in.kept);
+    take_memory(in.kept ? kept.allocator() : memory);
+    const cudaError_t error = compute_gates(final_state.m);
+    return error == cudaSuccess ? compute_states(final_state.C, final_state.n) : error;
+  }
+
+  // Finds what the forward pass kept. It is not written again.
+  void find(const void* kept) {
+    Pieces pieces(const_cast<void*>(kept));
+    take_memory(pieces.allocator());
+  }
+
+  cudaError_t compute_gates(A* final_m) const {
     MlstmGatesParams<A> a;
     a.shape = in.shape;
     a.sigmoid_gate = in.options.sigmoid_gate;
@@ -93,9 +136,7 @@ struct Pass {
     return a;
   }
 
-  cudaError_t compute_states(A* C_final, A* n_final) {
-    states = new_states();
-    normalisers = new_normalisers();
+  cudaError_t compute_states(A* C_final, A* n_final) const {
     MlstmStatesParams<A> a = states_params(false);
     a.rows = in.k;
     a.columns = in.v;
@@ -131,10 +172,16 @@ struct Pass {
 }  // namespace
 
 template <class A>
+size_t kept_bytes(const MlstmForwardParams<void, A>& in) {
+  Pieces count(nullptr);
+  Pass<A>(in, count.allocator(), nullptr).take_memory(count.allocator());
+  return count.bytes();
+}
+
+template <class A>
 cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, cudaStream_t stream) {
   Pass<A> pass(in, memory, stream);
-  XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
-  XLSTM_RETURN_ERROR(pass.compute_states(in.final_state.C, in.final_state.n));
+  XLSTM_RETURN_ERROR(pass.compute(in.final_state));
   MlstmOutputsParams<A> h = pass.outputs_params(OutputKind::h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
@@ -149,11 +196,15 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   Pass<A> pass(in, memory, stream);
 
-  // Again what the forward pass had: cheaper to compute than to keep.
-  const MlstmState<A> final = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
-                               memory.get<A>(sequences)};
-  XLSTM_RETURN_ERROR(pass.compute_gates(final.m));
-  XLSTM_RETURN_ERROR(pass.compute_states(final.C, final.n));
+  MlstmState<const A> final_state = p.final_state;
+  if (p.kept) {
+    pass.find(p.kept);
+  } else {
+    const MlstmState<A> again = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
+                                 memory.get<A>(sequences)};
+    XLSTM_RETURN_ERROR(pass.compute(again));
+    final_state = {again.C, again.n, again.m};
+  }
 
   A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
   const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
@@ -166,11 +217,11 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dC.iota = iota, dC.rho = rho;
   dC.start = p.final_state_grad;
   dC.end = p.initial_state_grad;
-  dC.states = pass.new_states();
-  dC.normalisers = pass.new_normalisers();
+  dC.states = pass.new_states(memory);
+  dC.normalisers = pass.new_normalisers(memory);
   dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
   dC.initial_state = in.initial_state;
-  dC.final_state = {final.C, final.n, final.m};
+  dC.final_state = final_state;
   dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
   dC.start_dots = memory.get<A>(sequences * dot_tiles);
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
@@ -220,6 +271,8 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   return mlstm_gate_grads(gates, stream);
 }
 
+template size_t kept_bytes(const MlstmForwardParams<void, float>&);
+template size_t kept_bytes(const MlstmForwardParams<void, double>&);
 template cudaError_t run(const MlstmForwardParams<void, float>&, const Allocator&, cudaStream_t);
 template cudaError_t run(const MlstmForwardParams<void, double>&, const Allocator&, cudaStream_t);
 template cudaError_t run(const MlstmBackwardParams<void, float>&, const Allocator&, cudaStream_t);

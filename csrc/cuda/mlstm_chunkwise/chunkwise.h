@@ -6,6 +6,11 @@
 
 namespace xlstm::cuda {
 
+// Of what a forward pass keeps for the backward pass where params.kept is given: the gate vectors, and the states that
+// enter chunks. Without them the backward pass computes both again.
+template <class A>
+size_t kept_bytes(const MlstmForwardParams<void, A>& params);
+
 template <class A>
 cudaError_t run(const MlstmForwardParams<void, A>& params, const Allocator& memory, cudaStream_t stream);
 template <class A>

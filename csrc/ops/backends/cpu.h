@@ -38,6 +38,12 @@ class CpuSession {
   void* out(const Tensor& x) { return x.mutable_data_ptr(); }
   void* inout(const Tensor& x) { return x.mutable_data_ptr(); }
 
+  // Of what a forward pass keeps for the backward pass besides its results: nothing.
+  template <class Params>
+  size_t kept_bytes(const Params&) const {
+    return 0;
+  }
+
   template <class Params>
   void run(const Params& params) {
     cpu::run(params, cpu_runtime());

@@ -37,6 +37,11 @@ class DeviceSession {
   void* workspace(size_t bytes);
 
   template <class Params>
+  size_t kept_bytes(const Params& params) const {
+    return cuda::kept_bytes(params);
+  }
+
+  template <class Params>
   void run(const Params& params) {
     check(cuda::run(params, allocator(), stream()));
   }
