@@ -20,20 +20,26 @@ struct Thread;
 struct Tile {
   TensorMap map;
   int at[kMaxDims];
-  uint16_t blocks;  // ranks that a load writes to
+};
+
+// When the race detector sees an access of an operation: the slot is the agent.
+struct Moment {
+  uint32_t slot, clock;
 };
 
 struct Operation {
   enum Kind { tile_load, tile_store, bulk_load, bulk_store, store_async, copies_arrive } kind;
   Thread* issuer;
-  uint32_t slot, clock;  // the agent that it is, and its time; a store's writes come one later than its reads
+  Moment reads, writes;  // both in the same slot, but for a multicast: its blocks have one read
   Source where;
-  View view{};  // the issuer's, when it issued
+  View view{};  // the issuer's, when it issued, where the operation hands it on
   uint32_t shared = 0, mbarrier = 0, bytes = 0;
   uint8_t* global = nullptr;
-  uint8_t value[16] = {};  // of st.async
+  uint8_t value[16] = {};       // of st.async
+  std::vector<uint8_t> data{};  // that a store has read
   std::unique_ptr<Tile> tile{};
   std::vector<Copy> copies{};
+  uint32_t batch = 0;  // the last one of `copies`
 
   bool is_store() const { return kind == tile_store || kind == bulk_store; }
 };
@@ -50,7 +56,8 @@ struct Engine {
 // Bulk stores of a thread that it has yet to wait for.
 struct BulkGroups {
   struct Store {
-    uint32_t slot, clock, group;
+    Moment reads, writes;
+    uint32_t group;
     bool read = false;  // from shared memory; its writes may be outstanding
   };
   std::vector<Store> stores;
@@ -63,6 +70,7 @@ struct BulkGroups {
 
 void land_operation(Domain&, size_t which);
 void land_any_operation();
+void finish_operations(Domain&);  // when its threads have exited
 // Moves the thread's copies to an operation that arrives at an mbarrier when they have landed.
 void arrive_after_copies(uint32_t mbarrier, std::vector<Copy>, uint32_t batch, Source);
 void land_moved_copies(Thread&);

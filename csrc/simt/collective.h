@@ -74,7 +74,8 @@ enum CollectiveKind {
   kMma = 48,
   kLdmatrix = 64,
   kStmatrix = 96,
-  kMovmatrix = 128
+  kMovmatrix = 128,
+  kElect = 144
 };
 
 }  // namespace simt

@@ -13,6 +13,12 @@ inline float float_from_bits(uint32_t bits) {
   return value;
 }
 
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 template <Element kElement>
 float half_value(uint32_t bits) {
   const auto half = static_cast<uint16_t>(bits);

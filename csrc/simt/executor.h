@@ -130,8 +130,13 @@ enum class Shuffle { index, up, down, exclusive_or };
 uint64_t shuffle(Shuffle, uint32_t mask, uint64_t value, int lane, int width, Source);
 enum class Vote { ballot, add, min, max, bit_and, bit_or, bit_xor, match_any };
 uint32_t vote(Vote, uint32_t mask, uint32_t value, Source);
-void yield();             // __nanosleep, polling
-void check_live(Source);  // counts polls; LIVELOCK after too many
+struct Elected {
+  uint32_t lane;
+  bool self;  // it is the calling one
+};
+Elected elect(uint32_t mask, Source);  // elect.sync
+void yield();                          // __nanosleep, polling
+void check_live(Source);               // counts polls; LIVELOCK after too many
 
 // ---- tensor cores and shared-memory matrices ----
 enum class Element { bf16, f16, tf32 };
@@ -152,14 +157,17 @@ void mbarrier_init(uint32_t mbarrier, uint32_t count, Source);
 void mbarrier_invalidate(uint32_t mbarrier, Source);
 void mbarrier_arrive(uint32_t mbarrier, uint32_t count, uint32_t expect_bytes, Source);
 void mbarrier_expect_tx(uint32_t mbarrier, uint32_t bytes, Source);
-bool mbarrier_test(uint32_t mbarrier, uint32_t parity, Source);
-void mbarrier_wait(uint32_t mbarrier, uint32_t parity, Source);
+// block: sees what this block's threads and TMA wrote; cluster: what other blocks' threads did, too.
+enum class Scope { block, cluster };
+bool mbarrier_test(uint32_t mbarrier, uint32_t parity, Scope, Source);
+void mbarrier_wait(uint32_t mbarrier, uint32_t parity, Scope, Source);
 void fence_mbarrier_init();
 void fence_proxy_async();
 
 // ---- bulk copies, TMA ----
 void tma_load(int dims, const CUtensorMap*, uint32_t to, uint32_t mbarrier, const int* at, uint16_t multicast, Source);
 void tma_store(int dims, const CUtensorMap*, uint32_t from, const int* at, Source);
+void tma_prefetch(int dims, const CUtensorMap*, const int* at, Source);  // to L2
 void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t mbarrier, Source);
 void bulk_store(void* to, uint32_t from, uint32_t bytes, Source);
 void bulk_commit();
@@ -180,8 +188,10 @@ void store_cluster(uint32_t to, const void* value, int bytes, Source);
 void wgmma_fence(Source);
 void wgmma_commit(Source);
 void wgmma_wait(int groups, Source);
-// d (m64 x n) += or = A B; A in registers (a) or, where a is null, by descriptor.
-void wgmma(Element, int n, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor, bool a_transposed,
-           bool b_transposed, bool accumulate, Source);
+// d (m64 x n) += or = A B; A in four registers, a, which stay where they are until the product is waited for, or, where
+// a is null, by descriptor.
+void wgmma(Element, int n, float* d, const uint32_t* const* a, uint64_t a_descriptor, uint64_t b_descriptor,
+           bool a_transposed, bool b_transposed, bool accumulate, Source);
+void set_max_registers(int registers, bool increase, Source);  // setmaxnreg
 
 }  // namespace simt

@@ -40,8 +40,12 @@ void unmap(uint8_t* stack) {
 
 }  // namespace
 
+const uint8_t* stack_end(const uint8_t* stack) {
+  return stack + stack_size - cache_offset(stack);
+}
+
 void* make_context(uint8_t* stack, void (*entry)()) {
-  auto* top = reinterpret_cast<uint64_t*>(stack + stack_size - cache_offset(stack));
+  auto* top = reinterpret_cast<uint64_t*>(const_cast<uint8_t*>(stack_end(stack)));
   top[-1] = 0;  // the caller of entry, for unwinders
   top[-2] = reinterpret_cast<uint64_t>(entry);
   for (int saved = 3; saved <= 8; ++saved) top[-saved] = 0;

@@ -17,5 +17,6 @@ constexpr size_t kPage = 4096, kStackGuard = 4 * kPage;
 void set_stack_size(size_t bytes);  // only while no stack is taken
 uint8_t* take_stack();
 void give_back_stack(uint8_t*);
+const uint8_t* stack_end(const uint8_t* stack);  // of what its context may use
 
 }  // namespace simt

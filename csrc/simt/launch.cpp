@@ -245,16 +245,17 @@ void run(const LaunchConfig& config, const std::function<void()>& body) {
 bool finish_thread(Thread& thread) {
   if (!thread.copies.copies.empty()) fault({}, "a thread exits with cp.async copies that it has not waited for");
   if (!thread.bulk.all_read()) fault({}, "a thread exits with bulk stores that it has not waited for");
-  if (!thread.wgmma_groups.empty() || has_wgmma_in_flight(thread)) {
-    fault({}, "a thread exits with wgmma operations that it has not waited for");
-  }
+  finish_wgmma(thread);
   Block& block = *thread.block;
   Domain& domain = *block.domain;
   thread.exited = true;
   machine.polls = 0;
   thread.warp->live &= ~(1u << thread.lane);
   --domain.live;
-  if (--block.live == 0) check_shared_slack(block);
+  if (--block.live == 0) {
+    check_shared_slack(block);
+    for (const Warpgroup& group : block.warpgroups) group.aligned.finish();
+  }
   const Barrier& barrier = block.barriers[0];
   if (!barrier.waiting.empty() && barrier.expected > block.live) {
     fault(barrier.waiting[0]->wait.where, "a thread exits while %zu threads wait in __syncthreads",
@@ -262,9 +263,7 @@ bool finish_thread(Thread& thread) {
   }
   on_exit_barriers(thread);
   if (domain.live) return false;
-  if (!domain.engine.operations.empty()) {
-    fault(domain.engine.operations[0].where, "a cluster exits with asynchronous copies in flight");
-  }
+  finish_operations(domain);
   return machine.next_domain < machine.domain_count;
 }
 

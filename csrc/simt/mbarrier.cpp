@@ -36,6 +36,8 @@ void settle(Mbarrier& mbarrier) {
   if (machine.races) {
     mbarrier.released.add(mbarrier.completed);
     mbarrier.completed = mbarrier.released.take();
+    mbarrier.released_remotely.add(mbarrier.completed_remotely);
+    mbarrier.completed_remotely = mbarrier.released_remotely.take();
   }
   for (Thread* thread : mbarrier.waiting) wake(thread);
   mbarrier.waiting.clear();
@@ -49,12 +51,13 @@ void add_transaction_bytes(Mbarrier& mbarrier, int64_t bytes, Source where) {
   }
 }
 
-bool test_phase(uint32_t address, uint32_t parity, Source where) {
+bool test_phase(uint32_t address, uint32_t parity, Scope scope, Source where) {
   require_own(address, "test", where);
   const Mbarrier& mbarrier = find_mbarrier(address, where);
   if (mbarrier.phase == (parity & 1)) return false;
   machine.polls = 0;
   acquire_view(*machine.running, mbarrier.completed);
+  if (scope == Scope::cluster) acquire_view(*machine.running, mbarrier.completed_remotely);
   return true;
 }
 
@@ -69,6 +72,24 @@ Mbarrier& find_mbarrier_quietly(uint32_t address, Source where) {
   Mbarrier* mbarrier = recorded(resolve_aligned(address, 8, where));
   if (!mbarrier) fault(where, "shared +0x%x is no mbarrier: not initialised, or overwritten", address & kOffsetMask);
   return *mbarrier;
+}
+
+Mbarrier& find_shown_mbarrier(uint32_t address, const char* what, Source where) {
+  Mbarrier& mbarrier = find_mbarrier(address, where);
+  if (!mbarrier.shown) {
+    fault(where, "%s: the mbarrier at shared +0x%x has had no fence.mbarrier_init since its init", what,
+          address & kOffsetMask);
+  }
+  return mbarrier;
+}
+
+Released& released_by_running(Mbarrier& mbarrier, uint32_t address) {
+  return address_rank(address) == machine.running->block->rank ? mbarrier.released : mbarrier.released_remotely;
+}
+
+void show_mbarriers(Thread& thread) {
+  for (Mbarrier* mbarrier : thread.initialised) mbarrier->shown = true;
+  thread.initialised.clear();
 }
 
 void count_arrivals(Mbarrier& mbarrier, uint32_t arrivals, Source where) {
@@ -94,14 +115,12 @@ void mbarrier_init(uint32_t address, uint32_t count, Source where) {
   if (count == 0 || count > kMaxCount) fault(where, "mbarrier.init with a count of %u", count);
   uint8_t* object = resolve_aligned(address, 8, where);
   record(object, 8, Access::write, where);
+  if (recorded(object)) fault(where, "mbarrier.init of a live mbarrier: mbarrier.inval comes first");
   std::deque<Mbarrier>& all = machine.running->block->domain->mbarriers;
-  Mbarrier* mbarrier = recorded(object);
-  if (!mbarrier) {
-    mbarrier = &all.emplace_back();
-    const uint64_t word = kMagic | (all.size() - 1);
-    std::memcpy(object, &word, sizeof word);
-  }
-  *mbarrier = {object, 0, count, count, 0, {}, {}, {}};
+  all.push_back({object, 0, count, count, 0, {}, {}, {}, {}, {}});
+  const uint64_t word = kMagic | (all.size() - 1);
+  std::memcpy(object, &word, sizeof word);
+  machine.running->initialised.push_back(&all.back());
 }
 
 void mbarrier_invalidate(uint32_t address, Source where) {
@@ -115,8 +134,10 @@ void mbarrier_invalidate(uint32_t address, Source where) {
 
 void mbarrier_arrive(uint32_t address, uint32_t count, uint32_t expect_bytes, Source where) {
   maybe_reschedule();
-  Mbarrier& mbarrier = find_mbarrier(address, where);
-  release_view(mbarrier.released);
+  const bool own = address_rank(address) == machine.running->block->rank;
+  Mbarrier& mbarrier =
+      own ? find_mbarrier(address, where) : find_shown_mbarrier(address, "mbarrier.arrive from another block", where);
+  release_view(released_by_running(mbarrier, address));
   if (expect_bytes) add_transaction_bytes(mbarrier, expect_bytes, where);
   count_arrivals(mbarrier, count, where);
 }
@@ -127,20 +148,22 @@ void mbarrier_expect_tx(uint32_t address, uint32_t bytes, Source where) {
   settle(mbarrier);
 }
 
-bool mbarrier_test(uint32_t address, uint32_t parity, Source where) {
-  if (test_phase(address, parity, where)) return true;
+bool mbarrier_test(uint32_t address, uint32_t parity, Scope scope, Source where) {
+  if (test_phase(address, parity, scope, where)) return true;
   poll(where);
   return false;
 }
 
-void mbarrier_wait(uint32_t address, uint32_t parity, Source where) {
-  while (!test_phase(address, parity, where)) {
+void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Source where) {
+  while (!test_phase(address, parity, scope, where)) {
     Mbarrier& mbarrier = find_mbarrier(address, where);
     mbarrier.waiting.push_back(machine.running);
     block(kMbarrierWait, where, &mbarrier, parity & 1);
   }
 }
 
-void fence_mbarrier_init() {}
+void fence_mbarrier_init() {
+  show_mbarriers(*machine.running);
+}
 
 }  // namespace simt

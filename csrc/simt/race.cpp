@@ -92,7 +92,15 @@ size_t first_unwritten(size_t first, size_t last) {
   return last;
 }
 
-enum class Fault : uint64_t { write_write, read_after_write, write_after_read, no_fence, uninitialised };
+// no_fence: after a write; no_fence_after_read: before a write.
+enum class Fault : uint64_t {
+  write_write,
+  read_after_write,
+  write_after_read,
+  no_fence,
+  no_fence_after_read,
+  uninitialised
+};
 
 std::string place(const Domain& domain, const uint8_t* pointer) {
   char text[96];
@@ -110,14 +118,15 @@ std::string place(const Domain& domain, const uint8_t* pointer) {
 Report make_report(Fault kind, const uint8_t* pointer, bool writes, const Actor& actor, Site site, Epoch other,
                    Site other_site) {
   const Domain& domain = *machine.running->block->domain;
+  const bool no_fence = kind == Fault::no_fence || kind == Fault::no_fence_after_read;
   std::string text = kind == Fault::uninitialised ? "UNINITIALISED "
-                     : kind == Fault::no_fence    ? "MISSING fence.proxy.async, "
+                     : no_fence                   ? "MISSING fence.proxy.async, "
                                                   : "RACE, ";
   text += place(domain, pointer) + (writes ? ": write by " : ": read by ") + agent_name(domain, actor.agent) + " at ";
   if (kind == Fault::uninitialised) return {text, site, "", 0};
   const bool same_domain = serial_part(other) == domain.serial;
-  std::string earlier = kind == Fault::no_fence ? ", after the " : ", not ordered after the ";
-  earlier += kind == Fault::write_after_read ? "read by " : "write by ";
+  std::string earlier = no_fence ? ", after the " : ", not ordered after the ";
+  earlier += kind == Fault::write_after_read || kind == Fault::no_fence_after_read ? "read by " : "write by ";
   earlier += (same_domain ? agent_name(domain, agent_of(other)) : "another block") + " at ";
   return {text, site, earlier, other_site};
 }
@@ -177,7 +186,11 @@ class Check {
     }
     for (int slot = 1; slot < kSlots; ++slot) {
       if (!cell.access[slot]) continue;
-      if (!tolerated(cell.access[slot])) found(Fault::write_after_read, slot);
+      if (!tolerated(cell.access[slot])) {
+        found(Fault::write_after_read, slot);
+      } else if (lacks_fence(cell.access[slot])) {
+        found(Fault::no_fence_after_read, slot);
+      }
       cell.access[slot] = 0;
     }
     set(cell, 0);
@@ -189,10 +202,15 @@ class Check {
       found(Fault::uninitialised, 0);
     } else if (!tolerated(write)) {
       found(writes_ ? Fault::write_write : Fault::read_after_write, 0);
-    } else if (actor_.async_proxy && !(write & kAsync) && serial_part(write) == serial_ &&
-               actor_.view.seen_fenced(agent_of(write)) < clock_of(write)) {
+    } else if (lacks_fence(write)) {
       found(Fault::no_fence, 0);
     }
+  }
+
+  // An access of the async proxy after one of the generic proxy.
+  bool lacks_fence(Epoch earlier) const {
+    return actor_.async_proxy && !(earlier & kAsync) && serial_part(earlier) == serial_ &&
+           actor_.view.seen_fenced(agent_of(earlier)) < clock_of(earlier);
   }
 
   // In the slot of an earlier read by the same agent, else of one that need not be remembered, else of any.
@@ -323,6 +341,7 @@ void acquire(const void* pointer) {
 }
 
 void fence_proxy_async() {
+  show_mbarriers(*machine.running);
   if (!machine.races) return;
   fence_proxy(machine.running->view);
   tick(*machine.running);

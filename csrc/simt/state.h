@@ -16,7 +16,7 @@
 
 namespace simt {
 
-constexpr uint32_t kWarp = 32, kWarpgroup = 128;
+constexpr uint32_t kWarp = 32;
 constexpr int kNamedBarriers = 16;
 
 struct Block;
@@ -47,6 +47,7 @@ struct Thread {
   CopyQueue copies;
   BulkGroups bulk;
   std::vector<uint32_t> wgmma_groups;  // operations issued before each commit not yet waited for
+  std::vector<Mbarrier*> initialised;  // that no fence has shown to others yet
   void* log = nullptr;                 // of what it executes, where that is counted (ptx/count.h)
 };
 

@@ -120,4 +120,17 @@ uint32_t vote(Vote vote, uint32_t mask, uint32_t value, Source where) {
   return argument.result;
 }
 
+Elected elect(uint32_t mask, Source where) {
+  uint32_t chosen = 0;
+  collective(kElect, mask, &chosen, "elect.sync", where, [=](Thread** lanes) {
+    // The ISA leaves it open which lane it is, and promises the same one for the same mask.
+    Random random;
+    random.seed(options().seed ^ uint64_t{mask} << 32);
+    uint32_t left = mask;
+    for (uint32_t skipped = random.below(__builtin_popcount(mask)); skipped; --skipped) left &= left - 1;
+    for_each_lane(mask, [&](int lane) { *static_cast<uint32_t*>(lanes[lane]->argument) = __builtin_ctz(left); });
+  });
+  return {chosen, chosen == machine.running->lane};
+}
+
 }  // namespace simt

@@ -393,8 +393,10 @@ def test_calibrate_counts_the_cases_that_differ(canned: Canned) -> None:
     lines = "ok   gemm: correct\nFAIL wgmma: correct     the first values differ by 0.5\n"
     right, wrong = '{"compared": 90, "rows": 96, "different": 0}', '{"compared": 90, "rows": 96, "different": 1}'
     probe = {"L2 round trip": 1400.25, "clusters": []}
-    answers = {"golden": (0, f"ok   a\n{right}\n"), "simt_probe": (0, json.dumps(probe))}
+    asked = "ask  asked: TMA stores below zero     not as expected, error 2\n"
+    answers = {"golden": (0, f"ok   a\n{asked}{right}\n"), "simt_probe": (0, json.dumps(probe))}
     figures = parts.calibrate(canned.answer(**answers), MACHINE)
+    assert figures["asked"] == {"TMA stores below zero": "not as expected, error 2"}
     assert (figures["compared"], figures["probe, ns"]) == (90, probe)
     assert figures["found"] == "90 cases compared, 0 differ; L2 round trip 1400 ns"
     assert any("-DCMAKE_CUDA_ARCHITECTURES=90a-real" in line for line in canned.commands)

@@ -52,6 +52,21 @@ def test_an_arrival_has_a_count() -> None:
     assert ", 1, 0, L[0]);" in translated(f"{arrive}[%r1];")
 
 
+def test_wgmma_keeps_its_registers() -> None:
+    """D as elements of an array, A as the registers themselves: both are looked at again after the wait."""
+    product = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16"
+    text = translated(f"{product} {{%f1,%f2,%f3,%f4}}, {{%r1,%r2,%r3,%r4}}, %rd1, 1, 1, 1, 0;")
+    assert "&_f1 = accumulator_0[0]" in text and "const u32* const a[] = {&_r1, &_r2, &_r3, &_r4};" in text
+    with pytest.raises(Unsupported, match="registers other than u32"):
+        translated(f"{product} {{%f1,%f2,%f3,%f4}}, {{%f5,%f6,%f7,%f8}}, %rd1, 1, 1, 1, 0;")
+
+
+def test_a_wait_has_a_scope() -> None:
+    wait = "mbarrier.try_wait.parity.acquire.{}.shared::cta.b64 %p1, [%r1], %r2;"
+    assert "_r2, simt::Scope::block, L[0])" in translated(wait.format("cta"))
+    assert "_r2, simt::Scope::cluster, L[0])" in translated(wait.format("cluster"))
+
+
 SUM = """.func (.param .b32 sum) f(.param .b64 a, .param .b32 b);
 .func (.param .b32 sum) f(.param .b64 a, .param .b32 b) {
 .reg .b32 %r<3>;
@@ -108,6 +123,10 @@ def test_parameters_lie_where_the_ptx_has_them() -> None:
         ("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%f1,%f2}, {%r1,%r2}, {%r3}, {%f1,%f2};", "shape m16n8k8"),
         ("mbarrier.try_wait.parity.relaxed.cta.shared::cta.b64 %p1, [%r1], %r2;", "form of mbarrier"),
         ("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1,%f2}, %rd1, %rd2, 1, 1, 1, 0, 0;", "registers"),
+        ("elect.async %r1|%p1, 0xffffffff;", "form of elect"),
+        ("setmaxnreg.inc.sync.u32 40;", "form of setmaxnreg"),
+        ("cp.async.bulk.tensor.1d.L2.global.tile [%rd1, {%r1}];", "form of a tensor copy"),
+        ("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%rd1, {%r1}];", "form of a tensor copy"),
         ("rcp.rm.f32 %f1, %f2;", "rounding"),
         ("atom.global.cta.add.u32 %r1, [%rd1], %r2;", "cta scope of global memory"),
         ("red.global.add.f32 [%rd1], %f1;", "an f32"),

@@ -18,6 +18,8 @@ enum class Expect {
   fault,            // a report or a wrong result: on every seed of the race build, on some seed of the plain one
   fault_race,       // the same, but the plain build may miss it
   fault_race_only,  // and the plain build does not run it: it would corrupt the process
+  refused,          // a report: on every seed of every build
+  asked,            // only a device can tell whether the result is the expected one: the executor refuses to
 };
 
 enum class Needs { sm_80, sm_90, sm_90a };  // the devices that a correct case runs on: that one and later, or 9.0 only
@@ -49,6 +51,9 @@ Cases wrapper_elements_cases();
 Cases wrapper_tma_cases();
 Cases wrapper_wgmma_cases();
 Cases wrapper_math_cases();
+Cases wgmma_register_cases();
+Cases wgmma_layout_cases();
+Cases tma_rule_cases();
 
 // Those that this device can run.
 Cases all_cases();

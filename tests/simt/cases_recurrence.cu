@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 
 #include "buffer.h"
@@ -42,13 +43,21 @@ template <MulticastFault kFault>
 Outcome run_multicast() {
   constexpr int kTile = 64 * 64;
   Buffer<__nv_bfloat16> tile(integers<__nv_bfloat16>(kTile, 1)), out(2 * kTile);
+  Buffer<uint32_t> pairs(2);
   const xlstm::device::Launch l{
       .grid = 2, .block = 64, .shared_bytes = sizeof(MulticastShared), .cluster = 2, .name = "multicast"};
-  check(xlstm::device::launch(l, multicast_kernel<kFault>, matrix_map(tile, 64, 64, 64, 64), out.data()));
+  check(xlstm::device::launch(l, multicast_kernel<kFault>, matrix_map(tile, 64, 64, 64, 64), out.data(), pairs.data()));
   synchronise();
   std::vector<float> expected = integers(kTile, 1);
   expected.insert(expected.end(), expected.begin(), expected.begin() + kTile);
-  return {out.read_floats(), expected};
+  std::vector<float> got = out.read_floats();
+  for (const uint32_t pair : pairs.read()) {
+    for (int i = 0; i < 2; ++i) {
+      got.push_back(std::bit_cast<float>(pair >> 16 * i << 16));  // bfloat16: the upper half of a float
+      expected.push_back(expected[i]);
+    }
+  }
+  return {got, expected};
 }
 
 }  // namespace
@@ -75,6 +84,11 @@ Cases recurrence_cases() {
                    run_multicast<MulticastFault::peer_not_initialised>,
                    0,
                    Expect::fault_race,
+                   {"'multicast'"}});
+  cases.push_back({"multicast: the peer's tile read when the own one is there",
+                   run_multicast<MulticastFault::early_look_at_peer>,
+                   0,
+                   Expect::fault,
                    {"'multicast'"}});
 #endif
   return cases;

@@ -69,6 +69,8 @@ Cases wgmma_cases() {
   fault("stage released early", run<T, Operands::k_major, F::early_release>, Expect::fault_race, {"RACE"});
   fault("no fence.proxy.async", run<T, Operands::k_major, F::no_proxy_fence>, Expect::fault_race,
         {"fence.proxy.async"});
+  fault("no fence.proxy.async after reads", run<T, Operands::a_in_registers, F::no_fence_after_reads>,
+        Expect::fault_race, {"MISSING fence.proxy.async", "after the read by"});
   fault("no barrier before the TMA store", run<T, Operands::k_major, F::no_barrier_before_store>, Expect::fault_race);
   fault("bulk store not waited for", run<T, Operands::k_major, F::store_not_waited>);
 #endif

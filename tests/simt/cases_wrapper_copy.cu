@@ -19,6 +19,18 @@ Outcome run_cp_async() {
   return {out.read(), expected};
 }
 
+template <bool kFault>
+Outcome run_arrival_of_copies() {
+  const std::vector<float> x = uniform(32, 1);
+  Buffer<float> x_buffer(x), out(x.size());
+  check(xlstm::device::launch({.block = 64, .shared_bytes = sizeof(CopyShared), .name = "arrival_of_copies"},
+                              arrival_of_copies_kernel<kFault>, x_buffer.data(), out.data()));
+  synchronise();
+  std::vector<float> expected;
+  for (const float value : x) expected.push_back(2.f * value);
+  return {out.read(), expected};
+}
+
 Outcome run_cp_async_part() {
   std::vector<uint8_t> x(16 * 32);
   std::vector<float> expected(x.size());
@@ -74,6 +86,7 @@ Cases wrapper_copy_cases() {
               {"wrapper: cp.async of part of 16 bytes", run_cp_async_part},
               {"wrapper: cp.async mbarrier arrive", run_cp_async<8, CopyWait::mbarrier>},
               {"wrapper: cp.async mbarrier arrive noinc", run_cp_async<4, CopyWait::mbarrier_noinc>},
+              {"wrapper: cp.async mbarrier arrive, alone", run_arrival_of_copies<false>},
               {"wrapper: bulk copies and mbarrier", run_bulk<false>},
               {"wrapper: cluster loads, stores and st.async", run_exchange}};
   for (Case& c : cases) {
@@ -82,11 +95,16 @@ Cases wrapper_copy_cases() {
     c.needs = plain_copy ? Needs::sm_80 : Needs::sm_90;
   }
 #if XLSTM_FAULTY_CASES
-  cases.push_back({"wrapper: reads back a bulk copy whose writes are not waited for",
-                   run_bulk<true>,
+  cases.push_back({"wrapper: an arrival of copies for a write by their thread",
+                   run_arrival_of_copies<true>,
                    0,
                    Expect::fault_race,
                    {"RACE", "wrappers_copy.h:"}});
+  cases.push_back({"wrapper: reads back a bulk copy whose writes are not waited for",
+                   run_bulk<true>,
+                   0,
+                   Expect::fault,
+                   {"wrappers_copy.h:"}});
 #endif
   return cases;
 }

@@ -8,7 +8,9 @@ namespace {
 constexpr int kSize[5] = {12, 5, 4, 3, 3};  // of the tensors, innermost first
 constexpr int kBox[5] = {8, 2, 2, 2, 2};
 constexpr int kLoad[5] = {-4, 4, -1, 2, 1};  // corner of the box that is loaded: partly outside
-constexpr int kStore[5] = {-2, 1, 1, 0, 2};  // and where it is stored: partly outside, but not where all of the data is
+// And where it is stored: partly outside, but not where all of the data is. Below zero only a device knows what
+// happens.
+constexpr int kStore[5] = {6, 1, 1, 0, 2}, kStoreBelowZero[5] = {-2, 1, 1, 0, 2};
 
 template <int kDims>
 int elements() {
@@ -48,13 +50,14 @@ int position(const int (&corner)[5], int element) {
   return at;
 }
 
-template <int kDims, bool kMulticast>
+template <int kDims, bool kMulticast, bool kBelowZero = false>
 Outcome run_box() {
+  constexpr auto& kTo = kBelowZero ? kStoreBelowZero : kStore;
   const std::vector<float> x = uniform(elements<kDims>(), 1), old = uniform(elements<kDims>(), 2);
   Buffer<float> from(x), to0(old), to1(old);
   Corner<kDims> load, store;
   int box = 1;
-  for (int i = 0; i < kDims; ++i) load.at[i] = kLoad[i], store.at[i] = kStore[i], box *= kBox[i];
+  for (int i = 0; i < kDims; ++i) load.at[i] = kLoad[i], store.at[i] = kTo[i], box *= kBox[i];
   constexpr unsigned kBlocks = kMulticast ? 2 : 1;
   const xlstm::device::Launch l{
       .grid = kBlocks, .block = 32, .shared_bytes = sizeof(TmaShared), .cluster = kBlocks, .name = "tma_box"};
@@ -64,7 +67,7 @@ Outcome run_box() {
 
   std::vector<float> stored = old;
   for (int i = 0; i < box; ++i) {
-    const int source = position<kDims>(kLoad, i), target = position<kDims>(kStore, i);
+    const int source = position<kDims>(kLoad, i), target = position<kDims>(kTo, i);
     if (target >= 0) stored[target] = source < 0 ? 0.f : x[source];
   }
   std::vector<float> got = to0.read(), expected = stored;
@@ -111,6 +114,11 @@ Cases wrapper_tma_cases() {
               {"wrapper: TMA swizzle of 32 bytes", run_swizzle<32>},
               {"wrapper: TMA swizzle of 64 bytes", run_swizzle<64>},
               {"wrapper: TMA swizzle of 128 bytes", run_swizzle<128>}};
+  cases.push_back({"asked: TMA stores a box that begins below zero",
+                   run_box<2, false, true>,
+                   0,
+                   Expect::asked,
+                   {"below zero", "wrappers_tma.h:"}});
   for (Case& c : cases) c.needs = c.name.find("multicast") == std::string::npos ? Needs::sm_90 : Needs::sm_90a;
   return cases;
 }

@@ -7,14 +7,14 @@ namespace {
 
 using xlstm::device::Swizzle;
 
-template <class T, int N, bool kAInRegisters, Swizzle kSwizzle = Swizzle::none>
+template <class T, int N, bool kAInRegisters, Swizzle kSwizzle = Swizzle::none, int kRowsOff = 0>
 Outcome run() {
   const std::vector<T> a = integers<T>(64 * kDepth, 1), b = integers<T>(N * kDepth, 2);
   Buffer<T> a_buffer(a), b_buffer(b);
   Buffer<float> d(64 * N);
   check(xlstm::device::launch({.block = 128, .shared_bytes = sizeof(WgmmaOnceShared<T, N>), .name = "wgmma_once"},
-                              wgmma_once_kernel<T, N, kAInRegisters, kSwizzle>, a_buffer.data(), b_buffer.data(),
-                              d.data()));
+                              wgmma_once_kernel<T, N, kAInRegisters, kSwizzle, kRowsOff>, a_buffer.data(),
+                              b_buffer.data(), d.data()));
   synchronise();
   std::vector<float> expected;
   for (int i = 0; i < 64; ++i) {
@@ -45,12 +45,20 @@ Cases wrapper_wgmma_cases() {
   add_size<8>(cases);
   add_size<16>(cases);
   add_size<32>(cases);
+  add_size<48>(cases);
   add_size<64>(cases);
+  add_size<96>(cases);
   add_size<128>(cases);
+  add_size<192>(cases);
   add_size<256>(cases);
   cases.push_back({"wrapper: wgmma swizzle of 32 bytes", run<__nv_bfloat16, 64, false, Swizzle::bytes_32>});
   cases.push_back({"wrapper: wgmma swizzle of 64 bytes", run<__nv_bfloat16, 64, false, Swizzle::bytes_64>});
   cases.push_back({"wrapper: wgmma swizzle of 128 bytes", run<__nv_bfloat16, 64, false, Swizzle::bytes_128>});
+  cases.push_back({"asked: wgmma starts inside the pattern of a swizzle",
+                   run<__nv_bfloat16, 64, false, Swizzle::bytes_128, 4>,
+                   0,
+                   Expect::asked,
+                   {"no base offset", "wrappers_wgmma.h:"}});
   for (Case& c : cases) c.needs = Needs::sm_90a;
   return cases;
 }

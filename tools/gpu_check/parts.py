@@ -56,7 +56,8 @@ def calibrate(shell: Shell, machine: Machine) -> Figures:
     done = shell.attempt(folder / "simt_calibrate", "--golden", "compare", source / "golden.json")
     counts, wrong = result(done.output), re.findall(r"^FAIL +(.*?) *$", done.output, re.MULTILINE)
     found = f"{counts['compared']} cases compared, {counts['different']} differ"
-    figures = {"found": found, **counts, "wrong": wrong}
+    asked = dict(re.findall(r"^ask +asked: (.*?)  +(.*?) *$", done.output, re.MULTILINE))
+    figures = {"found": found, **counts, "wrong": wrong, "asked": asked}
     if done.status != 0:
         raise Failed(found, figures)
     probe = result(shell.run(folder / "simt_probe"))

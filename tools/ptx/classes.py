@@ -4,9 +4,11 @@ from __future__ import annotations
 
 NAMED = {
     "mma": "tensor", "wgmma": "tensor", "ldmatrix": "ldmatrix", "stmatrix": "stmatrix", "movmatrix": "movmatrix",
-    "shfl": "shuffle", "vote": "vote", "redux": "vote", "match": "vote", "mbarrier": "mbarrier", "cp": "copy",
+    "shfl": "shuffle", "vote": "vote", "redux": "vote", "match": "vote", "elect": "vote",
+    "mbarrier": "mbarrier", "cp": "copy",
     "div": "division", "rem": "division", "bra": "branch", "call": "branch", "ret": "branch", "exit": "branch",
-    "bar": "barrier", "barrier": "barrier", "fence": "fence", "membar": "fence", "cvt": "conversion",
+    "bar": "barrier", "barrier": "barrier", "setmaxnreg": "barrier", "fence": "fence", "membar": "fence",
+    "cvt": "conversion",
     "mov": "move", "cvta": "move", "atom": "atomic", "red": "atomic",
 }  # fmt: skip
 SPECIAL = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh")

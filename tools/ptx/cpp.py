@@ -94,7 +94,7 @@ def declarations(w: Writer) -> list[str]:
     """Registers and local memory of a kernel."""
     lines = []
     for number, names in enumerate(w.accumulators):
-        lines.append(f"  f32 accumulator_{number}[{len(names)}];")
+        lines.append(f"  f32 accumulator_{number}[{len(names)}]; unset(accumulator_{number});")
         lines.append("  f32 " + ", ".join(f"&{name} = accumulator_{number}[{i}]" for i, name in enumerate(names)) + ";")
     elements = {name for names in w.accumulators for name in names}
     kinds: dict[str, list[str]] = {}

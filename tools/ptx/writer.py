@@ -112,6 +112,13 @@ class Writer:
         """Operands as C++ arguments of one type."""
         return ", ".join(self.value(operand, kind) for operand in operands)
 
+    def addresses(self, operands: list[str], kind: str) -> str:
+        """Registers of this type, where C++ can look at them later."""
+        names = [self.register(operand) for operand in operands]
+        if any(own != kind for _, own in names):
+            raise Unsupported(f"registers other than {kind}")
+        return ", ".join(f"&{cpp}" for cpp, _ in names)
+
     def parts(self, text: str) -> list[str]:
         """The registers of {%r1, %r2}, or the one that is not in braces."""
         return split_list(text[1:-1]) if text.startswith("{") else [text]

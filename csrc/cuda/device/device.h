@@ -16,6 +16,7 @@
 #include "cuda/device/mutant.h"
 #include "cuda/device/neighbour.h"
 #include "cuda/device/platform.h"
+#include "cuda/device/roles.h"
 #include "cuda/device/shared.h"
 #include "cuda/device/tensor_map.h"
 #include "cuda/device/tma.h"

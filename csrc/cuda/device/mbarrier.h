@@ -30,12 +30,31 @@ XLSTM_DEVICE void mbarrier_arrive(uint32_t mbarrier, [[maybe_unused]] Source whe
 #endif
 }
 
+// `count` arrivals at once.
+XLSTM_DEVICE void mbarrier_arrive(uint32_t mbarrier, uint32_t count, [[maybe_unused]] Source where = Source::here()) {
+#if XLSTM_SIMT
+  simt::mbarrier_arrive(mbarrier, count, 0, where);
+#else
+  XLSTM_ASM_SM90("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier), "r"(count) : "memory");
+#endif
+}
+
 // On an mbarrier of any block of the cluster: an address from map_to_rank.
 XLSTM_DEVICE void mbarrier_arrive_remote(uint32_t mbarrier, [[maybe_unused]] Source where = Source::here()) {
 #if XLSTM_SIMT
   simt::mbarrier_arrive(mbarrier, 1, 0, where);
 #else
   XLSTM_ASM_SM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbarrier) : "memory");
+#endif
+}
+
+XLSTM_DEVICE void mbarrier_arrive_remote(uint32_t mbarrier, uint32_t count,
+                                         [[maybe_unused]] Source where = Source::here()) {
+#if XLSTM_SIMT
+  simt::mbarrier_arrive(mbarrier, count, 0, where);
+#else
+  XLSTM_ASM_SM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(mbarrier),
+                 "r"(count) : "memory");
 #endif
 }
 
@@ -62,7 +81,7 @@ XLSTM_DEVICE void mbarrier_arrive_expect_tx(uint32_t mbarrier, uint32_t bytes,
 // Whether the phase of that parity is complete.
 XLSTM_DEVICE bool mbarrier_test(uint32_t mbarrier, uint32_t parity, [[maybe_unused]] Source where = Source::here()) {
 #if XLSTM_SIMT
-  return simt::mbarrier_test(mbarrier, parity, where);
+  return simt::mbarrier_test(mbarrier, parity, simt::Scope::block, where);
 #else
   uint32_t done = 0;
   XLSTM_ASM_SM90(
@@ -76,9 +95,10 @@ XLSTM_DEVICE bool mbarrier_test(uint32_t mbarrier, uint32_t parity, [[maybe_unus
 
 #if XLSTM_SIMT
 // Without a limit a thread sleeps until the phase is complete, and a deadlock is found at once.
-inline void mbarrier_wait_by_turns(uint32_t mbarrier, uint32_t parity, Patience& patience, Source where) {
-  if (simt::options().wait_limit == 0) return simt::mbarrier_wait(mbarrier, parity, where);
-  while (!simt::mbarrier_test(mbarrier, parity, where)) patience.spend(where);
+inline void mbarrier_wait_by_turns(uint32_t mbarrier, uint32_t parity, simt::Scope scope, Patience& patience,
+                                   Source where) {
+  if (simt::options().wait_limit == 0) return simt::mbarrier_wait(mbarrier, parity, scope, where);
+  while (!simt::mbarrier_test(mbarrier, parity, scope, where)) patience.spend(where);
 }
 #else
 // One attempt, suspended by the hardware for a while.
@@ -108,7 +128,7 @@ XLSTM_DEVICE void mbarrier_wait(uint32_t mbarrier, uint32_t parity, const Awaite
                                 Source where = Source::here()) {
   Patience patience(of);
 #if XLSTM_SIMT
-  mbarrier_wait_by_turns(mbarrier, parity, patience, where);
+  mbarrier_wait_by_turns(mbarrier, parity, simt::Scope::block, patience, where);
 #else
   while (!mbarrier_try_wait_cta(mbarrier, parity)) patience.spend(where);
 #endif
@@ -119,7 +139,7 @@ XLSTM_DEVICE void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity, cons
                                         Source where = Source::here()) {
   Patience patience(of);
 #if XLSTM_SIMT
-  mbarrier_wait_by_turns(mbarrier, parity, patience, where);
+  mbarrier_wait_by_turns(mbarrier, parity, simt::Scope::cluster, patience, where);
 #else
   while (!mbarrier_try_wait_cluster(mbarrier, parity)) patience.spend(where);
 #endif
@@ -134,7 +154,8 @@ XLSTM_DEVICE void fence_mbarrier_init() {
 #endif
 }
 
-// Between ordinary writes of shared memory and its reads by TMA stores, bulk copies or wgmma.
+// Between ordinary writes of shared memory and its reads by TMA stores, bulk copies or wgmma. Also between ordinary
+// reads and writes by TMA or bulk copies. By the threads that wrote or read, before the barrier that says so.
 XLSTM_DEVICE void fence_proxy_async() {
 #if XLSTM_SIMT
   simt::fence_proxy_async();

@@ -7,7 +7,8 @@ namespace xlstm::device {
 
 // ---- tiles described by a tensor map ----
 // at: element coordinates of the box's first corner, innermost first. What lies outside the tensor reads as zero and is
-// not written. Shared addresses are 128-byte aligned, 1024 where the map swizzles by 128 bytes.
+// not written. Shared addresses are 128-byte aligned, 1024 where the map swizzles by 128 bytes. The mbarrier is one of
+// the block that the tile goes to.
 #define XLSTM_TMA_LOAD(dims, coordinates, ...)                                                        \
   XLSTM_ASM_SM90("cp.async.bulk.tensor." dims                                                         \
                  ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" coordinates \
@@ -95,6 +96,34 @@ XLSTM_DEVICE void tma_store(const CUtensorMap* map, const int (&at)[kDims], uint
 }
 
 #undef XLSTM_TMA_STORE
+
+// Fetches a tile to L2, ahead of its load.
+#define XLSTM_TMA_PREFETCH(dims, coordinates, ...)                                                            \
+  XLSTM_ASM_SM90("cp.async.bulk.prefetch.tensor." dims ".L2.global.tile [%0, {" coordinates "}];" ::"l"(map), \
+                 __VA_ARGS__ : "memory")
+
+template <int kDims>
+XLSTM_DEVICE void tma_prefetch(const CUtensorMap* map, const int (&at)[kDims],
+                               [[maybe_unused]] Source where = Source::here()) {
+  static_assert(kDims >= 1 && kDims <= 5);
+#if XLSTM_SIMT
+  simt::tma_prefetch(kDims, map, at, where);
+#else
+  if constexpr (kDims == 1) {
+    XLSTM_TMA_PREFETCH("1d", "%1", "r"(at[0]));
+  } else if constexpr (kDims == 2) {
+    XLSTM_TMA_PREFETCH("2d", "%1, %2", "r"(at[0]), "r"(at[1]));
+  } else if constexpr (kDims == 3) {
+    XLSTM_TMA_PREFETCH("3d", "%1, %2, %3", "r"(at[0]), "r"(at[1]), "r"(at[2]));
+  } else if constexpr (kDims == 4) {
+    XLSTM_TMA_PREFETCH("4d", "%1, %2, %3, %4", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]));
+  } else {
+    XLSTM_TMA_PREFETCH("5d", "%1, %2, %3, %4, %5", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]));
+  }
+#endif
+}
+
+#undef XLSTM_TMA_PREFETCH
 
 // Fetches the map, a __grid_constant__ parameter, ahead of its first use.
 XLSTM_DEVICE void tma_prefetch_map([[maybe_unused]] const CUtensorMap* map) {

@@ -69,6 +69,12 @@ inline void store_matrices(int matrices, bool transposed, const u32* registers, 
   simt::stmatrix(matrices, transposed, registers, address, where);
 }
 
+// ---- wgmma: an accumulator that nothing is written to yet. wgmma.fence takes note of it, and of what comes after ----
+template <int N>
+inline void unset(f32 (&registers)[N]) {
+  std::memset(registers, 0xFF, sizeof registers);
+}
+
 // What the driver gives a cooperative launch (%envreg1 and 2): a zeroed workspace of its own, in which
 // cooperative_groups lets the blocks of a grid meet.
 u64 grid_workspace();

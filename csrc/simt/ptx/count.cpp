@@ -14,8 +14,8 @@
 namespace ptx {
 namespace {
 
-constexpr const char* kTraffic[] = {"ld.global", "st.global", "ld.shared", "st.shared",
-                                    "ldmatrix",  "stmatrix",  "cp.async",  "atom"};
+constexpr const char* kTraffic[] = {"ld.global", "st.global", "ld.shared", "st.shared", "ldmatrix",
+                                    "stmatrix",  "cp.async",  "atom",      "tma"};
 constexpr u32 kFollowedBlocks = 8;    // of a launch, the last ones
 constexpr size_t kLongest = 1 << 14;  // of a course
 constexpr u64 kNone = ~u64{0};        // of launches
@@ -32,6 +32,7 @@ bool is_shared(Traffic traffic) {
     case Traffic::store_global:
     case Traffic::copy_async:
     case Traffic::atomic:
+    case Traffic::load_box:
       return false;
   }
   return false;

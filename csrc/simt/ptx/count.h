@@ -29,7 +29,8 @@ enum class Traffic {
   load_matrix,
   store_matrix,
   copy_async,
-  atomic
+  atomic,
+  load_box
 };
 
 // Counts for the running thread while it exists.

@@ -7,6 +7,7 @@ namespace selftest {
 enum class MulticastFault {
   none,
   peer_not_initialised,  // the load may signal the peer's mbarrier before it exists
+  early_look_at_peer,    // reads the peer's tile when its own is there
 };
 
 struct MulticastShared {
@@ -14,9 +15,10 @@ struct MulticastShared {
   alignas(8) uint64_t full;
 };
 
-// out (2, 64, 64): the tile as each block received it
+// out (2, 64, 64): the tile as each block received it. pairs: the first two elements, as the other block did.
 template <MulticastFault kFault>
-__global__ void __launch_bounds__(64) multicast_kernel(const __grid_constant__ CUtensorMap map, __nv_bfloat16* out) {
+__global__ void __launch_bounds__(64)
+    multicast_kernel(const __grid_constant__ CUtensorMap map, __nv_bfloat16* out, uint32_t* pairs) {
 #if XLSTM_SM90A
   using namespace xlstm::device;
   XLSTM_SHARED(MulticastShared, s);
@@ -33,6 +35,11 @@ __global__ void __launch_bounds__(64) multicast_kernel(const __grid_constant__ C
   }
   if (rank == 0 && threadIdx.x == 0) tma_load_multicast(shared_address(s.tile), &map, {0, 0}, full, 0b11);
   mbarrier_wait_cluster(full, 0);
+  if constexpr (kFault != MulticastFault::early_look_at_peer) cluster_sync();
+  if (threadIdx.x == 0) {
+    const uint32_t at_peer = map_to_rank(shared_address(s.tile), rank ^ 1);
+    pairs[rank] = load_cluster<uint32_t>(at_peer);
+  }
   for (int i = threadIdx.x; i < 64 * 64; i += 64) {
     const int row = i / 64, column = i % 64;
     out[rank * 64 * 64 + i] = s.tile[row * 64 + (((column >> 3) ^ (row & 7)) << 3) + (column & 7)];

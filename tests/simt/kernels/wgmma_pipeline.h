@@ -16,6 +16,7 @@ enum class WgmmaFault {
   early_read,               // accumulators read while the product is in flight
   early_release,            // stage released before wgmma has read it
   no_proxy_fence,           // no fence between ordinary writes and the TMA store
+  no_fence_after_reads,     // nor between ordinary reads of a stage and the load that refills it
   no_barrier_before_store,  // the TMA store starts before other warps have written
   store_not_waited,         // exits while the TMA store still reads shared memory
 };
@@ -55,19 +56,22 @@ __device__ __forceinline__ void wgmma_produce(WgmmaShared<T>& s, const CUtensorM
 }
 
 // One 64 x 64 x 64 tile: four products. K-major steps 32 bytes inside the swizzled rows; MN-major 16 rows of 128 bytes.
+// The registers of A are the caller's: they outlive the products.
 template <class T, Operands kOperands, WgmmaFault kFault>
-__device__ __forceinline__ void wgmma_multiply(uint32_t a, uint32_t b, float (&d)[32]) {
+__device__ __forceinline__ void wgmma_multiply(uint32_t a, uint32_t b, float (&d)[32], uint32_t (&a_fragment)[4][4]) {
   using namespace xlstm::device;
   using F = WgmmaFault;
   constexpr Swizzle kSwizzleA = kFault == F::wrong_swizzle ? Swizzle::bytes_64 : Swizzle::bytes_128;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t a_fragment[4][4];
   if constexpr (kOperands == Operands::a_in_registers) {
     for (int k = 0; k < 4; ++k) {
       const int row = warp * 16 + lane % 16, chunk = 2 * k + lane / 16;
       ldmatrix(a_fragment[k], a + row * 128 + ((chunk ^ (row & 7)) << 4));
+      wgmma_operands(a_fragment[k]);
     }
+    if constexpr (kFault != F::no_fence_after_reads) fence_proxy_async();  // TMA writes there next
   }
+  wgmma_operands(d);
   if constexpr (kFault != F::no_fence) wgmma_fence();
   for (int k = 0; k < 4; ++k) {
     const uint64_t a_k = wgmma_descriptor(a + k * 32, 16, 1024, kSwizzleA);
@@ -136,17 +140,19 @@ __global__ void __launch_bounds__(256)
     return;
   }
   float d[32];
+  uint32_t a_fragment[4][4];
   for (float& x : d) x = 0.f;
   for (int tile = 0; tile < tiles; ++tile) {
     const int stage = tile % kWgmmaStages, round = tile / kWgmmaStages;
     const uint32_t empty = shared_address(&s.empty[stage]);
     if constexpr (kFault != F::no_full_wait) mbarrier_wait(shared_address(&s.full[stage]), round & 1);
-    wgmma_multiply<T, kOperands, kFault>(shared_address(s.a[stage]), shared_address(s.b[stage]), d);
+    wgmma_multiply<T, kOperands, kFault>(shared_address(s.a[stage]), shared_address(s.b[stage]), d, a_fragment);
     if (kFault == F::early_read && tile == tiles - 1) {
       for (int i = 0; i < 32; ++i) D[i * 128 + threadIdx.x] = d[i];
     }
     if constexpr (kFault == F::early_release) mbarrier_arrive(empty);
     wgmma_wait<0>();
+    wgmma_operands(d);
     if constexpr (kFault != F::early_release) mbarrier_arrive(empty);
   }
   wgmma_store<T, kFault>(s, &map_d, d, D);

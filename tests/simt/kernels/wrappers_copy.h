@@ -50,6 +50,28 @@ __global__ void cp_async_kernel(const float* x, float* out) {
   for (int i = threadIdx.x; i < kCopyFloats; i += 32) out[i] = s.values[i];
 }
 
+// 32 threads copy a float each and arrive behind their copies, 32 others double them. An arrival comes after the copies
+// alone. The fault: the copying threads write something themselves, which is read after the same wait.
+template <bool kFault>
+__global__ void arrival_of_copies_kernel(const float* x, float* out) {
+#if XLSTM_SM90
+  using namespace xlstm::device;
+  XLSTM_SHARED(CopyShared, s);
+  const uint32_t mbarrier = shared_address(&s.mbarrier);
+  if (threadIdx.x == 0) mbarrier_init(mbarrier, 32);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    cp_async<4>(shared_address(&s.values[threadIdx.x]), x + threadIdx.x, true);
+    s.values[32 + threadIdx.x] = 2.f;
+    cp_async_mbarrier_arrive_noinc(mbarrier);
+  } else {
+    mbarrier_wait(mbarrier, 0);
+    out[threadIdx.x - 32] = s.values[threadIdx.x - 32] * (kFault ? s.values[threadIdx.x] : 2.f);
+  }
+  cp_async_wait_all();
+#endif
+}
+
 // Thread t copies t % 17 of 16 bytes.
 static __global__ void cp_async_part_kernel(const uint8_t* x, float* out) {
   using namespace xlstm::device;

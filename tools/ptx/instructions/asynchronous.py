@@ -40,31 +40,33 @@ def cp_async(w: Writer, s: Statement, form: str) -> str:
 def tensor_copy(w: Writer, s: Statement, form: str) -> str:
     """TMA: a box of a tensor that a map describes, either way."""
     found = re.fullmatch(
-        r"async\.bulk\.tensor\.([1-5])d\.(?:"
-        r"(shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes)(\.multicast::cluster)?"
+        r"async\.bulk\.(prefetch\.)?tensor\.([1-5])d\.(?:"
+        r"L2\.global\.tile|(shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes)(\.multicast::cluster)?"
         r"|global\.shared::cta\.tile\.bulk_group)",
         form,
     )
     if not found:
         raise Unsupported("form of a tensor copy")
-    load = bool(found[2])
-    described, shared = (s.operands[1], s.operands[0]) if load else s.operands
+    prefetch, dims, load, multicast = found.groups()
+    described = s.operands[1] if load else s.operands[0]
     tensor_map, coordinates = split_list(described.strip("[]"))
     box = w.parts(coordinates)
-    if len(box) != int(found[1]):
-        raise Unsupported("coordinates of a tensor copy")
-    place = f"tensor_map({w.address(tensor_map)})"
-    memory = f"u32({w.address(shared)})"
+    if len(box) != int(dims) or bool(prefetch) != (".L2." in form):
+        raise Unsupported("form of a tensor copy")
     code = f"const int box[] = {{{w.values(box, 's32')}}};"
+    place = f"{dims}, tensor_map({w.address(tensor_map)})"
+    if prefetch:
+        return f"{{ {code} simt::tma_prefetch({place}, box, {at(s)}); }}"
     if not load:
-        return f"{{ {code} simt::tma_store({found[1]}, {place}, {memory}, box, {at(s)}); }}"
-    multicast = w.value(s.operands[3], "u16") if found[3] else "0"
-    mbarrier_at = f"u32({w.address(s.operands[2])})"
-    return f"{{ {code} simt::tma_load({found[1]}, {place}, {memory}, {mbarrier_at}, box, {multicast}, {at(s)}); }}"
+        return f"{{ {code} simt::tma_store({place}, u32({w.address(s.operands[1])}), box, {at(s)}); }}"
+    ranks = w.value(s.operands[3], "u16") if multicast else "0"
+    memory, mbarrier_at = (f"u32({w.address(s.operands[i])})" for i in (0, 2))
+    load_box = f"simt::tma_load({place}, {memory}, {mbarrier_at}, box, {ranks}, {at(s)});"
+    return f"{{ {code} count_box({place}, box, {at(s)}); {load_box} }}"
 
 
 def bulk_copy(w: Writer, s: Statement, form: str) -> str:
-    if form.startswith("async.bulk.tensor."):
+    if form.startswith(("async.bulk.tensor.", "async.bulk.prefetch.tensor.")):
         return tensor_copy(w, s, form)
     if form == "async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes":
         to, source, size, mbarrier = s.operands
@@ -116,4 +118,5 @@ def mbarrier(w: Writer, s: Statement, m: Modifiers) -> str:
     found = re.fullmatch(r"(test_wait|try_wait)\.parity\.acquire\.(cta|cluster)\.shared::cta", form)
     if not found:
         raise Unsupported("form of mbarrier")
-    return w.set(operands[0], f"mbarrier_{found[1]}({own}, {w.value(last, 'u32')}, {at(s)})")
+    scope = {"cta": "simt::Scope::block", "cluster": "simt::Scope::cluster"}[found[2]]
+    return w.set(operands[0], f"mbarrier_{found[1]}({own}, {w.value(last, 'u32')}, {scope}, {at(s)})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..parse import Statement
 from ..types import Unsupported
-from ..writer import Modifiers, Writer, at
+from ..writer import Modifiers, Writer, at, flag
 from .table import handles
 
 
@@ -58,6 +58,23 @@ def vote(w: Writer, s: Statement, m: Modifiers) -> str:
     counted = f"!({predicate})" if mode == "all" else predicate
     code = f"simt::vote(simt::Vote::ballot, {members}, {counted}, {at(s)})"
     return w.set(s.operands[0], code + {"ballot": "", "any": " != 0", "all": " == 0"}[mode])
+
+
+@handles("elect")
+def elect(w: Writer, s: Statement, m: Modifiers) -> str:
+    """elect.sync lane|p, members"""
+    if m.names != ["sync"]:
+        raise Unsupported("form of elect")
+    lane, _, chosen = s.operands[0].partition("|")
+    code = f"const simt::Elected v = simt::elect({w.value(s.operands[1], 'u32')}, {at(s)});"
+    return f"{{ {code} {w.set(lane, 'v.lane')} {w.set(chosen, 'v.self')} }}"
+
+
+@handles("setmaxnreg")
+def registers(w: Writer, s: Statement, m: Modifiers) -> str:
+    if m.names[1:] != ["sync", "aligned", "u32"] or m.names[0] not in ("inc", "dec"):
+        raise Unsupported("form of setmaxnreg")
+    return f"simt::set_max_registers({int(s.operands[0])}, {flag(m.names[0] == 'inc')}, {at(s)});"
 
 
 @handles("redux")

@@ -56,9 +56,9 @@ def wgmma_product(w: Writer, s: Statement, form: str) -> str:
     registers = w.parts(d)
     if negate != ["1", "1"] or len(transposed) != (1 if in_registers else 2) or {*transposed} - {"0", "1"}:
         raise Unsupported("scales of wgmma")
-    if len(registers) != int(found[1]) // 2:
-        raise Unsupported("registers of an accumulator")
-    code = f"const u32 a[4] = {{{w.values(w.parts(a), 'u32')}}}; " if in_registers else ""
+    if len(registers) != int(found[1]) // 2 or (in_registers and len(w.parts(a)) != 4):
+        raise Unsupported("registers of wgmma")
+    code = f"const u32* const a[] = {{{w.addresses(w.parts(a), 'u32')}}}; " if in_registers else ""
     source = "a, 0" if in_registers else f"nullptr, {w.value(a, 'u64')}"
     flags = ", ".join(flag(t == "1") for t in (["0", *transposed] if in_registers else transposed))
     operands = f"{w.accumulator(registers)}, {source}, {w.value(b, 'u64')}, {flags}, {w.value(accumulate, 'bool')}"
