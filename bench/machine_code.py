@@ -24,6 +24,7 @@ from tools.sass.courses import Courses
 from tools.sass.measure import Measured, Turn, load_batches, measured
 from tools.sass.model import Course, cycles_of_courses, cycles_of_turn
 from tools.sass.names import demangled
+from tools.sass.products import touched_too_early
 from tools.sass.profile import counts_of_lines
 
 from .counters import CASES, counted
@@ -148,6 +149,7 @@ def numbers(seen: Seen) -> Numbers:
         "PTX instructions": seen.ptx_instructions,
         "code bytes": seen.code.kernel.code_bytes,
         "local memory": seen.code.local_memory,
+        "products touched": touched_too_early(seen.code.kernel),
         "warps per scheduler": seen.per_scheduler,
         "loops": [loop_numbers(turn, seen.per_scheduler, modelled(seen, turn)) for turn in hot_turns(seen)],
     }
@@ -183,6 +185,7 @@ def worse(old: dict[str, Numbers], new: dict[str, Numbers], case: str) -> list[s
             continue
         if kernel["local memory"] > old[name]["local memory"]:
             lines.append(f"{case}: {name}: uses local memory")
+        lines += [f"{case}: {name}: {line}" for line in kernel["products touched"]]
         loops, before = kernel["loops"], old[name]["loops"]
         for number, (loop, known) in enumerate(zip(loops, before, strict=False), 1):
             lines += [f"{case}: {name}, loop {number}: {line}" for line in worse_loop(known, loop)]

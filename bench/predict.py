@@ -50,10 +50,11 @@ def work_of(counts: dict[str, Any], files: Files) -> Work:
         cycles = cycles_of_block(seen)
         work += Counter(blocks=blocks, slots=blocks * cycles / seen.blocks, chain=seen.launches * cycles)
         work += pipes_of(seen)
-    work["tensor"] = counts["instructions"].get("tensor", 0) * PIPES["HMMA"][1]  # exactly, from the PTX
+    if not any("wgmma" in instance for instance in counts["instances"]):  # whose sizes only the machine code has
+        work["tensor"] = counts["instructions"].get("tensor", 0) * PIPES["HMMA"][1]  # exactly, from the PTX
     traffic = counts["traffic"]
     work["shared"] = sum(traffic[kind]["wavefronts"] for kind in SHARED if kind in traffic)
-    work["shared"] += traffic["cp.async"]["bytes"] / 128 if "cp.async" in traffic else 0
+    work["shared"] += sum(traffic[kind]["bytes"] / 128 for kind in ("cp.async", "tma") if kind in traffic)
     work["L2"] = sum(cost["sectors"] for cost in traffic.values())
     work["HBM"] = counts["touched_sectors"]
     return work

@@ -15,7 +15,8 @@ from tools.sass.courses import Courses
 from tools.sass.flow import blocks_of, loops_of
 from tools.sass.listing import Control, Kernel, kernels
 from tools.sass.measure import Measured, Turn, load_batches, measured
-from tools.sass.model import BARRIER, BRANCH, CLUSTER_MESSAGE, LATENCY, cycles_of_courses, cycles_of_turn
+from tools.sass.model import BARRIER, BRANCH, CLUSTER_MESSAGE, LATENCY, PRODUCT_TAIL, cycles_of_courses, cycles_of_turn
+from tools.sass.products import touched_too_early
 
 NONE = 7  # no barrier
 
@@ -147,6 +148,37 @@ def test_what_is_only_called_weighs_nothing() -> None:
     assert measured(code, {(("k.cu", 1),): 3.0}).executed == 6
 
 
+PRODUCTS = [
+    line("HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8].tnspB, R24"),
+    line("HGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR8], R24, gsb0"),
+]
+WAIT = line("WARPGROUP.DEPBAR.LE gsb0, 0x0")
+
+
+@pytest.mark.parametrize(
+    ("between", "touched"),
+    [
+        ("FADD R60, R2, R3", False),
+        ("FADD R55, R2, R3", True),  # the last of 32 sums
+        ("FADD R56, R24, R3", True),
+        ("MOV R7, R3", True),  # A
+        ("LDS.128 R22, [R2]", True),  # R22 to R25
+        ("LDS.64 R22, [R2]", False),
+        ("WARPGROUP.DEPBAR.LE gsb0, 0x1", False),
+    ],
+)
+def test_registers_of_products_in_flight(between: str, touched: bool) -> None:
+    code = kernel(*PRODUCTS, line(between), WAIT, line("FADD R24, R24, R4"), line("EXIT"))
+    assert [between in text for text in touched_too_early(code)] == [True] * touched
+
+
+def test_products_in_flight_around_a_loop() -> None:
+    """The next turn touches what the turn before has not waited for."""
+    ok = kernel(line("FADD R24, R1, R2"), ".L_x_0:\n", *PRODUCTS, WAIT, line("FADD R24, R1, R2"), BACK, *END)
+    bad = kernel(".L_x_0:\n", line("FADD R24, R1, R2"), *PRODUCTS, BACK, WAIT, *END)
+    assert touched_too_early(ok) == [] and len(touched_too_early(bad)) == 1
+
+
 # ---- the model ----
 
 
@@ -166,6 +198,12 @@ def test_the_model_hides_latency_behind_other_warps() -> None:
 def test_the_model_is_bound_by_a_pipe() -> None:
     path = turn_of(*LOOP, *[line(f"MUFU.EX2 R{n}, R9", stall=1, write=0) for n in range(4)], BACK, *END).path
     assert cycles_of_turn(path, warps=8) == pytest.approx(8 * 4 * 8, rel=0.02)  # 8 cycles each
+
+
+def test_the_model_waits_for_products_of_a_warpgroup() -> None:
+    products = [line("HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8].tnspB, R24", stall=1)] * 2
+    path = turn_of(*LOOP, *products, line("WARPGROUP.DEPBAR.LE gsb0, 0x0", stall=1), BACK, *END).path
+    assert cycles_of_turn(path, warps=1) == pytest.approx(2 * 128 + PRODUCT_TAIL + BRANCH, abs=2)
 
 
 def test_the_pipes_that_a_turn_takes() -> None:
@@ -252,7 +290,7 @@ def test_a_message_takes_its_time() -> None:
 def numbers_of(instructions: float, stalls: float, loads: list[int]) -> dict[str, Any]:
     loop = {"instructions": instructions, "stalls": stalls, "model cycles": 1, "bound": ["issue", 9], "classes": {}}
     rest = {"load batches": loads, "divisions": 0, "slow paths": 0}
-    return {"k<1>": {"local memory": 0, "loops": [loop | rest]}}
+    return {"k<1>": {"local memory": 0, "products touched": [], "loops": [loop | rest]}}
 
 
 OLD = numbers_of(300, 700, [8])
@@ -276,9 +314,11 @@ def test_what_is_worse(new: dict[str, Any], problems: list[str]) -> None:
 def test_a_division_local_memory_and_a_new_kernel_are_worse() -> None:
     new = numbers_of(300, 700, [8])
     new["k<1>"]["local memory"] = 2
+    new["k<1>"]["products touched"] = ["FADD R24"]
     new["k<1>"]["loops"][0]["divisions"] = 1
     assert machine_code.worse(OLD, new, "case") == [
         "case: k<1>: uses local memory",
+        "case: k<1>: FADD R24",
         "case: k<1>, loop 1: divisions 0 -> 1",
     ]
     assert machine_code.worse({}, OLD, "case") == ["case: k<1> is not in the table"]

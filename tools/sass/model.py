@@ -41,6 +41,7 @@ OTHER_LATENCY = 20
 READ_LATENCY = 12  # until operands have been read
 BARRIER = 30  # from the last arrival on
 BRANCH = 5
+PRODUCT_TAIL = 64  # from the last cycle of a wgmma in the tensor cores until its sums can be read
 
 # The pipe of an instruction, and for how many cycles it is taken: 32 lanes on 32, 16, 8 or 4 units of a scheduler; what
 # goes to shared and global memory takes its turn among four schedulers.
@@ -61,6 +62,8 @@ OTHER_PIPE = ("alu", 2)
 
 def pipe_of(instruction: Instruction) -> tuple[str, int]:
     """The pipe that it takes, and the cycles."""
+    if instruction.name == "HGMMA":  # 64 x N x 16 by four tensor cores, 1024 multiplications a cycle
+        return "tensor", int(instruction.opcode.split("x")[1]) // 2
     return PIPES.get(instruction.name, OTHER_PIPE)
 
 
@@ -104,6 +107,7 @@ class _Warp:
         self.turn, self.at = 0, 0  # of the loop; instructions issued in it
         self.ready = 0
         self.barriers = [0] * 6  # when they are clear
+        self.products = 0  # when the sums of its wgmmas are there
         self.arrivals = 0  # at the block's barrier
         self.ends: list[int] = []  # of its turns
         self.start_turn()
@@ -172,6 +176,10 @@ class _Scheduler:
             warp.barriers[control.read_barrier] = max(clear, now + READ_LATENCY)
         if instruction.opcode.startswith("BAR.SYNC"):
             self.meet(warp, now)
+        if instruction.name == "HGMMA":
+            warp.products = now + cycles + PRODUCT_TAIL
+        if instruction.opcode.startswith("WARPGROUP.DEPBAR"):  # as if it waited for all of them
+            warp.ready = max(warp.ready, warp.products)
         if self.message and instruction.opcode.startswith(self.message.sends):
             self.sent[warp.turn] = now
         warp.at += 1
