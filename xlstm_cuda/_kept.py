@@ -16,7 +16,7 @@ SHARE = 2 / 3  # of the bytes of q, k, v and h, which autograd keeps anyway
 
 def worth_keeping(q: Tensor, v: Tensor, asked: int) -> bool:
     """Whether to keep: where states take at most SHARE, and there are two chunks. asked: chunk_size of the call."""
-    size = _chunk_size(q, v, asked)
+    size = _chunk_size(q, asked)
     state, token = q.shape[-1] * v.shape[-1], 2 * (q.shape[-1] + v.shape[-1])
     return _state_width(q) * state <= SHARE * q.element_size() * token * size and q.shape[2] >= 2 * size
 
@@ -24,7 +24,7 @@ def worth_keeping(q: Tensor, v: Tensor, asked: int) -> bool:
 def kept_bytes(q: Tensor, v: Tensor, sequences: Any, packed: bool, asked: int) -> Any:
     """packed: whether there are cu_seqlens. Lengths may be symbols of torch.compile."""
     batch, heads, seqlen, dim_qk = q.shape
-    size, width = _chunk_size(q, v, asked), _width(q)
+    size, width = _chunk_size(q, asked), _width(q)
     tokens = batch * heads * seqlen
     slots = batch * heads * (seqlen // size + sequences if packed else (seqlen + size - 1) // size)
     y = z = 2 * width * tokens
@@ -34,10 +34,9 @@ def kept_bytes(q: Tensor, v: Tensor, sequences: Any, packed: bool, asked: int) -
     return sum((piece + 15) // 16 * 16 for piece in (y, z, m, start, M, g_bar, C, n))
 
 
-def _chunk_size(q: Tensor, v: Tensor, asked: int) -> int:
+def _chunk_size(q: Tensor, asked: int) -> int:
     """choose_chunk_size of chunkwise.cpp."""
-    asked = asked or (64 if q.shape[-1] * v.shape[-1] <= 64 * 64 else 128)
-    return max([64, *(size for size in (128, 256) if size <= asked and size // 2 < q.shape[2])])
+    return max([64, *(size for size in (128, 256) if size <= (asked or 128) and size // 2 < q.shape[2])])
 
 
 def _width(q: Tensor) -> int:

@@ -10,6 +10,7 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_f64.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_tf32.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_tf32x3.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/states.cu
     ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
     ${xlstm_cuda_folder}/recurrent/device.cu

@@ -94,8 +94,8 @@ def test_another_size_is_refused(ops: Any, device: str, keeps: bool) -> None:
 @pytest.mark.parametrize(
     ("dims", "seqlen", "dtype", "expected"),
     [
-        ((64, 64), 128, torch.bfloat16, True),
-        ((64, 64), 127, torch.bfloat16, False),  # one chunk and a part: nothing to win
+        ((64, 64), 256, torch.bfloat16, True),
+        ((64, 64), 255, torch.bfloat16, False),  # one chunk and a part: nothing to win
         ((128, 256), 256, torch.bfloat16, True),
         ((256, 512), 256, torch.bfloat16, True),
         ((512, 512), 256, torch.bfloat16, False),  # as many bytes as q, k, v and h
@@ -114,7 +114,7 @@ def test_only_calls_with_gradients_keep(
     asked: list[bool] = []
     apply = _mlstm.MLSTM.apply
     monkeypatch.setattr(_mlstm.MLSTM, "apply", lambda *args: asked.append(args[2]) or apply(*args))
-    inputs = mlstm_inputs(1, 1, 130, 8, 8, requires_grad=True, device=device)
+    inputs = mlstm_inputs(1, 1, 260, 8, 8, requires_grad=True, device=device)
     mlstm(**inputs, backend=backend)
     token = {name: x[:, :, :1] for name, x in inputs.items()}
     mlstm_step(**token, state=None, backend=backend)
@@ -125,9 +125,9 @@ def test_only_calls_with_gradients_keep(
 
 def test_memory_between_the_passes(backend: str, device: str, keeps: bool) -> None:
     """Inputs, h and r; where something is kept, that and the final state."""
-    inputs = mlstm_inputs(1, 1, 130, 8, 8, requires_grad=True, device=device)
+    inputs = mlstm_inputs(1, 1, 260, 8, 8, requires_grad=True, device=device)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
         h = mlstm(**inputs, backend=backend)
     kept = 4 * (8 * 8 + 8) + kept_bytes(inputs["q"], inputs["v"], 1, False, 0) if keeps else 0
-    assert sum(sizes) == sum(x.nbytes for x in leaves(inputs).values()) + h.nbytes + 4 * 130 + kept
+    assert sum(sizes) == sum(x.nbytes for x in leaves(inputs).values()) + h.nbytes + 4 * 260 + kept

@@ -159,6 +159,13 @@ DeviceProperties device_properties() {
   return {capability, multiprocessors, capability < kFirstWithClusters ? 1 : kMaxCluster};
 }
 
+int kernel_capability(const void* kernel) {
+  int device = 0;
+  Loaded loaded;
+  const bool known = current_device(device) == cudaSuccess && prepare(kernel, device, loaded) == cudaSuccess;
+  return known ? loaded.ptx_version : 0;
+}
+
 cudaError_t launch_kernel(const Launch& l, const void* kernel, void** arguments) {
   int device = 0;
   size_t most = 0;

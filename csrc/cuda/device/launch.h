@@ -40,6 +40,12 @@ inline DeviceProperties device_properties() {
           static_cast<int>(capability < 90 ? 1 : device.max_cluster)};
 }
 
+// The compute capability that a kernel was compiled for, 90 for 9.0.
+template <class... P>
+int compiled_for(void (*)(P...)) {
+  return device_properties().compute_capability;
+}
+
 // Runs to the end before it returns; a fault is thrown as std::runtime_error.
 // On either side, more than the device has room for: cudaErrorLaunchOutOfResources, and cuda::refusal() says of what.
 template <class... P, class... A>
@@ -58,6 +64,14 @@ cudaError_t launch(const Launch& l, void (*kernel)(P...), A&&... arguments) {
 size_t max_shared_bytes();
 DeviceProperties device_properties();
 cudaError_t launch_kernel(const Launch&, const void* kernel, void** arguments);
+int kernel_capability(const void* kernel);
+
+// The compute capability that a kernel was compiled for, 90 for 9.0; 0 where it cannot be loaded. Not always that of
+// the device: a driver may compile older PTX, in which the bodies of newer kernels are empty.
+template <class... P>
+int compiled_for(void (*kernel)(P...)) {
+  return kernel_capability(reinterpret_cast<const void*>(kernel));
+}
 
 template <class... P>
 cudaError_t launch(const Launch& l, void (*kernel)(P...), std::type_identity_t<P>... arguments) {

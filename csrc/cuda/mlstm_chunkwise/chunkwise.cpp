@@ -12,16 +12,12 @@ namespace {
 
 constexpr int kChunkSizes[] = {64, 128, 256};
 
-// Longer chunks have more pairs of tokens, shorter ones more states. `python -m bench predict` compares the sizes by a
-// model (docs/kernels/mlstm.md).
-int64_t best_chunk_size(const MlstmShape& shape) {
-  constexpr int64_t kSmallState = 64 * 64;
-  return shape.head_dim_qk * shape.head_dim_v <= kSmallState ? 64 : 128;
-}
+// Longer chunks have more pairs of tokens, shorter ones more states (docs/kernels/mlstm.md).
+constexpr int64_t kBestChunkSize = 128;
 
 // The largest that is no longer than what was asked for (0: nothing), and no longer than the sequences need.
 int choose_chunk_size(const MlstmShape& shape, int64_t asked) {
-  if (asked == 0) asked = best_chunk_size(shape);
+  if (asked == 0) asked = kBestChunkSize;
   int best = kChunkSizes[0];
   for (int size : kChunkSizes) {
     const bool needed = size / 2 < shape.seqlen;

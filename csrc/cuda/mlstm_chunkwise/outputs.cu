@@ -1,5 +1,7 @@
-// Which kernel of outputs_kernel.h computes an output, and how it is cut into blocks.
+// Which kernel computes an output, and how it is cut into blocks: those of outputs_kernel.h, or that of
+// outputs_wgmma.cu.
 #include "cuda/mlstm_chunkwise/outputs_instances.h"
+#include "cuda/mlstm_chunkwise/outputs_wgmma.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -16,6 +18,19 @@ int max_blocks(Product product) {
       return 2;
     case Product::f64:
       return 1;
+  }
+  XLSTM_UNREACHABLE;
+}
+
+// What is tried first. With chunks of 64 tokens half of the warpgroups that wgmma takes would have no rows.
+bool prefers_wgmma(Product product, OutputsKernel kernel, int chunk_size) {
+  switch (kernel) {
+    case OutputsKernel::best:
+      return product == Product::bf16 && chunk_size > kTile;
+    case OutputsKernel::mma:
+      return false;
+    case OutputsKernel::wgmma:
+      return true;
   }
   XLSTM_UNREACHABLE;
 }
@@ -51,6 +66,9 @@ cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& p, cudaStream_t stream) {
   if constexpr (sizeof(A) == sizeof(double)) {
     return p.product == Product::f64 ? outputs_f64(p, tiling, stream) : cudaErrorInvalidValue;
   } else {
+    cudaError_t error = cudaSuccess;
+    if (prefers_wgmma(p.product, p.kernel, p.chunk_size) && outputs_wgmma(p, tiling, stream, error)) return error;
+    if (p.kernel == OutputsKernel::wgmma) return cudaErrorInvalidValue;
     switch (p.product) {
       case Product::bf16:
         return outputs_bf16(p, tiling, stream);

@@ -15,6 +15,9 @@ namespace xlstm::cuda {
 
 enum class OutputKind { h, dq, dk, dv };
 
+// How they are computed. best: the choice of outputs.cu.
+enum class OutputsKernel { best, mma, wgmma };
+
 // A: float, or double for Product::f64.
 template <class A>
 struct MlstmOutputsParams {
@@ -22,6 +25,7 @@ struct MlstmOutputsParams {
   MlstmOptions options;  // norm_grad and chunk_size are not looked at
   Product product = Product::f64;
   OutputKind output = OutputKind::h;
+  OutputsKernel kernel = OutputsKernel::best;
   int chunk_size = 64;  // 64, 128 or 256
   AnyView X, Y, Z;
   AnyView out;                     // written, (B, H, S, b)

@@ -14,8 +14,8 @@ struct Again {
   static constexpr int kLanes = 32;
 
   const MlstmOutputsParams<A>& p;
-  const OutputsShared<P>& s;
-  int row;  // of the block
+  const OutputRows<A>& s;
+  int row;  // of these
 
   XLSTM_DEVICE int64_t lane() const { return threadIdx.x % kLanes; }
   XLSTM_DEVICE int index() const { return s.at.first_row + row; }
@@ -47,7 +47,7 @@ struct Again {
 
   XLSTM_DEVICE A of_state(int64_t column) const {
     const A weight = s.rows.of_state[row];
-    if (!s.schedule.has_state || weight == 0) return 0;
+    if (!s.has_state || weight == 0) return 0;
     A sum = 0;
 #pragma unroll 1
     for (int64_t a = 0; a < depth_of<O>(p.shape); ++a) {

@@ -57,8 +57,9 @@ struct Division {
       : quotient(static_cast<int>(x / by)), remainder(static_cast<int>(x - quotient * by)) {}
 };
 
+// rows: of a block.
 template <OutputKind O, class A>
-XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& tiling) {
+XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& tiling, int rows = kTileRows) {
   const Division tile(blockIdx.x, tiling.column_tiles), slot(tile.quotient, tiling.row_tiles),
       batch_head(slot.quotient, tiling.slots), batch(batch_head.quotient, static_cast<unsigned>(p.shape.num_heads));
   const Chunk chunk = find_chunk(p.shape, p.chunk_size, batch.quotient, batch_head.remainder);
@@ -67,7 +68,7 @@ XLSTM_DEVICE Item locate(const MlstmOutputsParams<A>& p, const OutputsTiling& ti
   at.batch_head = batch_head.quotient;
   at.slot = slot.quotient;
   at.begin = static_cast<int>(chunk.begin), at.tokens = static_cast<int>(chunk.end - chunk.begin);
-  at.first_row = slot.remainder * kTileRows;
+  at.first_row = slot.remainder * rows;
   at.column_tile = tile.remainder;
   at.first_column = at.column_tile * tiling.blocks * kTileRows;
   at.outermost = kRowsAreQueries<O> ? chunk.first : chunk.last;
@@ -183,7 +184,39 @@ size_t outputs_shared_bytes(const MlstmShape& shape, bool resident) {
   return sizeof(OutputsShared<P>) + (resident ? depth : kStages) * sizeof(TallTile<Element<P>>) + n;
 }
 
+// What becomes of 64 rows once their sums are there.
+template <class A>
+struct OutputRows {
+  const Item& at;
+  const RowVectors<A>& rows;
+  Exchange<A>& exchange;  // the warp's
+  bool has_state;
+  int blocks;  // of 64 columns
+};
+
 // ---- loads ----
+
+// b_bar_t of a query, a_bar_s of a key.
+template <Product P, OutputKind O, class A>
+XLSTM_DEVICE A weight_of_state(const RowVectors<A>& rows, const MlstmOutputsParams<A>& p, const Item& at, int r) {
+  constexpr bool kAccurate = P == Product::tf32x3;
+  if (kRowsAreQueries<O>) return state_weight<kAccurate>(p.gates.M[at.slot], rows.log[r], rows.start[r]);
+  const int last = at.tokens - 1;
+  const int64_t token = at.token(p.shape, last);
+  const int key = at.first_row + r + at.begin;
+  return token_weight<kAccurate>(rows.log[r], p.gates.z[token], key, last + at.begin, p.gates.start[token]);
+}
+
+// Row r. Rows past the chunk hold what its first token has, and are not stored.
+template <Product P, OutputKind O, class A>
+XLSTM_DEVICE void load_row(RowVectors<A>& rows, const MlstmOutputsParams<A>& p, const Item& at, int r, bool has_state) {
+  const bool inside = at.first_row + r < at.tokens;
+  const int64_t token = at.token(p.shape, inside ? at.first_row + r : 0);
+  rows.log[r] = (kRowsAreQueries<O> ? p.gates.z : p.gates.y)[token];
+  rows.start[r] = p.gates.start[token];
+  if (O == OutputKind::dq) rows.iota[r] = p.iota[token], rows.rho[r] = p.rho[token];
+  rows.of_state[r] = inside && has_state ? weight_of_state<P, O>(rows, p, at, r) : 0;
+}
 
 // kCalls: load_tile
 template <Product P, OutputKind O, bool kCalls>
@@ -263,26 +296,9 @@ struct Loader {
     }
   }
 
-  // By half of the threads, a row each; rows past the chunk hold what its first token has, and are not stored.
+  // By half of the threads, a row each.
   XLSTM_DEVICE void load_rows() const {
-    const int r = threadIdx.x;
-    if (r >= kTileRows) return;
-    const bool inside = s.at.first_row + r < s.at.tokens;
-    const int64_t token = s.at.token(p.shape, inside ? s.at.first_row + r : 0);
-    s.rows.log[r] = (kRowsAreQueries<O> ? p.gates.z : p.gates.y)[token];
-    s.rows.start[r] = p.gates.start[token];
-    if (O == OutputKind::dq) s.rows.iota[r] = p.iota[token], s.rows.rho[r] = p.rho[token];
-    s.rows.of_state[r] = inside && s.schedule.has_state ? weight_of_state(r) : 0;
-  }
-
-  // b_bar_t of a query, a_bar_s of a key.
-  XLSTM_DEVICE A weight_of_state(int r) const {
-    constexpr bool kAccurate = P == Product::tf32x3;
-    if (kRowsAreQueries<O>) return state_weight<kAccurate>(p.gates.M[s.at.slot], s.rows.log[r], s.rows.start[r]);
-    const int last = s.at.tokens - 1;
-    const int64_t token = s.at.token(p.shape, last);
-    const int key = s.at.first_row + r + s.at.begin;
-    return token_weight<kAccurate>(s.rows.log[r], p.gates.z[token], key, last + s.at.begin, p.gates.start[token]);
+    if (threadIdx.x < kTileRows) load_row<P, O>(s.rows, p, s.at, threadIdx.x, s.schedule.has_state);
   }
 
   XLSTM_DEVICE void load_n() const {

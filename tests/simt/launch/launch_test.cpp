@@ -169,6 +169,12 @@ void compiled_for_a_capability_without_clusters() {
   launches(with_shared(60 * kKilo));
 }
 
+void compiled_for_a_capability() {
+  REQUIRE(device::compiled_for(add<0>) == 90);
+  runtime().errors["cudaFuncGetAttributes"] = cudaErrorInvalidDeviceFunction;
+  REQUIRE(device::compiled_for(add<1>) == 0);
+}
+
 void no_room_for_the_grid() {
   launches(of_whole_grid(132));
   refuses(of_whole_grid(133), {"133 blocks at once", "132"});
@@ -274,6 +280,7 @@ constexpr Case kCases[] = {
     {"large_clusters", large_clusters},
     {"no_room_for_clusters", no_room_for_clusters},
     {"compiled_for_a_capability_without_clusters", compiled_for_a_capability_without_clusters},
+    {"compiled_for_a_capability", compiled_for_a_capability},
     {"no_room_for_the_grid", no_room_for_the_grid},
     {"refused_by_the_launch", refused_by_the_launch},
     {"errors_are_what_they_are", errors_are_what_they_are},
