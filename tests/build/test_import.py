@@ -152,6 +152,6 @@ def test_no_extension(tmp_path: Path, make: Callable[[Path], Path], sentence: st
 
 def test_a_wrong_simd_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLSTM_SIMD", "sse9")
-    for call in CALLS:
+    for call in (CALLS[0], CALLS[-1]):
         last = python(*call).stderr.splitlines()[-1]
         assert re.fullmatch(r"(ImportError: )?xlstm_cuda: XLSTM_SIMD must be one of .*, got sse9", last), last

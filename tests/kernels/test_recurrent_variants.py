@@ -18,7 +18,7 @@ from xlstm_cuda.testing import Tolerance, lstm_inputs, slstm_inputs
 SIZES: dict[str, list[tuple[int, torch.dtype]]] = {
     "block": [(33, torch.float64), (64, torch.float32), (17, torch.bfloat16), (100, torch.bfloat16)],
     "cluster": [(72, torch.float32), (130, torch.bfloat16), (136, torch.float32), (264, torch.float16)],
-    "grid": [(72, torch.float32), (130, torch.bfloat16), (136, torch.float32), (264, torch.float32)],
+    "grid": [(72, torch.float32), (130, torch.bfloat16), (136, torch.float32), (264, torch.bfloat16)],
     "launch": [(33, torch.float64), (72, torch.float32), (130, torch.bfloat16), (20, torch.float16)],
 }
 CASES = [(variant, *size) for variant, sizes in SIZES.items() for size in sizes]
