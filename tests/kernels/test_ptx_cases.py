@@ -142,7 +142,8 @@ def test_the_adversary_keeps_to_the_bounds(number: int, fresh_seed: int) -> None
 # everything asynchronous or collective (the self-test), matrices.
 ELSEWHERE = {
     "ld", "st", "atom", "red", "cvta", "bra", "call", "ret", "exit", "trap", "prefetch", "nanosleep", "bar", "barrier",
-    "mapa", "mma", "wgmma", "ldmatrix", "stmatrix", "movmatrix", "cp", "mbarrier", "fence", "membar", "elect", "setmaxnreg",
+    "mapa", "mma", "wgmma", "ldmatrix", "stmatrix", "movmatrix", "cp", "mbarrier", "fence", "membar",
+    "elect", "setmaxnreg",
 }  # fmt: skip
 
 
