@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ALIGNMENT = 256  # bytes, of each piece
 SHARE = 2 / 3  # of the bytes of q, k, v and h, which autograd keeps anyway
 
 
@@ -31,7 +32,8 @@ def kept_bytes(q: Tensor, v: Tensor, sequences: Any, packed: bool, asked: int) -
     m, start = width * tokens, 4 * tokens
     M, g_bar = 2 * width * slots, width * slots
     C, n = _state_width(q) * slots * dim_qk * v.shape[-1], width * slots * dim_qk
-    return sum((piece + 15) // 16 * 16 for piece in (y, z, m, start, M, g_bar, C, n))
+    pieces = y, z, m, start, M, g_bar, C, n
+    return sum((piece + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for piece in pieces)
 
 
 def _chunk_size(q: Tensor, asked: int) -> int:

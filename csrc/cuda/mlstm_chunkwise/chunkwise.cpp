@@ -39,7 +39,7 @@ class Pieces {
 
  private:
   void* next(size_t bytes) {
-    constexpr size_t kAlignment = 16;  // of vector accesses
+    constexpr size_t kAlignment = 256;  // as of every allocation: whole sectors, and what TMA asks for
     void* piece = memory_ ? memory_ + used_ : nullptr;
     used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     return piece;
