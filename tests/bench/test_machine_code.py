@@ -164,6 +164,9 @@ WAIT = line("WARPGROUP.DEPBAR.LE gsb0, 0x0")
         ("MOV R7, R3", True),  # A
         ("LDS.128 R22, [R2]", True),  # R22 to R25
         ("LDS.64 R22, [R2]", False),
+        ("STG.E.128 desc[UR14][R22.64], R16", False),  # an address is R22 and R23
+        ("STG.E.128 desc[UR14][R56.64], R20", False),
+        ("STG.E.128 desc[UR14][R56.64], R21", True),
         ("WARPGROUP.DEPBAR.LE gsb0, 0x1", False),
     ],
 )

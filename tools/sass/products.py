@@ -9,6 +9,7 @@ from .listing import Instruction, Kernel
 
 PRODUCT = re.compile(r"HGMMA\.64x(\d+)x")
 REGISTER = re.compile(r"\bR(\d+)\b(\.64)?")
+ADDRESS = re.compile(r"\[[^]]*\]")
 
 MOST_GROUPS = 8
 
@@ -54,10 +55,17 @@ def after(instruction: Instruction, in_flight: InFlight) -> InFlight:
 
 def registers_of(instruction: Instruction) -> Registers:
     """Those that it names: all of a product's, and as many of a vector as the opcode says."""
-    named = [(int(first), 2 if pair else 1) for first, pair in REGISTER.findall(instruction.operands)]
+    named = named_in(instruction.operands)
     if product := PRODUCT.match(instruction.opcode):  # D, then A where it is in registers, then D again
         sums = named[0][0] if named else None  # ptxas ends a group by a product of nothing
         named = [(first, int(product[1]) // 2 if first == sums else 4) for first, _ in named]
     elif width := next((width for bits, width in ((".128", 4), (".64", 2)) if bits in instruction.opcode), None):
-        named = [(first, max(count, width)) for first, count in named]
+        addresses = " ".join(ADDRESS.findall(instruction.operands))
+        data = [(first, max(count, width)) for first, count in named_in(ADDRESS.sub("", instruction.operands))]
+        named = data + named_in(addresses)
     return frozenset(first + n for first, count in named for n in range(count))
+
+
+def named_in(operands: str) -> list[tuple[int, int]]:
+    """Registers by their first one, and how many."""
+    return [(int(first), 2 if pair else 1) for first, pair in REGISTER.findall(operands)]
