@@ -1,7 +1,7 @@
 """Device time of every kernel of a call, by torch.profiler: `python -m bench kernels`, on a GPU.
 
-Where a call's time goes, and what each way to cut a recurrent scan takes (csrc/cuda/recurrent/plan.h). The results are
-not checked here: `bench run` does that.
+Where a call's time goes, and what each way to run it takes: to cut a recurrent scan (csrc/cuda/recurrent/plan.h), or to
+walk through an mLSTM (csrc/cuda/mlstm_chunkwise/plan.h). The results are not checked here: `bench run` does that.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ WAYS = {
     256: ("cluster units=64 teams=2", "cluster units=32 teams=2", "grid units=64 teams=2", "grid units=16 teams=2"),
     768: ("grid units=16 teams=1", "grid units=16 teams=2", "launch"),
 }
+MLSTM_WAYS = ("", "passes", "passes mma")
 
 
 def cases() -> Iterator[tuple[Case, str, str]]:
-    """With the implementation, and the way that a scan is asked to take; "": its own."""
+    """With the implementation, and the way that it is asked to take; "": its own."""
     for case in SUITES["cuda"]:
         for impl in ("cuda-inplace", "cuda-inplace-bf16") if case.op == "mlstm_step" else ("cuda",):
             if impl in case.impls:
                 yield case, impl, ""
     for case in SUITES["cuda-mlstm"]:
         if case.mode == "fwdbwd":
-            yield case, "cuda", ""
+            yield from ((case, "cuda", way) for way in MLSTM_WAYS)
     for case in SUITES["cuda-recurrent"]:
         yield case, "cuda", ""
         if case.op == "slstm" and case.mode == "fwd":
@@ -70,18 +71,19 @@ def times_of(call: Callable[[], object]) -> Times:
 
 
 @contextmanager
-def taking(way: str) -> Iterator[None]:
-    torch.ops.xlstm_cuda.recurrent_variant(way)
+def taking(op: str, way: str) -> Iterator[None]:
+    ask = torch.ops.xlstm_cuda.mlstm_variant if op == "mlstm" else torch.ops.xlstm_cuda.recurrent_variant
+    ask(way)
     try:
         yield
     finally:
-        torch.ops.xlstm_cuda.recurrent_variant("")
+        ask("")
 
 
 def measure(case: Case, impl: str, way: str) -> Times:
     tensors = OPS[case.op].draw(case.shape, DTYPES[case.dtype], case.device)
     call = IMPLEMENTATIONS[impl].builders[case.op](copies(tensors, case.mode))
-    with taking(way):
+    with taking(case.op, way):
         return times_of(runner(call, case.mode))
 
 

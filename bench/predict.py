@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.sass.model import PIPES, pipe_of
+from xlstm_cuda import _ops
 
 from .cases import TOKENS
 from .counters import counted, mlstm_of
@@ -34,6 +35,8 @@ SHARED = ("ld.shared", "st.shared", "ldmatrix", "stmatrix")  # a multiprocessor 
 HEADS = ((64, (64, 64)), (16, (128, 256)), (8, (256, 512)))  # with their Dqk and Dv: 4096 hidden units
 GATE_TILE = 4096  # tokens that a block of the gate kernels goes through at a time
 WALK_TILES = ("mlstm gates", "mlstm gate_grads")
+STATES = ("mlstm states", "mlstm states wgmma")
+SHARED_BYTES = 227 << 10  # that a block may have
 
 # Of the launches of one name. "blocks"; "slots": cycles of multiprocessors by the model; "chain": cycles from the first
 # to the last instruction of a block, added up over launches; "shared" wavefronts; sectors of "L2", and of "HBM", those
@@ -92,8 +95,9 @@ def cycles_of_block(seen: Seen) -> float:
     return cycles + max(stalls, issued * seen.per_scheduler)
 
 
-def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: int) -> Work:
-    """What `rows` heads with so many tokens take, from what one head of two chunks and of four takes."""
+def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: int, segments: int = 1) -> Work:
+    """What `rows` heads with so many tokens take, from what one head of two chunks and of four takes. segments: of a
+    walk."""
     chunks = seqlen / chunk_size
     work = Counter({kind: (two[kind] + (four[kind] - two[kind]) / 2 * (chunks - 2)) * rows for kind in four})
     if name in WALK_TILES:  # the small cases are a part of a tile
@@ -103,7 +107,6 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
     elif (
         two["blocks"] == four["blocks"]
     ):  # a block walks through all chunks, or through a segment, and nearly all twice
-        segments = segments_of(two["blocks"] * rows, chunks)
         work = Counter({kind: n * (2 - 1 / segments) for kind, n in work.items()})
         work["chain"] *= 1 / rows if segments == 1 else 2 / (2 * segments - 1) / rows
     else:
@@ -111,13 +114,14 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
     return work
 
 
-def segments_of(blocks: float, chunks: float) -> int:
-    """Into how many the states kernel cuts sequences: csrc/cuda/mlstm_chunkwise/segments.h."""
-    most = int(min(16, 2 * MULTIPROCESSORS // blocks, chunks // 2))
-    if most < 3:
-        return 1
-    each = -(-chunks // most)
-    return int(-(-chunks // each))
+def segments_of(heads: int, dims: tuple[int, int], chunk_size: int, seqlen: int) -> dict[str, int]:
+    """Into how many each kernel cuts sequences, by the plan for an H200."""
+    shape = TOKENS // seqlen, heads, seqlen, *dims, 0
+    device = True, MULTIPROCESSORS, SHARED_BYTES
+    ops = _ops.library(_ops.PTX_NAMESPACE)
+    lines = ops.mlstm_plan(*shape, "bf16", chunk_size, "q k v h dh", *device).splitlines()
+    plan = {name: int(rest[-1]) for name, *rest in map(str.split, lines) if rest[-1].isdigit()}
+    return {"mlstm walk": plan.get("walk", 1)} | dict.fromkeys(STATES, plan["state_grads"])
 
 
 def times_of(work: Work) -> dict[str, float]:
@@ -139,7 +143,11 @@ def mlstm_times(heads: int, dims: tuple[int, int], chunk_size: int, seqlen: int,
         for run in (mlstm_of(*dims, n * chunk_size, chunk_size, backward) for n in (2, 4))
     )
     rows = heads * TOKENS // seqlen
-    return {name: times_of(grown(name, two[name], four[name], chunk_size, seqlen, rows)) for name in four}
+    segments = segments_of(heads, dims, chunk_size, seqlen)
+    return {
+        name: times_of(grown(name, two[name], four[name], chunk_size, seqlen, rows, segments.get(name, 1)))
+        for name in four
+    }
 
 
 def total(kernels: Times) -> float:

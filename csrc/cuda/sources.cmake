@@ -2,6 +2,7 @@
 # (csrc/simt/CMakeLists.txt).
 set(xlstm_cuda_folder ${CMAKE_CURRENT_LIST_DIR})
 set(xlstm_kernel_sources
+    ${xlstm_cuda_folder}/mlstm_chunkwise/current_device.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gate_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/normaliser.cu
@@ -12,6 +13,8 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_tf32x3.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/states.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/states_wgmma.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/walk_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
     ${xlstm_cuda_folder}/recurrent/device.cu
     ${xlstm_cuda_folder}/recurrent/resident_bwd.cu
@@ -34,10 +37,12 @@ set(xlstm_ops_folder ${xlstm_cuda_folder}/../ops)
 # What runs them: launchers, and sessions on a device.
 set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
+    ${xlstm_cuda_folder}/mlstm_chunkwise/plan.cpp
     ${xlstm_cuda_folder}/recurrent/plan.cpp
     ${xlstm_cuda_folder}/recurrent/scan.cpp
     ${xlstm_ops_folder}/backends/architecture.cpp
     ${xlstm_ops_folder}/backends/device.cpp
+    ${xlstm_ops_folder}/mlstm_plans.cpp
     ${xlstm_ops_folder}/recurrent_plans.cpp)
 # Ops on single kernels, for their tests on the executor.
 set(xlstm_kernel_op_sources
@@ -45,6 +50,7 @@ set(xlstm_kernel_op_sources
     ${xlstm_ops_folder}/kernel_ops/mlstm_gates.cpp
     ${xlstm_ops_folder}/kernel_ops/mlstm_outputs.cpp
     ${xlstm_ops_folder}/kernel_ops/mlstm_states.cpp
+    ${xlstm_ops_folder}/kernel_ops/mlstm_walk.cpp
     ${xlstm_ops_folder}/kernel_ops/recurrent_weight_grad.cpp
     ${xlstm_ops_folder}/kernel_ops/simt_control.cpp)
 # The ops of every library.

@@ -1,11 +1,10 @@
 // recurrent_plans and recurrent_variant: how the recurrent CUDA kernels run a call, and the request of a test for one
 // way.
-#include <algorithm>
 #include <string>
-#include <utility>
 
 #include "cuda/recurrent/scan.h"
 #include "ops/library.h"
+#include "ops/request_words.h"
 
 namespace xlstm::ops {
 namespace {
@@ -15,30 +14,23 @@ constexpr const char* kRequest = "recurrent_variant: words are block, cluster, g
 // "cluster units=32 teams=4": any of these words, in any order.
 cuda::PlanRequest request_named(const std::string& name) {
   cuda::PlanRequest request;
-  // no stream: on a machine whose C++ runtime is another one, unwinding through it ended the process
-  for (size_t at = name.find_first_not_of(' '), end = 0; at < name.size(); at = name.find_first_not_of(' ', end)) {
-    end = std::min(name.find(' ', at), name.size());
-    const std::string word = name.substr(at, end - at);
-    bool known = false;
+  const bool known = take_words(name, [&](const std::string& word) {
     for (const auto v : {cuda::Variant::block, cuda::Variant::cluster, cuda::Variant::grid, cuda::Variant::launch}) {
-      if (word == cuda::name_of(v)) request.variant = v, known = true;
+      if (word == cuda::name_of(v)) {
+        request.variant = v;
+        return true;
+      }
     }
-    for (const auto& [key, value] : {std::pair{"units=", &request.units}, std::pair{"teams=", &request.teams}}) {
-      const std::string digits = word.starts_with(key) ? word.substr(6) : "";
-      if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789") != std::string::npos) continue;
-      *value = std::stoi(digits), known = true;
-    }
-    STD_TORCH_CHECK(known, kRequest, name);
-  }
+    return take_number(word, "units=", request.units) || take_number(word, "teams=", request.teams);
+  });
+  STD_TORCH_CHECK(known, kRequest, name);
   return request;
 }
 
 std::string name_of(const cuda::PlanRequest& request) {
   std::string name = request.variant ? cuda::name_of(*request.variant) : "";
-  const auto add = [&](const char* key, int value) {
-    if (value) name += (name.empty() ? "" : " ") + std::string(key) + std::to_string(value);
-  };
-  add("units=", request.units), add("teams=", request.teams);
+  if (request.units) add_word(name, "units=" + std::to_string(request.units));
+  if (request.teams) add_word(name, "teams=" + std::to_string(request.teams));
   return name;
 }
 

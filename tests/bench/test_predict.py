@@ -32,9 +32,9 @@ def test_a_block_that_walks_through_all_chunks() -> None:
 
 
 def test_few_blocks_walk_segments() -> None:
-    """Four blocks, 100 chunks: at most 16 segments, so 7 chunks in each of 15; and 29/15 of the work."""
+    """100 chunks in 15 segments: 29/15 of the work."""
     two, four = Counter(blocks=4, slots=80, chain=20), Counter(blocks=4, slots=160, chain=40)
-    work = predict.grown("mlstm states", two, four, chunk_size=64, seqlen=6400, rows=1)
+    work = predict.grown("mlstm states", two, four, chunk_size=64, seqlen=6400, rows=1, segments=15)
     assert work["slots"] == pytest.approx(4000 * 29 / 15) and work["chain"] == pytest.approx(1000 * 2 / 15)
 
 

@@ -15,6 +15,7 @@ from tests.support.mlstm_plain import (
     Plain,
     Problem,
     close,
+    in_whole_pieces,
     normaliser_factors,
     packed,
     plain,
@@ -25,7 +26,7 @@ from tests.support.mutants import caught, planted, simt_options
 from xlstm_cuda import _ops, mlstm
 from xlstm_cuda.testing import mlstm_inputs
 
-SOURCE = "csrc/cuda/mlstm_chunkwise/states.cu"
+SOURCES = [f"csrc/cuda/mlstm_chunkwise/{name}" for name in ("states.cu", "states_block.h", "states_wgmma.cu")]
 FAULTS = {
     "mlstm_states: boundaries ignored",
     "mlstm_states: dots with the state before a chunk",
@@ -35,6 +36,13 @@ FAULTS = {
     "mlstm_states: stage overwritten while it is read",
     "mlstm_states: the state decays before it is stored",
     "mlstm_states: weights overwritten while they are read",
+}
+WGMMA_FAULTS = {
+    "mlstm_states_wgmma: a stage is filled while it is read",
+    "mlstm_states_wgmma: a stage is read before it is filled",
+    "mlstm_states_wgmma: no barrier before weights are read",
+    "mlstm_states_wgmma: tokens past the span are kept",
+    "mlstm_states_wgmma: weights overwritten while they are read",
 }
 SEGMENT_FAULTS = {
     "mlstm_states: a NaN crosses the boundary of a segment",
@@ -51,7 +59,9 @@ PRODUCTS = {
     "tf32": (torch.float32, 2e-3),
     "tf32 of f16": (torch.float16, 2e-3),
     "bf16": (torch.bfloat16, 1e-2),
+    "wgmma": (torch.bfloat16, 1e-2),  # the kernel of compute capability 9.0; the others are those of mma
 }
+MMA, WGMMA = 0, 1
 
 pytestmark = [pytest.mark.simt, needs_race_build]
 products = pytest.mark.parametrize("product", PRODUCTS)
@@ -75,7 +85,7 @@ class Run:
     product: str
     p: Problem
     x: Plain
-    segments: int = 1  # 0: as many as the kernel chooses
+    segments: int = 1
 
     @classmethod
     def of(cls, product: str, p: Problem, segments: int = 1) -> Run:
@@ -90,9 +100,9 @@ class Run:
         p = self.p
         m0 = None if p.initial is None else p.initial[2]
         wide = (None if x is None else x if x.dtype == torch.bfloat16 else x.to(self.A) for x in rest)
+        wgmma = self.product == "wgmma"
         results = _ops.library(namespace).mlstm_states(
-            rows,
-            columns,
+            *(map(in_whole_pieces, (rows, columns)) if wgmma else (rows, columns)),
             p.i,
             p.f,
             m0,
@@ -102,8 +112,9 @@ class Run:
             p.sigmoid_gate,
             p.scale,
             p.chunk_size,
-            _ops.PRODUCTS[self.product.split()[0]],
+            _ops.PRODUCTS["bf16" if wgmma else self.product.split()[0]],
             self.segments,
+            WGMMA if wgmma else MMA,
         )
         return Results(*results)
 
@@ -192,7 +203,7 @@ def test_no_gradient_of_the_denominator() -> None:
     Run.of("f64", problem(2, 1, 100, 8, 16, norm_grad=False)).check()
 
 
-@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("product", ["f64", "bf16", "wgmma"])
 @variants
 @pytest.mark.parametrize("rate", [0.004, 0.03, 0.5])
 def test_boundaries(rate: float, variant: str, product: str) -> None:
@@ -238,7 +249,7 @@ def test_strides(product: str) -> None:
             assert_same(actual, wanted)
 
 
-@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("product", ["f64", "bf16", "wgmma"])
 def test_nan_does_not_cross_a_boundary(product: str) -> None:
     p = problem(1, 1, 100, 8, 8)
     reset = torch.zeros(1, 100, dtype=torch.bool)
@@ -257,6 +268,22 @@ def test_nan_does_not_cross_a_boundary(product: str) -> None:
     assert torch.equal(run.forward().C, forward.C)
     for name in ("states", "normalisers", "C", "n"):
         assert torch.equal(getattr(run.backward(forward), name), getattr(clean, name)), name
+
+
+def check_nan_of_the_next_sequence(product: str, namespace: str = PLAIN) -> None:
+    """Its tokens follow in memory, where the last span of a sequence is not full."""
+    run = Run.of(product, problem(1, 1, 150, 72, 40, cu_seqlens=packed(70, 80)))
+    clean = run.forward(namespace)
+    k, v = run.p.k.clone(), run.p.v.clone()
+    k[:, :, 70:] = v[:, :, 70:] = torch.nan
+    run.p = run.p.with_(k=k, v=v)
+    foreign = run.forward(namespace)
+    assert torch.equal(foreign.C[0], clean.C[0]) and torch.equal(foreign.n[0], clean.n[0])
+
+
+@products
+def test_nan_of_the_next_sequence(product: str) -> None:
+    check_nan_of_the_next_sequence(product)
 
 
 @products
@@ -306,7 +333,7 @@ def test_segments_of_several_tiles(Dqk: int, Dv: int, product: str) -> None:
     Run.of(product, remembering(problem(1, 1, 200, Dqk, Dv)), 3).check()
 
 
-@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("product", ["f64", "bf16", "wgmma"])
 @pytest.mark.parametrize("rate", [0.002, 0.03])
 def test_boundaries_in_segments(rate: float, product: str) -> None:
     check_segments(Run.of(product, with_boundaries(remembering(problem(2, 2, 450, 5, 7)), rate)))
@@ -335,7 +362,7 @@ def test_segments_without_tokens() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("product", ["f64", "bf16", "wgmma"])
 def test_nothing_crosses_a_boundary_in_a_segment(product: str, bad: float) -> None:
     """Not from tokens of the segment nor from those before it, nor from the states at the sequence's ends."""
     p = remembering(problem(1, 1, 450, 8, 8)).with_(reset=at_tokens(450, 230))
@@ -372,40 +399,6 @@ def check_nan_gates(product: str, namespace: str) -> None:
 @products
 def test_nan_gates_in_a_segment(product: str) -> None:
     check_nan_gates(product, PLAIN)
-
-
-@pytest.mark.parametrize(
-    ("device", "shape", "segments"),
-    [
-        ({}, (1, 1, 320, 8, 8), 1),  # five chunks
-        ({}, (1, 1, 384, 8, 8), 3),  # six: two in each segment
-        ({}, (1, 1, 1100, 8, 8), 9),
-        ({}, (1, 1, 2200, 8, 8), 12),  # 35: three in each, as with 16 segments
-        ({}, (1, 1, 3072, 8, 8), 16),  # never more
-        ({"multiprocessors": 110}, (1, 22, 640, 65, 8), 5),  # 44 blocks of 220, ten chunks
-        ({"multiprocessors": 65}, (1, 22, 640, 65, 8), 1),  # of 130: two segments would win nothing
-        ({"multiprocessors": 10}, (1, 2, 1100, 8, 130), 5),  # 4 of 20
-        ({"multiprocessors": 20, "max_shared_bytes": 101376}, (1, 2, 1100, 8, 130), 5),  # one on each multiprocessor
-        ({"multiprocessors": 0}, (1, 1, 1100, 8, 8), 1),  # a device that does not say it
-    ],
-)
-def test_choice_of_segments(device: dict[str, int], shape: tuple[int, int, int, int, int], segments: int) -> None:
-    """The same numbers as with so many segments, and not those of another cut."""
-    p = remembering(problem(*shape)).in_dtype(torch.float32)
-    with simt_options(PLAIN, **device):
-        chosen = Run("tf32", p, UNKNOWN, 0).forward()
-    assert_same(Run("tf32", p, UNKNOWN, segments).forward(), chosen)
-    other = Run("tf32", p, UNKNOWN, segments - 1 or 2).forward()
-    assert not torch.equal(other.C, chosen.C)
-
-
-def test_choice_for_packed_sequences() -> None:
-    """By their mean length."""
-    for lengths, segments in ((10 * [64], 1), ([1000, 1000], 8)):
-        cu = packed(*lengths)
-        p = remembering(problem(1, 1, int(cu[-1]), 8, 8, cu_seqlens=cu)).in_dtype(torch.float32)
-        chosen = Run("tf32", p, UNKNOWN, 0).forward()
-        assert_same(Run("tf32", p, UNKNOWN, segments).forward(), chosen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -453,13 +446,20 @@ def raced_segments() -> dict[str, Run]:
     return {product: segments_case(product) for product in PRODUCTS}
 
 
+@pytest.fixture(scope="module")
+def rings() -> Run:
+    """Stages come round; two warpgroups, and spans that a boundary cuts."""
+    S = 400
+    return Run.of("wgmma", problem(1, 1, S, 72, 40, chunk_size=128).with_(reset=at_tokens(S, 10, 200)))
+
+
 @products
 def test_without_races(product: str, raced: dict[str, Run], raced_segments: dict[str, Run]) -> None:
     raced[product].check(RACE)
     raced_segments[product].check(RACE)
 
 
-@pytest.mark.parametrize("product", ["f64", "bf16"])
+@pytest.mark.parametrize("product", ["f64", "bf16", "wgmma"])
 def test_schedule_does_not_matter(product: str, raced: dict[str, Run], raced_segments: dict[str, Run]) -> None:
     for run in (raced[product], raced_segments[product]):
         expected = run.check()
@@ -475,6 +475,16 @@ def test_planted_faults_are_caught(fault: str, seed: int, raced: dict[str, Run])
     assert caught(fault, seed, lambda: raced["bf16" if seed % 2 else "tf32"].check(RACE))
 
 
+@pytest.mark.parametrize("fault", sorted(WGMMA_FAULTS))
+@pytest.mark.parametrize("seed", range(4))
+def test_planted_faults_of_wgmma_are_caught(fault: str, seed: int, rings: Run) -> None:
+    def call() -> None:
+        rings.check(RACE)
+        check_nan_of_the_next_sequence("wgmma", RACE)
+
+    assert caught(fault, seed, call)
+
+
 @pytest.mark.parametrize("fault", sorted(SEGMENT_FAULTS))
 @pytest.mark.parametrize("seed", range(4))
 def test_planted_faults_of_segments_are_caught(fault: str, seed: int, raced_segments: dict[str, Run]) -> None:
@@ -488,11 +498,16 @@ def test_planted_faults_of_segments_are_caught(fault: str, seed: int, raced_segm
 
 
 def test_planted_faults_are_listed() -> None:
-    assert planted(SOURCE) == FAULTS | SEGMENT_FAULTS
+    assert set.union(*map(planted, SOURCES)) == FAULTS | SEGMENT_FAULTS | WGMMA_FAULTS
 
 
 def test_tiles() -> None:
-    """Parts of the dots: 64 rows by 128 columns, by 64 where there are no more or the product is fp64."""
-    for product, Dqk, Dv, tiles in (("bf16", 65, 129, 4), ("bf16", 64, 64, 1), ("f64", 64, 128, 2)):
+    """Parts of the dots: 64 rows by 128 columns, by 64 where that is all or for fp64; wgmma: 128 or 256."""
+    for product, Dqk, Dv, tiles in (
+        ("bf16", 65, 129, 4),
+        ("bf16", 64, 64, 1),
+        ("f64", 64, 128, 2),
+        ("wgmma", 65, 257, 4),
+    ):
         run = Run.of(product, problem(1, 1, 3, Dqk, Dv))
         assert run.backward(run.forward()).chunk_dots.shape == (1, 1, 1, tiles)

@@ -16,6 +16,11 @@ XLSTM_DEVICE bool elect_one([[maybe_unused]] Source where = Source::here()) {
 #endif
 }
 
+// x, which is the same in all lanes, and the compiler knows: what wgmma depends on must not seem to differ.
+XLSTM_DEVICE int uniform(int x) {
+  return __shfl_sync(~0u, x, 0);
+}
+
 // Registers of each thread from here on, a multiple of 8 from 24 to 256 (sm_90a): a warpgroup that needs few gives up
 // the others, one that needs many waits for them. All 128 threads call it. Launch bounds say what each starts with, and
 // together the warpgroups of a block may have what they started with.

@@ -1,29 +1,28 @@
 #include "cuda/mlstm_chunkwise/chunkwise.h"
 
+#include <mutex>
+#include <utility>
+
+#include "cuda/mlstm_chunkwise/current_device.h"
 #include "cuda/mlstm_chunkwise/gate_grads.h"
 #include "cuda/mlstm_chunkwise/gates.h"
 #include "cuda/mlstm_chunkwise/normaliser.h"
 #include "cuda/mlstm_chunkwise/outputs.h"
 #include "cuda/mlstm_chunkwise/product.h"
 #include "cuda/mlstm_chunkwise/states.h"
+#include "cuda/mlstm_chunkwise/tma_strides.h"
+#include "cuda/mlstm_chunkwise/walk.h"
 
 namespace xlstm::cuda {
 namespace {
 
-constexpr int kChunkSizes[] = {64, 128, 256};
+// A request of one thread holds for all: backward passes run on threads of their own.
+std::mutex mutex;
+MlstmRequest requested;
 
-// Longer chunks have more pairs of tokens, shorter ones more states (docs/kernels/mlstm.md).
-constexpr int64_t kBestChunkSize = 128;
-
-// The largest that is no longer than what was asked for (0: nothing), and no longer than the sequences need.
-int choose_chunk_size(const MlstmShape& shape, int64_t asked) {
-  if (asked == 0) asked = kBestChunkSize;
-  int best = kChunkSizes[0];
-  for (int size : kChunkSizes) {
-    const bool needed = size / 2 < shape.seqlen;
-    if (needed && size <= asked) best = size;
-  }
-  return best;
+MlstmRequest current_request() {
+  const std::lock_guard lock(mutex);
+  return requested;
 }
 
 // Hands out one piece of memory after the other, in an order that the forward and the backward pass share. Without
@@ -67,10 +66,18 @@ struct Pass {
         memory(memory_),
         stream(stream_),
         product(product_of(in_.q.type, in_.options.allow_tf32)),
-        chunk_size(choose_chunk_size(in_.shape, in_.options.chunk_size)),
+        chunk_size(mlstm_chunk_size(in_.shape, in_.options.chunk_size)),
         heads(in_.shape.batch * in_.shape.num_heads),
         tokens(heads * in_.shape.seqlen),
         slots(heads * chunk_slots(in_.shape, chunk_size)) {}
+
+  // h: of the forward pass; dh: of the backward pass. The other one is empty.
+  std::optional<MlstmPlan> plan(const AnyView& h, const AnyView& dh) const {
+    const auto reads = [this](const AnyView& x) { return x.data && tma_reads(x, in.shape); };
+    const MlstmCall call = {
+        in.shape, product, in.options.chunk_size, {reads(in.q), reads(in.k), reads(in.v), reads(h), reads(dh)}};
+    return mlstm_plan(call, mlstm_device(), current_request());
+  }
 
   void* new_states(const Allocator& from) const {
     return from.allocate(from.context, static_cast<size_t>(slots * in.shape.head_dim_qk * in.shape.head_dim_v) *
@@ -79,24 +86,22 @@ struct Pass {
   A* new_normalisers(const Allocator& from) const { return from.template get<A>(slots * in.shape.head_dim_qk); }
   A* new_tokens() const { return memory.template get<A>(tokens); }
 
-  // Of gate vectors and states: what the backward pass needs too.
-  void take_memory(const Allocator& from) {
+  // Gate vectors, then states: what the backward pass needs too.
+  void take_gates(const Allocator& from) {
     gates.y = from.template get<Pair<A>>(tokens);
     gates.z = from.template get<Pair<A>>(tokens);
     gates.m = from.template get<A>(tokens);
     gates.start = from.template get<int32_t>(tokens);
     gates.M = from.template get<Pair<A>>(slots);
     gates.g_bar = from.template get<A>(slots);
+  }
+  void take_states(const Allocator& from) {
     states = new_states(from);
     normalisers = new_normalisers(from);
   }
-
-  // Computes them, in memory that is kept where there is some. The final state is written.
-  cudaError_t compute(const MlstmState<A>& final_state) {
-    Pieces kept(in.kept);
-    take_memory(in.kept ? kept.allocator() : memory);
-    const cudaError_t error = compute_gates(final_state.m);
-    return error == cudaSuccess ? compute_states(final_state.C, final_state.n) : error;
+  void take_memory(const Allocator& from) {
+    take_gates(from);
+    take_states(from);
   }
 
   // Finds what the forward pass kept. It is not written again.
@@ -119,37 +124,55 @@ struct Pass {
     return mlstm_gates(a, stream);
   }
 
-  MlstmStatesParams<A> states_params(bool backward) const {
+  MlstmStatesParams<A> states_params(bool backward, const AnyView& rows, const AnyView& columns,
+                                     const StatesPlan& plan) const {
     MlstmStatesParams<A> a{};
     a.shape = in.shape;
     a.scale = in.options.scale;
     a.product = product;
+    a.by = plan.by;
     a.chunk_size = chunk_size;
     a.backward = backward;
+    a.rows = rows, a.columns = columns;
     a.gates = gates;
-    cut_into_segments(a, mlstm_states_segments(product, a.shape, chunk_size),
-                      [this](int64_t count) { return memory.template get<A>(count); });
+    cut_into_segments(a, plan.segments, [this](int64_t count) { return memory.template get<A>(count); });
     return a;
   }
 
-  cudaError_t compute_states(A* C_final, A* n_final) const {
-    MlstmStatesParams<A> a = states_params(false);
-    a.rows = in.k;
-    a.columns = in.v;
-    a.start = in.initial_state;
-    a.end.C = C_final;
-    a.end.n = n_final;
-    a.states = states;
-    a.normalisers = normalisers;
+  cudaError_t compute_states(const MlstmState<A>& final_state, const StatesPlan& plan) const {
+    MlstmStatesParams<A> a = states_params(false, in.k, in.v, plan);
+    set_ends(a, final_state);
     return mlstm_states(a, stream);
   }
 
-  MlstmOutputsParams<A> outputs_params(OutputKind output) const {
+  // Of a forward walk, and where it stores states.
+  void set_ends(MlstmStatesParams<A>& a, const MlstmState<A>& final_state) const {
+    a.start = in.initial_state;
+    a.end = final_state;
+    a.states = states;
+    a.normalisers = normalisers;
+  }
+
+  // h and states in one walk.
+  cudaError_t walk(TensorCores by, int segments) const
+    requires(sizeof(A) == sizeof(float))
+  {
+    MlstmWalkParams a;
+    a.states = states_params(false, in.k, in.v, {by, segments});
+    set_ends(a.states, in.final_state);
+    a.options = in.options;
+    a.q = in.q, a.h = in.h;
+    a.r = in.r;
+    return mlstm_walk(a, stream);
+  }
+
+  MlstmOutputsParams<A> outputs_params(OutputKind output, TensorCores by) const {
     MlstmOutputsParams<A> a{};
     a.shape = in.shape;
     a.options = in.options;
     a.product = product;
     a.output = output;
+    a.by = by;
     a.chunk_size = chunk_size;
     a.gates = gates;
     a.states = states;
@@ -167,6 +190,11 @@ struct Pass {
 
 }  // namespace
 
+MlstmRequest request_mlstm(const MlstmRequest& request) {
+  const std::lock_guard lock(mutex);
+  return std::exchange(requested, request);
+}
+
 template <class A>
 size_t kept_bytes(const MlstmForwardParams<void, A>& in) {
   Pieces count(nullptr);
@@ -177,8 +205,18 @@ size_t kept_bytes(const MlstmForwardParams<void, A>& in) {
 template <class A>
 cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, cudaStream_t stream) {
   Pass<A> pass(in, memory, stream);
-  XLSTM_RETURN_ERROR(pass.compute(in.final_state));
-  MlstmOutputsParams<A> h = pass.outputs_params(OutputKind::h);
+  const std::optional<MlstmPlan> plan = pass.plan(in.h, {});
+  if (!plan) return cudaErrorInvalidValue;
+  Pieces kept(in.kept);
+  const Allocator from = in.kept ? kept.allocator() : memory;
+  pass.take_gates(from);
+  if (in.kept || !plan->walk) pass.take_states(from);
+  XLSTM_RETURN_ERROR(pass.compute_gates(in.final_state.m));
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (plan->walk) return pass.walk(plan->states.by, *plan->walk);
+  }
+  XLSTM_RETURN_ERROR(pass.compute_states(in.final_state, plan->states));
+  MlstmOutputsParams<A> h = pass.outputs_params(OutputKind::h, plan->h);
   h.X = in.q, h.Y = in.k, h.Z = in.v;
   h.out = in.h;
   h.r = in.r;
@@ -191,6 +229,8 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   Pass<A> pass(in, memory, stream);
+  const std::optional<MlstmPlan> plan = pass.plan({}, p.dh);
+  if (!plan) return cudaErrorInvalidValue;
 
   MlstmState<const A> final_state = p.final_state;
   if (p.kept) {
@@ -198,7 +238,9 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   } else {
     const MlstmState<A> again = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
                                  memory.get<A>(sequences)};
-    XLSTM_RETURN_ERROR(pass.compute(again));
+    pass.take_memory(memory);
+    XLSTM_RETURN_ERROR(pass.compute_gates(again.m));
+    XLSTM_RETURN_ERROR(pass.compute_states(again, plan->states));
     final_state = {again.C, again.n, again.m};
   }
 
@@ -206,10 +248,8 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
   XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
 
-  const int64_t dot_tiles = mlstm_states_tiles(pass.product, in.shape);
-  MlstmStatesParams<A> dC = pass.states_params(true);
-  dC.rows = in.q;
-  dC.columns = p.dh;
+  MlstmStatesParams<A> dC = pass.states_params(true, in.q, p.dh, plan->state_grads);
+  const int64_t dot_tiles = states_cost(pass.product, plan->state_grads.by, in.shape).tiles;
   dC.iota = iota, dC.rho = rho;
   dC.start = p.final_state_grad;
   dC.end = p.initial_state_grad;
@@ -223,7 +263,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
 
   const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
-  MlstmOutputsParams<A> dq = pass.outputs_params(OutputKind::dq);
+  MlstmOutputsParams<A> dq = pass.outputs_params(OutputKind::dq, plan->dq);
   dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
   dq.out = p.dq;
   dq.iota = iota, dq.rho = rho;
@@ -231,7 +271,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
   XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
 
-  MlstmOutputsParams<A> dk = pass.outputs_params(OutputKind::dk);
+  MlstmOutputsParams<A> dk = pass.outputs_params(OutputKind::dk, plan->dk);
   dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
   dk.out = p.dk;
   dk.iota = iota, dk.rho = rho;
@@ -241,7 +281,7 @@ cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, 
   dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
   XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
 
-  MlstmOutputsParams<A> dv_ = pass.outputs_params(OutputKind::dv);
+  MlstmOutputsParams<A> dv_ = pass.outputs_params(OutputKind::dv, plan->dv);
   dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
   dv_.out = p.dv;
   dv_.iota = iota, dv_.rho = rho;

@@ -30,6 +30,18 @@ XLSTM_DEVICE uint32_t fragment_row(uint32_t slab, int row, int k) {
   return slab + at * kSlabRow + ((chunk ^ (at & 7)) << 4);
 }
 
+// The same, for an A fragment of 16 columns of the slab from `column` on: rows are the contracted index, 16 of them
+// from `row` on.
+XLSTM_DEVICE uint32_t transposed_fragment_row(uint32_t slab, int row, int column) {
+  const int lane = threadIdx.x % 32, at = row + lane % 8 + lane / 16 * 8, chunk = column / 8 + lane / 8 % 2;
+  return slab + at * kSlabRow + ((chunk ^ (at & 7)) << 4);
+}
+
+// Where 8 elements of a row are, from `column` on, a multiple of 8.
+XLSTM_DEVICE uint32_t piece_of_row(uint32_t slab, int row, int column) {
+  return slab + row * kSlabRow + ((column / 8 ^ (row & 7)) << 4);
+}
+
 // A ring of stages in shared memory that one thread fills by TMA and warps empty. `full` and `empty` are mbarriers, one
 // of each per stage.
 class Ring {
@@ -37,6 +49,7 @@ class Ring {
   XLSTM_DEVICE Ring(uint32_t memory, uint32_t full, uint32_t empty, int stages, uint32_t stage_bytes)
       : memory_(memory), full_(full), empty_(empty), stages_(stages), bytes_(stage_bytes) {}
 
+  XLSTM_DEVICE int stage() const { return stage_; }
   XLSTM_DEVICE uint32_t full() const { return full_ + stage_ * 8; }
   XLSTM_DEVICE uint32_t empty() const { return empty_ + stage_ * 8; }
   XLSTM_DEVICE uint32_t memory() const { return memory_ + stage_ * bytes_; }

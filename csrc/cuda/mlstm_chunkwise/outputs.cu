@@ -22,30 +22,24 @@ int max_blocks(Product product) {
   XLSTM_UNREACHABLE;
 }
 
-// What is tried first. With chunks of 64 tokens half of the warpgroups that wgmma takes would have no rows.
-bool prefers_wgmma(Product product, OutputsKernel kernel, int chunk_size) {
-  switch (kernel) {
-    case OutputsKernel::best:
-      return product == Product::bf16 && chunk_size > kTile;
-    case OutputsKernel::mma:
-      return false;
-    case OutputsKernel::wgmma:
-      return true;
-  }
-  XLSTM_UNREACHABLE;
+int64_t columns_of(OutputKind output, const MlstmShape& shape) {
+  return output == OutputKind::h || output == OutputKind::dv ? shape.head_dim_v : shape.head_dim_qk;
 }
 
 int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
+int blocks_of_tile(Product product, int64_t columns) {
+  return static_cast<int>(ceil_div(ceil_div(columns, kTile), mlstm_outputs_column_tiles(product, columns)));
+}
+
 OutputsTiling make_tiling(Product product, int64_t columns, const MlstmShape& shape, int chunk_size) {
-  const int64_t blocks = ceil_div(columns, kTile), tiles = mlstm_outputs_column_tiles(product, columns);
   OutputsTiling tiling;
   tiling.slots = static_cast<int>(chunk_slots(shape, chunk_size));
   tiling.row_tiles = chunk_size / kTile;
-  tiling.column_tiles = static_cast<int>(tiles);
-  tiling.blocks = static_cast<int>(ceil_div(blocks, tiles));
+  tiling.column_tiles = static_cast<int>(mlstm_outputs_column_tiles(product, columns));
+  tiling.blocks = blocks_of_tile(product, columns);
   tiling.resident = false;  // known where the kernel's shared memory is
   return tiling;
 }
@@ -56,19 +50,21 @@ int64_t mlstm_outputs_column_tiles(Product product, int64_t columns) {
   return ceil_div(ceil_div(columns, kTile), max_blocks(product));
 }
 
+bool outputs_wgmma_takes(OutputKind output, const MlstmShape& shape, size_t room) {
+  return outputs_wgmma_takes(output, shape, blocks_of_tile(Product::bf16, columns_of(output, shape)), room);
+}
+
 template <class A>
 cudaError_t mlstm_outputs(const MlstmOutputsParams<A>& p, cudaStream_t stream) {
   const bool good = p.chunk_size == 64 || p.chunk_size == 128 || p.chunk_size == 256;
   if (!good || p.shape.seqlen > INT32_MAX) return cudaErrorInvalidValue;
-  const bool by_v = p.output == OutputKind::h || p.output == OutputKind::dv;
-  const int64_t columns = by_v ? p.shape.head_dim_v : p.shape.head_dim_qk;
-  const OutputsTiling tiling = make_tiling(p.product, columns, p.shape, p.chunk_size);
+  const OutputsTiling tiling = make_tiling(p.product, columns_of(p.output, p.shape), p.shape, p.chunk_size);
   if constexpr (sizeof(A) == sizeof(double)) {
     return p.product == Product::f64 ? outputs_f64(p, tiling, stream) : cudaErrorInvalidValue;
   } else {
-    cudaError_t error = cudaSuccess;
-    if (prefers_wgmma(p.product, p.kernel, p.chunk_size) && outputs_wgmma(p, tiling, stream, error)) return error;
-    if (p.kernel == OutputsKernel::wgmma) return cudaErrorInvalidValue;
+    if (p.by == TensorCores::wgmma) {
+      return p.product == Product::bf16 ? outputs_wgmma(p, tiling, stream) : cudaErrorInvalidValue;
+    }
     switch (p.product) {
       case Product::bf16:
         return outputs_bf16(p, tiling, stream);

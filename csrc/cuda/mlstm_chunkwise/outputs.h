@@ -15,9 +15,6 @@ namespace xlstm::cuda {
 
 enum class OutputKind { h, dq, dk, dv };
 
-// How they are computed. best: the choice of outputs.cu.
-enum class OutputsKernel { best, mma, wgmma };
-
 // A: float, or double for Product::f64.
 template <class A>
 struct MlstmOutputsParams {
@@ -25,7 +22,7 @@ struct MlstmOutputsParams {
   MlstmOptions options;  // norm_grad and chunk_size are not looked at
   Product product = Product::f64;
   OutputKind output = OutputKind::h;
-  OutputsKernel kernel = OutputsKernel::best;
+  TensorCores by = TensorCores::mma;
   int chunk_size = 64;  // 64, 128 or 256
   AnyView X, Y, Z;
   AnyView out;                     // written, (B, H, S, b)
@@ -39,6 +36,9 @@ struct MlstmOutputsParams {
   AnyView factor;                           // dq: q, dk: k
   A* row_sums = nullptr;                    // (B, H, column tiles, S), written: sums of factor * out, or null
 };
+
+// Whether the kernel of wgmma takes heads of these dimensions. room: bytes of shared memory that a block may have.
+bool outputs_wgmma_takes(OutputKind output, const MlstmShape& shape, size_t room);
 
 // Of row_sums. columns: b.
 int64_t mlstm_outputs_column_tiles(Product product, int64_t columns);

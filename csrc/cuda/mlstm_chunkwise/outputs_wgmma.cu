@@ -12,9 +12,11 @@
 // gives the stages back.
 #include <algorithm>
 
+#include "cuda/mlstm_chunkwise/current_device.h"
 #include "cuda/mlstm_chunkwise/hopper_tiles.h"
 #include "cuda/mlstm_chunkwise/outputs_rows.h"
 #include "cuda/mlstm_chunkwise/outputs_wgmma.h"
+#include "cuda/mlstm_chunkwise/token_maps.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -32,7 +34,6 @@ constexpr int kMaxTiles = 4;                // of tokens in a chunk
 constexpr int kMinStages = 2, kMaxStages = 4;
 constexpr int kScoreSlabs = 4;  // of Y in a stage, at most
 constexpr int kConsumerBarrier = 1;
-constexpr int kCapability = 90;  // wgmma is there and nowhere else
 
 struct Maps {
   CUtensorMap X, Y, Z, state;
@@ -66,9 +67,13 @@ size_t shared_bytes(const WgmmaTiling& tiling) {
   return sizeof(Shared) + std::max(slabs * kSlabBytes, kConsumers / 32 * sizeof(Exchange<float>));
 }
 
-// The same value in all lanes, and the compiler knows: wgmma must not depend on branches that lanes might not share.
-XLSTM_DEVICE int uniform(int x) {
-  return __shfl_sync(~0u, x, 0);
+// For tiles of so many columns, with as many stages as the shared memory has room for.
+WgmmaTiling with_ring(WgmmaTiling tiling, int depth, int columns, size_t room) {
+  tiling.depth = tiles(depth, kSlabColumns);
+  tiling.stage_slabs = std::max(columns / kSlabColumns, std::min(kScoreSlabs, tiling.depth));
+  tiling.stages = kMaxStages;
+  while (tiling.stages > 0 && shared_bytes(tiling) > room) --tiling.stages;
+  return tiling;
 }
 
 // What a block does, known to all of its threads.
@@ -422,26 +427,9 @@ __global__ void __launch_bounds__(kThreads, kResident<kColumns>)
 
 // ---- launch ----
 
-// (B, H, S, columns) in boxes of 64 columns and so many tokens. False where TMA cannot read it.
-bool map_tokens(CUtensorMap& map, const AnyView& x, const MlstmShape& shape, int64_t columns, uint32_t rows) {
-  constexpr int64_t kMultiple = 16 / sizeof(T);
-  const int64_t size[] = {columns, shape.seqlen, shape.num_heads, shape.batch};
-  int64_t stride[] = {x.time, x.head, x.batch};
-  TensorMapShape<4> in = {.size = {}, .stride = {}, .box = {kSlabColumns, rows, 1, 1}};
-  for (int d = 0; d < 4; ++d) in.size[d] = static_cast<uint64_t>(size[d]);
-  for (int d = 0; d < 3; ++d) {
-    if (size[d + 1] == 1) stride[d] = kMultiple;  // it may be anything
-    if (stride[d] <= 0 || stride[d] % kMultiple != 0) return false;
-    in.stride[d] = static_cast<uint64_t>(stride[d]);
-  }
-  T* data = static_cast<T*>(const_cast<void*>(x.data));
-  return make_tensor_map(&map, data, in, CU_TENSOR_MAP_SWIZZLE_128B) == CUDA_SUCCESS;
-}
-
 template <OutputKind O>
 bool map_states(CUtensorMap& map, const MlstmOutputsParams<float>& p, int slots, int columns) {
   const auto dqk = static_cast<uint64_t>(p.shape.head_dim_qk), dv = static_cast<uint64_t>(p.shape.head_dim_v);
-  if (dv * sizeof(T) % 16 != 0) return false;
   const auto count = static_cast<uint64_t>(p.shape.batch * p.shape.num_heads * slots);
   const uint32_t rows = kStateTransposed<O> ? kSlabColumns : columns;
   const TensorMapShape<3> in = {{dv, dqk, count}, {dv, dqk * dv}, {kSlabColumns, rows, 1}};
@@ -457,55 +445,62 @@ bool make_maps(Maps& maps, const MlstmOutputsParams<float>& p, int slots, int co
 }
 
 template <OutputKind O, int kColumns>
-bool launch_columns(const MlstmOutputsParams<float>& p, WgmmaTiling tiling, cudaStream_t stream, cudaError_t& error) {
-  if (compiled_for(outputs_wgmma<O, kColumns>) != kCapability) return false;
-  tiling.depth = tiles(depth_of<O>(p.shape), kSlabColumns);
-  tiling.stage_slabs = std::max(kColumns / kSlabColumns, std::min(kScoreSlabs, tiling.depth));
-  for (tiling.stages = kMaxStages; shared_bytes(tiling) > max_shared_bytes(); --tiling.stages) {
-    if (tiling.stages == kMinStages) return false;
-  }
-  Maps maps;
-  if (!make_maps<O>(maps, p, tiling.slots, kColumns)) return false;
+cudaError_t launch_columns(const MlstmOutputsParams<float>& p, WgmmaTiling tiling, cudaStream_t stream) {
   const int64_t chunks = p.shape.batch * p.shape.num_heads * tiling.slots;
   const int64_t blocks = chunks * tiling.row_tiles * tiling.column_tiles;
-  error = blocks > kMaxGridX ? cudaErrorInvalidConfiguration : cudaSuccess;
-  if (error != cudaSuccess || blocks == 0) return true;
+  if (blocks > kMaxGridX) return cudaErrorInvalidConfiguration;
+  if (blocks == 0) return cudaSuccess;
+  tiling = with_ring(tiling, depth_of<O>(p.shape), kColumns, max_shared_bytes());
+  Maps maps;
+  if (tiling.stages < kMinStages || !make_maps<O>(maps, p, tiling.slots, kColumns)) return cudaErrorInvalidValue;
   Launch l;
   l.grid = dim3(static_cast<unsigned>(blocks));
   l.block = dim3(kThreads);
   l.shared_bytes = shared_bytes(tiling);
   l.name = "mlstm outputs wgmma";
   l.stream = stream;
-  error = launch(l, outputs_wgmma<O, kColumns>, maps, p, tiling);
-  return true;
+  return launch(l, outputs_wgmma<O, kColumns>, maps, p, tiling);
+}
+
+// Of the instance for tiles of so many blocks of 64 columns.
+int instance_columns(int blocks) {
+  return blocks <= 1 ? 64 : blocks <= 2 ? 128 : 256;
 }
 
 template <OutputKind O>
-bool launch_output(const MlstmOutputsParams<float>& p, const WgmmaTiling& tiling, cudaStream_t stream,
-                   cudaError_t& error) {
-  if (depth_of<O>(p.shape) > kMaxDepth) return false;
-  if (tiling.blocks <= 1) return launch_columns<O, 64>(p, tiling, stream, error);
-  if (tiling.blocks <= 2) return launch_columns<O, 128>(p, tiling, stream, error);
-  return launch_columns<O, 256>(p, tiling, stream, error);
+cudaError_t launch_output(const MlstmOutputsParams<float>& p, const WgmmaTiling& tiling, cudaStream_t stream) {
+  const int columns = instance_columns(tiling.blocks);
+  if (columns == 64) return launch_columns<O, 64>(p, tiling, stream);
+  if (columns == 128) return launch_columns<O, 128>(p, tiling, stream);
+  return launch_columns<O, 256>(p, tiling, stream);
 }
 
 }  // namespace
 
-bool outputs_wgmma(const MlstmOutputsParams<float>& p, const OutputsTiling& of, cudaStream_t stream,
-                   cudaError_t& error) {
-  if (device_properties().compute_capability != kCapability || p.product != kProduct || p.X.type != Type::bf16)
-    return false;
+bool compiled_for_wgmma() {
+  return compiled_for(outputs_wgmma<OutputKind::h, 64>) == 90;
+}
+
+bool outputs_wgmma_takes(OutputKind output, const MlstmShape& shape, int blocks, size_t room) {
+  const bool transposed = output == OutputKind::h || output == OutputKind::dv;
+  const auto depth = static_cast<int>(transposed ? shape.head_dim_qk : shape.head_dim_v);
+  const bool whole = shape.head_dim_v * sizeof(T) % 16 == 0;  // rows of states
+  return whole && depth <= kMaxDepth && with_ring({}, depth, instance_columns(blocks), room).stages >= kMinStages;
+}
+
+cudaError_t outputs_wgmma(const MlstmOutputsParams<float>& p, const OutputsTiling& of, cudaStream_t stream) {
   WgmmaTiling tiling = {of, 0, 0, 0};
   tiling.row_tiles = tiles(p.chunk_size, kRows);
+  if (!outputs_wgmma_takes(p.output, p.shape, tiling.blocks, max_shared_bytes())) return cudaErrorInvalidValue;
   switch (p.output) {
     case OutputKind::h:
-      return launch_output<OutputKind::h>(p, tiling, stream, error);
+      return launch_output<OutputKind::h>(p, tiling, stream);
     case OutputKind::dq:
-      return launch_output<OutputKind::dq>(p, tiling, stream, error);
+      return launch_output<OutputKind::dq>(p, tiling, stream);
     case OutputKind::dk:
-      return launch_output<OutputKind::dk>(p, tiling, stream, error);
+      return launch_output<OutputKind::dk>(p, tiling, stream);
     case OutputKind::dv:
-      return launch_output<OutputKind::dv>(p, tiling, stream, error);
+      return launch_output<OutputKind::dv>(p, tiling, stream);
   }
   XLSTM_UNREACHABLE;
 }

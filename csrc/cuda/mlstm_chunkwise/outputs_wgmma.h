@@ -3,10 +3,11 @@
 
 namespace xlstm::cuda {
 
-// Launches the kernel of outputs_wgmma.cu and gives its error; returns false, and has done nothing, where it cannot
-// take this: it needs compute capability 9.0, tensors in bfloat16 that TMA can read (16 bytes between rows, heads and
-// batch rows), and at most 512 contracted values.
-bool outputs_wgmma(const MlstmOutputsParams<float>& params, const OutputsTiling& tiling, cudaStream_t stream,
-                   cudaError_t& error);
+// Whether heads of these dimensions fit: at most 512 contracted values, Dv a multiple of 8. blocks: of 64 columns in a
+// column tile. room: bytes of shared memory.
+bool outputs_wgmma_takes(OutputKind output, const MlstmShape& shape, int blocks, size_t room);
+
+// Product::bf16, compute capability 9.0, tensors that TMA can read.
+cudaError_t outputs_wgmma(const MlstmOutputsParams<float>& params, const OutputsTiling& tiling, cudaStream_t stream);
 
 }  // namespace xlstm::cuda

@@ -12,6 +12,12 @@ enum class Product {
   f64      // f64 data
 };
 
+// What a kernel multiplies by.
+enum class TensorCores {
+  mma,   // mma.sync: every GPU, every product
+  wgmma  // wgmma on tiles that TMA brings: compute capability 9.0, bf16
+};
+
 XLSTM_HOST_DEVICE constexpr Type element_type(Product product) {
   switch (product) {
     case Product::bf16:

@@ -6,12 +6,15 @@
 
 namespace xlstm::cuda {
 
+constexpr int kStatesRows = 64;  // of C, of a tile
+
 // A: float, or double for Product::f64. E: the product's element type. Slots without tokens are not written.
 template <class A>
 struct MlstmStatesParams {
   MlstmShape shape;
   double scale = 1;  // of q
   Product product = Product::bf16;
+  TensorCores by = TensorCores::mma;
   int chunk_size = 64;  // as of the gate vectors
   bool backward = false;
   AnyView rows, columns;  // k, v | q, dh: (B, H, S, Dqk), (B, H, S, Dv)
@@ -27,16 +30,20 @@ struct MlstmStatesParams {
   const void* forward_states = nullptr;
   const A* forward_normalisers = nullptr;
   MlstmState<const A> initial_state, final_state;
-  // Backward only, written: parts of <dC, C> + <dn, n>, `mlstm_states_tiles` of each.
+  // Backward only, written: parts of <dC, C> + <dn, n>, StatesCost::tiles of each.
   A* chunk_dots = nullptr;  // (B, H, slots, tiles): at every chunk's end
   A* start_dots = nullptr;  // (N, H, tiles): of the initial state
 };
 
-// Blocks per head of a sequence, or of a segment.
-int64_t mlstm_states_tiles(Product product, const MlstmShape& shape);
+// What a walk of the states asks of a device.
+struct StatesCost {
+  int64_t tiles;        // of C, each with a part of the dots
+  int64_t blocks;       // that walk them
+  int resident;         // blocks that a multiprocessor has registers for
+  size_t shared_bytes;  // of a block
+};
 
-// Into how many segments sequences are best cut on the current device.
-int mlstm_states_segments(Product product, const MlstmShape& shape, int chunk_size);
+StatesCost states_cost(Product product, TensorCores by, const MlstmShape& shape);
 
 // Cuts into segments. allocate(count): memory for as many A.
 template <class A, class Allocate>
@@ -47,6 +54,11 @@ void cut_into_segments(MlstmStatesParams<A>& p, int segments, Allocate allocate)
   p.own.C = allocate(states * p.shape.head_dim_qk * p.shape.head_dim_v);
   p.own.n = allocate(states * p.shape.head_dim_qk);
 }
+
+// What each segment but the last makes of an empty state: `own`, where there are several segments. The first part of
+// mlstm_states.
+template <class A>
+cudaError_t mlstm_segment_states(const MlstmStatesParams<A>& params, cudaStream_t stream);
 
 template <class A>
 cudaError_t mlstm_states(const MlstmStatesParams<A>& params, cudaStream_t stream);

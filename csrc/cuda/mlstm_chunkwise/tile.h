@@ -276,7 +276,11 @@ struct Fragments<Product::bf16> {
   template <class T>
   static XLSTM_DEVICE void load_a_trans(A& a, const T& tile, int m, int k, const float* weights) {
     load_a_trans(a, tile, m, k);
-    const float* w = weights + k + 2 * lane_pair();
+    weigh(a, weights + k);
+  }
+  // Times kDepth weights along the contracted index
+  static XLSTM_DEVICE void weigh(A& a, const float* weights) {
+    const float* w = weights + 2 * lane_pair();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = i / 2 * 8;
@@ -311,7 +315,10 @@ struct Fragments<Product::bf16> {
   static XLSTM_DEVICE void dot(float (&sums)[2], const A& a, const float* vector) {
     const float* v = vector + 2 * lane_pair();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i % 2] += low(a.x[i]) * v[i / 2 * 8] + high(a.x[i]) * v[i / 2 * 8 + 1];
+    for (int i = 0; i < 4; ++i) {  // one after the other: two FMA
+      sums[i % 2] += low(a.x[i]) * v[i / 2 * 8];
+      sums[i % 2] += high(a.x[i]) * v[i / 2 * 8 + 1];
+    }
   }
 
  private:

@@ -51,10 +51,9 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
                                          OptionalTensor cu_seqlens, OptionalTensor reset, const Tensor& states,
                                          const Tensor& normalisers, OptionalTensor iota, OptionalTensor rho,
                                          OptionalTensor factor, bool sigmoid_gate, bool normalize, double scale,
-                                         double eps, int64_t chunk_size, bool outer_state_is_zero, int64_t kernel) {
+                                         double eps, int64_t chunk_size, bool outer_state_is_zero, int64_t by_) {
   NoGrad guard;
-  STD_TORCH_CHECK(kernel >= 0 && kernel <= static_cast<int64_t>(cuda::OutputsKernel::wgmma), kOp,
-                  ": kernel must be 0 (the best one), 1 (mma) or 2 (wgmma), got ", kernel);
+  const cuda::TensorCores by = tensor_cores_numbered(kOp, by_);
   STD_TORCH_CHECK(X.dim() == 4 && Z.dim() == 4 && states.dim() == 5, kOp, ": X, Z and states have 4, 4, 5 dimensions");
   const cuda::OutputKind kind = output_numbered(output);
   const cuda::Product arithmetic = product_numbered(kOp, product);
@@ -83,7 +82,7 @@ std::tuple<Tensor, Tensor> mlstm_outputs(int64_t output, int64_t product, const 
     cuda::MlstmOutputsParams<decltype(zero)> p;
     p.shape = shape, p.options = {.sigmoid_gate = sigmoid_gate, .normalize = normalize, .scale = scale, .eps = eps};
     p.product = arithmetic, p.output = kind, p.chunk_size = L;
-    p.kernel = static_cast<cuda::OutputsKernel>(kernel);
+    p.by = by;
     p.outer_state_is_zero = outer_state_is_zero;
     run(in, p, out, per_token);
   });
@@ -97,7 +96,7 @@ XLSTM_LIBRARY_FRAGMENT(m) {
       "mlstm_outputs(int output, int product, Tensor X, Tensor Y, Tensor Z, Tensor i, Tensor f, Tensor? initial_m, "
       "Tensor? cu_seqlens, Tensor? reset, Tensor states, Tensor normalisers, Tensor? iota, Tensor? rho, "
       "Tensor? factor, bool sigmoid_gate, bool normalize, float scale, float eps, int chunk_size, "
-      "bool outer_state_is_zero, int kernel=0) -> (Tensor out, Tensor per_token)");
+      "bool outer_state_is_zero, int by=0) -> (Tensor out, Tensor per_token)");
 }
 
 XLSTM_LIBRARY_IMPL(CPU, m) {

@@ -12,6 +12,11 @@ inline cuda::Product product_numbered(const char* op, int64_t number) {
   return static_cast<cuda::Product>(number);
 }
 
+inline cuda::TensorCores tensor_cores_numbered(const char* op, int64_t number) {
+  STD_TORCH_CHECK(number == 0 || number == 1, op, ": by must be 0 (mma) or 1 (wgmma), got ", number);
+  return static_cast<cuda::TensorCores>(number);
+}
+
 template <class T>
 T* allocate(DeviceSession& session, int64_t count) {
   return static_cast<T*>(session.workspace(sizeof(T) * static_cast<size_t>(count)));
