@@ -106,8 +106,8 @@ def remembering(p: Problem) -> Problem:
 
 @pytest.mark.parametrize("S", [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 200, 450])
 def test_lengths(S: int) -> None:
-    for chunk_size in (64, 128, 256):
-        Run.of(case(S, B=2, H=3, chunk_size=chunk_size, seed=S)).check()
+    for chunk_size in (64, 128, 256) if S in (65, 129, 450) else (128,):
+        Run.of(case(S, B=2, H=2, chunk_size=chunk_size, seed=S)).check()
 
 
 DIMS = [
@@ -157,7 +157,7 @@ def test_cases(p: Problem) -> None:
 @pytest.mark.parametrize("rate", [0.004, 0.03, 0.5])
 def test_boundaries(rate: float, variant: str) -> None:
     """Resets, zero forget gates, and both."""
-    p = case(300, B=2, H=2, Dv=72, chunk_size=128, **VARIANTS[variant])
+    p = case(200, B=2, Dv=72, chunk_size=128, **VARIANTS[variant])
     Run.of(with_boundaries(p, rate)).check()
 
 
