@@ -192,7 +192,7 @@ def test_layouts() -> None:
 # ---- segments ----
 
 
-@pytest.mark.parametrize("segments", [2, 3, 5, 16])
+@pytest.mark.parametrize("segments", [2, 16])
 def test_segments(segments: int) -> None:
     """Also with fewer chunks than segments."""
     Run.of(remembering(case(600, B=2, Dqk=24, Dv=72)), segments).check()
