@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import variants
 from tests.support.executor import EXECUTOR, PLAIN, needs_executor
 from tests.support.mutants import simt_options
 from xlstm_cuda import _ops, mlstm
@@ -244,14 +244,14 @@ def test_every_plan_is_one_that_kernels_can_run(
 # ---- what calls do ----
 
 
-@contextmanager
-def requested(words: str) -> Iterator[None]:
-    use = _ops.library(PLAIN).mlstm_variant
-    before = use(words)
-    try:
-        yield
-    finally:
-        use(before)
+def requested(words: str) -> AbstractContextManager[None]:
+    return variants.requested(_ops.library(PLAIN).mlstm_variant, words)
+
+
+def launched() -> set[str]:
+    """The kernels with products that ran since the last "forget"."""
+    lines = _ops.library(PLAIN).simt_shared_memory().splitlines()
+    return {line.split("\t")[0] for line in lines} - {"mlstm gates", "mlstm normaliser", "mlstm gate_grads"}
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,27 @@ def test_calls_run_what_is_asked_for(words: str, kernels: set[str]) -> None:
     with requested(words):
         ops.simt_set("forget", "launches")
         h = mlstm(**inputs, backend=EXECUTOR)
-    launched = {line.split("\t")[0] for line in ops.simt_shared_memory().splitlines()} - {"mlstm gates"}
-    assert launched == kernels
+    assert launched() == kernels
     assert isinstance(h, torch.Tensor) and isinstance(expected, torch.Tensor)
     assert (h - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("words", "kernels"),
+    [
+        ("walk segments=2", {"mlstm walk", "mlstm states wgmma", "mlstm outputs wgmma"}),
+        ("passes wgmma", {"mlstm states wgmma", "mlstm outputs wgmma"}),
+        ("passes mma", {"mlstm states", "mlstm outputs"}),
+    ],
+)
+def test_both_passes_run_what_is_asked_for(words: str, kernels: set[str]) -> None:
+    inputs = mlstm_inputs(1, 1, 300, 72, 72, dtype=torch.bfloat16, requires_grad=True)
+    with requested(words):
+        _ops.library(PLAIN).simt_set("forget", "launches")
+        h = mlstm(**inputs, backend=EXECUTOR)
+        assert isinstance(h, torch.Tensor)
+        h.sum().backward()
+    assert launched() == kernels
 
 
 @pytest.mark.parametrize(("dtype", "capability"), [(torch.float32, 90), (torch.bfloat16, 80)], ids=str)

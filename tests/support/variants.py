@@ -1,8 +1,8 @@
-"""The ways to run a recurrent scan on a device (csrc/cuda/recurrent/plan.h): a test chooses one by name."""
+"""The ways to run a call on a device, of which a test chooses one by name: csrc/cuda/recurrent/plan.h, mlstm_chunkwise/plan.h."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -23,8 +23,14 @@ def only(variant: str, namespace: str) -> Iterator[None]:
     device could have it."""
     if variant.startswith("cluster") and not has_clusters(namespace):
         pytest.skip("a device without clusters")
-    use = _ops.library(namespace).recurrent_variant
-    before = use(variant)
+    with requested(_ops.library(namespace).recurrent_variant, variant):
+        yield
+
+
+@contextmanager
+def requested(use: Callable[[str], str], words: str) -> Iterator[None]:
+    """Calls run in this way, by recurrent_variant or mlstm_variant; afterwards as before."""
+    before = use(words)
     try:
         yield
     finally:

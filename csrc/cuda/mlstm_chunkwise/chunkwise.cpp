@@ -71,9 +71,10 @@ struct Pass {
         tokens(heads * in_.shape.seqlen),
         slots(heads * chunk_slots(in_.shape, chunk_size)) {}
 
-  // h: of the forward pass; dh: of the backward pass. The other one is empty.
+  // h: of the forward pass; dh: of the backward pass. The other one is not there, and keeps no kernel from what was
+  // asked for.
   std::optional<MlstmPlan> plan(const AnyView& h, const AnyView& dh) const {
-    const auto reads = [this](const AnyView& x) { return x.data && tma_reads(x, in.shape); };
+    const auto reads = [this](const AnyView& x) { return !x.data || tma_reads(x, in.shape); };
     const MlstmCall call = {
         in.shape, product, in.options.chunk_size, {reads(in.q), reads(in.k), reads(in.v), reads(h), reads(dh)}};
     return mlstm_plan(call, mlstm_device(), current_request());
