@@ -104,9 +104,8 @@ def grown(name: str, two: Work, four: Work, chunk_size: int, seqlen: int, rows: 
         work = Counter({kind: four[kind] / 4 * chunks * rows for kind in four})
         work["chain"] = four["chain"] * -(-seqlen // GATE_TILE)
         work["slots"] = work["chain"] * rows
-    elif (
-        two["blocks"] == four["blocks"]
-    ):  # a block walks through all chunks, or through a segment, and nearly all twice
+    elif two["blocks"] == four["blocks"]:
+        # a block walks through all chunks, or through a segment, and nearly all twice
         work = Counter({kind: n * (2 - 1 / segments) for kind, n in work.items()})
         work["chain"] *= 1 / rows if segments == 1 else 2 / (2 * segments - 1) / rows
     else:

@@ -10,6 +10,7 @@ import pytest
 from bench import machine_code, predict
 from bench.__main__ import main
 from bench.counters import counted, mlstm_of
+from tests.support.variants import requested
 from tools.sass.model import PIPES
 from xlstm_cuda import _ops
 
@@ -54,19 +55,26 @@ def test_what_limits_a_kernel() -> None:
     assert "| b | 2000.000 |" in predict.report("two kernels", {"b": many})
 
 
+HMMA = 4 * 64**3 / (16 * 8 * 16) * PIPES["HMMA"][1]
+HGMMA = (
+    4 * 64**3 / (64 * 64 * 16) * 4 * 64 / 2
+)  # each of four warps has it, and its tensor core is taken for N / 2 cycles
+
+
 @needs_ptx
-def test_the_products_of_a_chunk() -> None:
+@pytest.mark.parametrize(("way", "cycles"), [("passes mma", HMMA), ("walk", HGMMA)])
+def test_the_products_of_a_chunk(way: str, cycles: float) -> None:
     """Of one head of (64, 64) in chunks of 64, forward: K^T V, Q C, Q K^T and P V, 64 x 64 x 64 each."""
     files = machine_code.sources()
-    two, four = (
-        sum(
-            (predict.work_of(counts, files) for counts in counted(mlstm_of(64, 64, n * 64, 64, False)).values()),
-            Counter(),
+    with requested(_ops.library(_ops.PTX_NAMESPACE).mlstm_variant, way):
+        two, four = (
+            sum(
+                (predict.work_of(counts, files) for counts in counted(mlstm_of(64, 64, n * 64, 64, False)).values()),
+                Counter(),
+            )
+            for n in (2, 4)
         )
-        for n in (2, 4)
-    )
-    products = 4 * 64**3 / (16 * 8 * 16)
-    assert (four["tensor"] - two["tensor"]) / 2 == pytest.approx(products * PIPES["HMMA"][1])
+    assert (four["tensor"] - two["tensor"]) / 2 == pytest.approx(cycles)
 
 
 def test_scans_of_the_committed_table() -> None:

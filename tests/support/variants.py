@@ -1,4 +1,4 @@
-"""The ways to run a call on a device, of which a test chooses one by name: csrc/cuda/recurrent/plan.h, mlstm_chunkwise/plan.h."""
+"""Ways to run a call on a device (plan.h in csrc/cuda/recurrent and mlstm_chunkwise): a test chooses one by name."""
 
 from __future__ import annotations
 

@@ -139,10 +139,6 @@ int columns_of(Product product, const MlstmShape& shape) {
   return product == Product::f64 || shape.head_dim_v <= kTileRows ? kTileRows : 2 * kTileRows;
 }
 
-int64_t tiles_across(int64_t size, int tile) {
-  return (size + tile - 1) / tile;
-}
-
 size_t shared_bytes_of(Product product, const MlstmShape& shape) {
   const auto of = [&]<Product P>() {
     constexpr size_t kNarrow = sizeof(StatesShared<P, kTileRows>), kWide = sizeof(StatesShared<P, 2 * kTileRows>);

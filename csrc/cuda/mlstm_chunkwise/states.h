@@ -8,6 +8,11 @@ namespace xlstm::cuda {
 
 constexpr int kStatesRows = 64;  // of C, of a tile
 
+// Tiles that cover so many rows or columns of C.
+inline int64_t tiles_across(int64_t size, int tile) {
+  return (size + tile - 1) / tile;
+}
+
 // A: float, or double for Product::f64. E: the product's element type. Slots without tokens are not written.
 template <class A>
 struct MlstmStatesParams {

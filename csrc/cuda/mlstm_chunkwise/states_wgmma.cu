@@ -198,10 +198,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- launch ----
 
-int64_t tiles_across(int64_t size, int tile) {
-  return (size + tile - 1) / tile;
-}
-
 // Columns of a block's tile.
 int columns_of(const MlstmShape& shape) {
   return shape.head_dim_v <= 128 ? 128 : 256;

@@ -72,8 +72,7 @@ auto with_instance(const MlstmShape& shape, F f) {
 
 template <int kGroups>
 int64_t slices_of(const MlstmShape& shape) {
-  constexpr int64_t kColumns = kGroups * kSlabColumns;
-  return (shape.head_dim_v + kColumns - 1) / kColumns;
+  return tiles_across(shape.head_dim_v, kGroups * kSlabColumns);
 }
 
 template <int kDepth, int kGroups>
