@@ -14,6 +14,7 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/outputs_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/states.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/states_wgmma.cu
+    ${xlstm_cuda_folder}/mlstm_chunkwise/walk_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/walk_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
     ${xlstm_cuda_folder}/recurrent/device.cu
@@ -51,6 +52,7 @@ set(xlstm_kernel_op_sources
     ${xlstm_ops_folder}/kernel_ops/mlstm_outputs.cpp
     ${xlstm_ops_folder}/kernel_ops/mlstm_states.cpp
     ${xlstm_ops_folder}/kernel_ops/mlstm_walk.cpp
+    ${xlstm_ops_folder}/kernel_ops/mlstm_walk_grads.cpp
     ${xlstm_ops_folder}/kernel_ops/recurrent_weight_grad.cpp
     ${xlstm_ops_folder}/kernel_ops/simt_control.cpp)
 # The ops of every library.

@@ -50,9 +50,9 @@ cuda::Product product_named(const std::string& name) {
   return cuda::Product::f64;
 }
 
-// The plan for a call on a device, a line for each kernel: "chunks 128", "walk 1" with its segments, "states mma 3",
-// "h wgmma". Nothing where the request cannot be met. packed: so many sequences of a single batch row, 0: none.
-// tma: the names of q, k, v, h, dh that TMA can read.
+// The plan for a call on a device, a line for each kernel: "chunks 128", "walk 1" with its segments, "walk_dC 1",
+// "states mma 3", "h wgmma". Nothing where the request cannot be met. packed: so many sequences of a single batch row,
+// 0: none. tma: the names of q, k, v, h, dh, dq, dk, dv that TMA can read.
 std::string mlstm_plan(int64_t B, int64_t H, int64_t S, int64_t Dqk, int64_t Dv, int64_t packed, std::string product,
                        int64_t chunk_size, std::string tma, bool wgmma, int64_t multiprocessors, int64_t shared_bytes,
                        std::string request) {
@@ -63,8 +63,14 @@ std::string mlstm_plan(int64_t B, int64_t H, int64_t S, int64_t Dqk, int64_t Dv,
   call.chunk_size = chunk_size;
   take_words(tma, [&](const std::string& name) {
     auto& of = call.tma;
-    for (const auto& [known, reads] :
-         {std::pair{"q", &of.q}, {"k", &of.k}, {"v", &of.v}, {"h", &of.h}, {"dh", &of.dh}}) {
+    for (const auto& [known, reads] : {std::pair{"q", &of.q},
+                                       {"k", &of.k},
+                                       {"v", &of.v},
+                                       {"h", &of.h},
+                                       {"dh", &of.dh},
+                                       {"dq", &of.dq},
+                                       {"dk", &of.dk},
+                                       {"dv", &of.dv}}) {
       if (name == known) *reads = true;
     }
     return true;
@@ -73,7 +79,11 @@ std::string mlstm_plan(int64_t B, int64_t H, int64_t S, int64_t Dqk, int64_t Dv,
   const auto plan = cuda::mlstm_plan(call, device, request_named(request));
   if (!plan) return "";
   std::string lines = "chunks " + std::to_string(plan->chunk_size) + "\n";
-  if (plan->walk) lines += "walk " + std::to_string(*plan->walk) + "\n";
+  const auto walk = [&](const char* name, int segments) {
+    lines += std::string(name) + " " + std::to_string(segments) + "\n";
+  };
+  if (plan->walk) walk("walk", *plan->walk);
+  if (const auto& grads = plan->grad_walks) walk("walk_C", grads->with_C), walk("walk_dC", grads->with_dC);
   const auto states = [&](const char* name, const cuda::StatesPlan& of) {
     lines += std::string(name) + " " + cuda::name_of(of.by) + " " + std::to_string(of.segments) + "\n";
   };

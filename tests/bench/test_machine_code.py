@@ -204,9 +204,23 @@ def test_the_model_is_bound_by_a_pipe() -> None:
 
 
 def test_the_model_waits_for_products_of_a_warpgroup() -> None:
-    products = [line("HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8].tnspB, R24", stall=1)] * 2
+    products = [line("HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8].tnspB, R24, gsb0", stall=1)] * 2
     path = turn_of(*LOOP, *products, line("WARPGROUP.DEPBAR.LE gsb0, 0x0", stall=1), BACK, *END).path
     assert cycles_of_turn(path, warps=1) == pytest.approx(2 * 128 + PRODUCT_TAIL + BRANCH, abs=2)
+
+
+def test_the_model_goes_on_beside_the_groups_that_are_not_awaited() -> None:
+    """Two sets of operands in turn: the products of one are in flight while the other one is made."""
+    product = line("HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR8], R24, gsb0", stall=1)
+    operands = [line(f"FADD R{n}, R2, R3", stall=4) for n in range(4, 16)]
+
+    def of(left: str) -> float:
+        wait = line(f"WARPGROUP.DEPBAR.LE gsb0, {left}", stall=1)
+        return cycles_of_turn(turn_of(*LOOP, *operands, product, wait, BACK, *END).path, warps=1)
+
+    alone = 4 * len(operands) + 64 + PRODUCT_TAIL + BRANCH
+    assert of("0x0") == pytest.approx(alone, abs=3)
+    assert of("0x1") == pytest.approx(alone / 2, abs=3)  # two turns in the time of one
 
 
 def test_the_pipes_that_a_turn_takes() -> None:

@@ -62,9 +62,12 @@ HGMMA = (
 
 
 @needs_ptx
-@pytest.mark.parametrize(("way", "cycles"), [("passes mma", HMMA), ("walk", HGMMA)])
-def test_the_products_of_a_chunk(way: str, cycles: float) -> None:
-    """Of one head of (64, 64) in chunks of 64, forward: K^T V, Q C, Q K^T and P V, 64 x 64 x 64 each."""
+@pytest.mark.parametrize(("way", "cycles", "error"), [("passes mma", HMMA, 1e-6), ("walk", HGMMA, 0.05)])
+def test_the_products_of_a_chunk(way: str, cycles: float, error: float) -> None:
+    """Of one head of (64, 64) in chunks of 64, forward: K^T V, Q C, Q K^T and P V, 64 x 64 x 64 each.
+
+    Sizes of wgmma are in the machine code alone, where what ptxas moves out of a loop blurs how often it is executed.
+    """
     files = machine_code.sources()
     with requested(_ops.library(_ops.PTX_NAMESPACE).mlstm_variant, way):
         two, four = (
@@ -74,7 +77,7 @@ def test_the_products_of_a_chunk(way: str, cycles: float) -> None:
             )
             for n in (2, 4)
         )
-    assert (four["tensor"] - two["tensor"]) / 2 == pytest.approx(cycles)
+    assert (four["tensor"] - two["tensor"]) / 2 == pytest.approx(cycles, rel=error)
 
 
 def test_scans_of_the_committed_table() -> None:

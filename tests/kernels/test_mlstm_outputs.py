@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.support.executor import EXECUTOR, PLAIN, RACE, needs_race_build
 from tests.support.mlstm_plain import Plain, Problem, in_whole_pieces, normaliser_factors, packed, plain, problem
 from tests.support.mutants import caught, planted, simt_options
+from tests.support.variants import requested
 from xlstm_cuda import _ops, mlstm
 from xlstm_cuda.testing import mlstm_inputs
 
@@ -266,11 +267,11 @@ WITHOUT += [{"capability": 80}, {"capability": 100}]
 
 @pytest.mark.parametrize("change", [{}, *WITHOUT], ids=str)
 def test_which_kernel_a_call_takes(change: dict[str, Any]) -> None:
-    """On compute capability 9.0 those of wgmma, where TMA can read the rows and chunks have two tiles of tokens."""
+    """In two passes on compute capability 9.0: by wgmma, where TMA can read the rows and chunks have two tiles."""
     case = WITH_WGMMA | change
     inputs = mlstm_inputs(1, 1, case["S"], case["D"], case["D"], dtype=case["dtype"], requires_grad=True)
     ops = _ops.library(PLAIN)
-    with simt_options(PLAIN, compute_capability=case["capability"]):
+    with simt_options(PLAIN, compute_capability=case["capability"]), requested(ops.mlstm_variant, "passes"):
         ops.simt_set("forget", "launches")
         mlstm(**inputs, chunk_size=case["chunk_size"], backend=EXECUTOR).sum().backward()
     kernels = {line.split("\t")[0] for line in ops.simt_shared_memory().splitlines()}

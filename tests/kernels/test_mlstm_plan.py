@@ -18,7 +18,7 @@ from xlstm_cuda.testing import mlstm_inputs
 
 pytestmark = [pytest.mark.simt, needs_executor]
 
-READABLE = "q k v h dh"
+READABLE = "q k v h dh dq dk dv"
 KERNELS = ("states", "state_grads", "h", "dq", "dk", "dv")
 
 
@@ -43,6 +43,7 @@ class Shape(NamedTuple):
 class Plan(NamedTuple):
     chunks: int
     walk: int | None  # segments
+    grad_walks: tuple[int, int] | None  # segments of those with C and with dC
     by: dict[str, str]  # of each kernel
     segments: dict[str, int]
 
@@ -63,6 +64,7 @@ def planned(
     return Plan(
         int(words["chunks"][0]),
         int(words["walk"][0]) if "walk" in words else None,
+        (int(words["walk_C"][0]), int(words["walk_dC"][0])) if "walk_C" in words else None,
         {name: words[name][0] for name in KERNELS},
         {name: int(words[name][1]) for name in KERNELS[:2]},
     )
@@ -78,52 +80,58 @@ LONG = Shape(8, 16, 8192, 128, 256)
 
 
 def test_hopper_in_bfloat16() -> None:
-    assert plan(LONG) == Plan(128, 1, dict.fromkeys(KERNELS, "wgmma"), {"states": 1, "state_grads": 1})
+    assert plan(LONG) == Plan(128, 1, (1, 1), dict.fromkeys(KERNELS, "wgmma"), {"states": 1, "state_grads": 1})
 
 
 @pytest.mark.parametrize("product", ["tf32", "tf32x3", "f64"])
 def test_other_products(product: str) -> None:
-    assert plan(LONG, product) == Plan(128, None, dict.fromkeys(KERNELS, "mma"), {"states": 1, "state_grads": 1})
+    assert plan(LONG, product) == Plan(128, None, None, dict.fromkeys(KERNELS, "mma"), {"states": 1, "state_grads": 1})
 
 
 @pytest.mark.parametrize("device", [A100, RTX])
 def test_other_devices(device: Device) -> None:
     of_call = plan(LONG, device=device)
-    assert of_call.walk is None and set(of_call.by.values()) == {"mma"}
+    assert of_call.walk is of_call.grad_walks is None and set(of_call.by.values()) == {"mma"}
 
 
 @pytest.mark.parametrize(
     ("missing", "walks", "by_mma"),
     [
-        ("q", False, {"state_grads", "h", "dq", "dk", "dv"}),
-        ("k", False, {"states", "h", "dq", "dk", "dv"}),
-        ("v", False, {"states", "h", "dq", "dk"}),
-        ("h", False, set()),
-        ("dh", True, {"state_grads", "dq", "dk", "dv"}),
+        ("q", "", {"state_grads", "h", "dq", "dk", "dv"}),
+        ("k", "", {"states", "h", "dq", "dk", "dv"}),
+        ("v", "", {"states", "h", "dq", "dk"}),
+        ("h", "backward", set()),
+        ("dh", "forward", {"state_grads", "dq", "dk", "dv"}),
+        ("dq", "forward", set()),
+        ("dk", "forward", set()),
+        ("dv", "forward", set()),
     ],
 )
-def test_tensors_that_tma_cannot_read(missing: str, walks: bool, by_mma: set[str]) -> None:
+def test_tensors_that_tma_cannot_read(missing: str, walks: str, by_mma: set[str]) -> None:
     of_call = plan(LONG, tma=" ".join(name for name in READABLE.split() if name != missing))
-    assert (of_call.walk is not None) == walks
+    assert (of_call.walk is not None) == (walks == "forward")
+    assert (of_call.grad_walks is not None) == (walks == "backward")
     assert {name for name, by in of_call.by.items() if by == "mma"} == by_mma
 
 
 @pytest.mark.parametrize(
-    ("Dqk", "Dv", "walks", "by_mma"),
+    ("Dqk", "Dv", "walk", "grad_walks", "by_mma"),
     [
-        (64, 64, True, {"states", "state_grads"}),  # one of two warpgroups would have no rows
-        (65, 8, True, set()),
-        (256, 512, True, set()),
-        (264, 512, False, set()),
-        (512, 512, False, set()),
-        (520, 512, False, {"h", "dv"}),  # whose contracted dimension is Dqk
-        (128, 520, True, {"dq", "dk"}),
-        (128, 12, False, {"h", "dq", "dk", "dv"}),  # rows of states begin at no multiples of 16 bytes
+        (64, 64, True, True, {"states", "state_grads"}),  # one of two warpgroups would have no rows
+        (65, 8, True, False, set()),  # dq and dk have rows of whole pieces of 16 bytes
+        (256, 256, True, True, set()),
+        (256, 512, True, False, set()),  # a row of C does not fit the registers
+        (264, 512, False, False, set()),
+        (264, 256, False, False, set()),  # dv: nor a column
+        (512, 512, False, False, set()),
+        (520, 512, False, False, {"h", "dv"}),  # whose contracted dimension is Dqk
+        (128, 520, True, False, {"dq", "dk"}),
+        (128, 12, False, False, {"h", "dq", "dk", "dv"}),  # rows of states begin at no multiples of 16 bytes
     ],
 )
-def test_head_dims(Dqk: int, Dv: int, walks: bool, by_mma: set[str]) -> None:
+def test_head_dims(Dqk: int, Dv: int, walk: bool, grad_walks: bool, by_mma: set[str]) -> None:
     of_call = plan(LONG._replace(Dqk=Dqk, Dv=Dv))
-    assert (of_call.walk is not None) == walks
+    assert (of_call.walk is not None) == walk and (of_call.grad_walks is not None) == grad_walks
     assert {name for name, by in of_call.by.items() if by == "mma"} == by_mma
 
 
@@ -184,12 +192,23 @@ def test_segments_of_the_walk(shape: Shape, segments: int) -> None:
     assert plan(shape).walk == segments
 
 
+def test_segments_of_the_walks_of_gradients() -> None:
+    """dq and dk share out rows of C, dv its columns: (128, 256) has one block a head and two. dk and dv share what
+    their segments make of an empty state."""
+    assert plan(Shape(1, 16, 65536, 128, 256)).grad_walks == (8, 8)
+    assert plan(Shape(1, 16, 65536, 256, 128)).grad_walks == (4, 8)
+    assert plan(Shape(1, 8, 65536, 64, 64)).grad_walks == (16, 16)
+    assert plan(Shape(2, 64, 32768, 64, 64)).grad_walks == (1, 1)
+
+
 def test_requests() -> None:
-    assert plan(LONG, request="passes").walk is None
-    assert plan(LONG, request="walk segments=5").walk == 5
+    of_call = plan(LONG, request="passes")
+    assert of_call.walk is of_call.grad_walks is None
+    of_call = plan(LONG, request="walk segments=5")
+    assert of_call.walk == 5 and of_call.grad_walks == (5, 5)
     assert plan(LONG, request="segments=99").segments == {"states": 16, "state_grads": 16}
     of_call = plan(LONG, request="mma")
-    assert of_call.walk is None and set(of_call.by.values()) == {"mma"}
+    assert of_call.walk is of_call.grad_walks is None and set(of_call.by.values()) == {"mma"}
     of_call = plan(LONG._replace(Dqk=64, Dv=64), chunk_size=64, request="passes wgmma")
     assert of_call.walk is None and set(of_call.by.values()) == {"wgmma"}
 
@@ -233,11 +252,15 @@ def test_every_plan_is_one_that_kernels_can_run(
     hopper = device.wgmma and product == "bf16" and shape.B * shape.H * shape.S > 0 and device.shared_bytes > 200 << 10
     if of_call.walk is not None:
         assert hopper and {"q", "k", "v", "h"} <= tma and shape.Dqk <= 256 and shape.Dv % 8 == 0
+    if of_call.grad_walks is not None:
+        assert hopper and {"q", "k", "v", "dh", "dq", "dk", "dv"} <= tma
+        assert max(shape.Dqk, shape.Dv) <= 256 and shape.Dqk % 8 == shape.Dv % 8 == 0
+        assert all(1 <= n <= 16 for n in of_call.grad_walks)
     used = {"states": "k v", "state_grads": "q dh", "h": "q k v", "dq": "q k v dh", "dk": "q k v dh", "dv": "q k dh"}
     for name, read in used.items():
         if of_call.by[name] == "wgmma":
             assert device.wgmma and product == "bf16" and shape.S > 0 and set(read.split()) <= tma
-    if by and of_call.walk is None:
+    if by and of_call.walk is of_call.grad_walks is None:
         assert set(of_call.by.values()) == {by}
 
 
@@ -278,7 +301,8 @@ def test_calls_run_what_is_asked_for(words: str, kernels: set[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "kernels"),
     [
-        ("walk segments=2", {"mlstm walk", "mlstm states wgmma", "mlstm outputs wgmma"}),
+        ("", {"mlstm walk", "mlstm walk grads"}),
+        ("walk segments=2", {"mlstm walk", "mlstm states wgmma", "mlstm walk grads"}),
         ("passes wgmma", {"mlstm states wgmma", "mlstm outputs wgmma"}),
         ("passes mma", {"mlstm states", "mlstm outputs"}),
     ],

@@ -25,7 +25,8 @@ from tests.support.mutants import caught, planted, simt_options
 from xlstm_cuda import _ops
 
 SOURCES = [
-    f"csrc/cuda/mlstm_chunkwise/{name}" for name in ("walk_block.h", "walk_consumer.h", "walk_spans.h", "walk_wgmma.cu")
+    f"csrc/cuda/mlstm_chunkwise/{name}"
+    for name in ("walk_block.h", "walk_consumer.h", "walk_spans.h", "walk_tile.h", "walk_wgmma.cu")
 ]
 TOLERANCE = 1e-2  # relative to the largest value of a tensor
 H_TOLERANCE = 4e-3  # relative, Frobenius: of h and r

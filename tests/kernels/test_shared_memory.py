@@ -23,7 +23,7 @@ pytestmark = pytest.mark.simt
 TABLE = ROOT / "csrc" / "cuda" / "shared_memory.json"
 EVERYWHERE = 99 << 10  # bytes that a block may have on every GPU from compute capability 8.0 on
 HOPPER = 227 << 10  # on compute capability 9.0, for kernels that run nowhere else
-ON_HOPPER = {"mlstm outputs wgmma", "mlstm states wgmma", "mlstm walk"}
+ON_HOPPER = {"mlstm outputs wgmma", "mlstm states wgmma", "mlstm walk", "mlstm walk grads"}
 WGMMA = 1
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
 
@@ -82,6 +82,15 @@ def walk(Dqk: int, Dv: int) -> None:
     k, v, i = (torch.zeros(1, 1, 9, D, dtype=torch.bfloat16) for D in (Dqk, Dv, 1))
     options = (False, True, 1.0, 0.0, 64, 1, True)
     getattr(torch.ops, PLAIN).mlstm_walk(k, k, v, i[..., 0], i[..., 0], *[None] * 5, *options)
+
+
+def walk_grads(output: str, Dqk: int, Dv: int) -> None:
+    k, v, i = (torch.zeros(1, 1, 9, D, dtype=torch.bfloat16) for D in (Dqk, Dv, 1))
+    C, n, i = torch.zeros(1, 1, Dqk, Dv), torch.zeros(1, 1, Dqk), torch.zeros(1, 1, 9)
+    states = (None, None, C[None].bfloat16(), n[None], C, n, None, None)
+    getattr(torch.ops, PLAIN).mlstm_walk_grads(
+        _ops.OUTPUTS[output], k, k, v, v, i, i, None, None, None, i, i, *states, False, 1.0, 64, 1
+    )
 
 
 def gate_grads(dtype: torch.dtype) -> None:
@@ -155,6 +164,12 @@ CALLS: dict[str, Callable[[], Any]] = {
         f"mlstm_walk {Dqk} {Dv}": lambda Dqk=Dqk, Dv=Dv: walk(Dqk, Dv)  # type: ignore[misc]
         for Dqk, Dv in ((64, 64), (64, 128), (128, 256), (256, 512))
     },
+    **{
+        f"mlstm_walk_grads {output} {Dqk} {Dv}": lambda o=output, Dqk=Dqk, Dv=Dv: walk_grads(o, Dqk, Dv)  # type: ignore[misc]
+        for output in ("dq", "dk", "dv")
+        for Dqk, Dv in ((64, 64), (128, 128), (256, 256))
+    },
+    "mlstm_walk_grads dv 64 128": lambda: walk_grads("dv", 64, 128),
     "mlstm_gate_grads float": lambda: gate_grads(torch.float32),
     "mlstm_gate_grads double": lambda: gate_grads(torch.float64),
 }

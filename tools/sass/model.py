@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .listing import Instruction
+from .products import groups_left
 
 # Cycles until a result is there, for instructions that say so by a barrier; others are timed by their stalls. These and
 # the numbers below are those of public microbenchmarks of Hopper, or of Volta (Jia et al., 2018) where these give none.
@@ -107,7 +108,8 @@ class _Warp:
         self.turn, self.at = 0, 0  # of the loop; instructions issued in it
         self.ready = 0
         self.barriers = [0] * 6  # when they are clear
-        self.products = 0  # when the sums of its wgmmas are there
+        self.product = 0  # when the sums of its last wgmma are there
+        self.groups: list[int] = []  # the same of each group of them that has ended
         self.arrivals = 0  # at the block's barrier
         self.ends: list[int] = []  # of its turns
         self.start_turn()
@@ -177,9 +179,12 @@ class _Scheduler:
         if instruction.opcode.startswith("BAR.SYNC"):
             self.meet(warp, now)
         if instruction.name == "HGMMA":
-            warp.products = now + cycles + PRODUCT_TAIL
-        if instruction.opcode.startswith("WARPGROUP.DEPBAR"):  # as if it waited for all of them
-            warp.ready = max(warp.ready, warp.products)
+            warp.product = now + cycles + PRODUCT_TAIL
+            if "gsb0" in instruction.operands:
+                warp.groups.append(warp.product)
+        if instruction.opcode.startswith("WARPGROUP.DEPBAR"):
+            awaited = warp.groups[: len(warp.groups) - groups_left(instruction)]
+            warp.ready = max([warp.ready, *awaited[-1:]])
         if self.message and instruction.opcode.startswith(self.message.sends):
             self.sent[warp.turn] = now
         warp.at += 1

@@ -47,10 +47,15 @@ def after(instruction: Instruction, in_flight: InFlight) -> InFlight:
             ended = [ended[0] | ended[1], *ended[2:]]
         return (*ended, group, frozenset()) if "gsb0" in instruction.operands else (*ended, group)
     if instruction.opcode.startswith("WARPGROUP.DEPBAR"):
-        left = int(instruction.operands.split(",")[1], 16)
+        left = groups_left(instruction)
         *ended, opened = in_flight
         return (*ended[len(ended) - left :], opened) if left else (opened,)
     return in_flight
+
+
+def groups_left(depbar: Instruction) -> int:
+    """How many groups of products, the last ones, WARPGROUP.DEPBAR does not wait for."""
+    return int(depbar.operands.split(",")[1], 16)
 
 
 def registers_of(instruction: Instruction) -> Registers:

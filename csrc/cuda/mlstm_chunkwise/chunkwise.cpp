@@ -12,6 +12,7 @@
 #include "cuda/mlstm_chunkwise/states.h"
 #include "cuda/mlstm_chunkwise/tma_strides.h"
 #include "cuda/mlstm_chunkwise/walk.h"
+#include "cuda/mlstm_chunkwise/walk_grads.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -71,12 +72,15 @@ struct Pass {
         tokens(heads * in_.shape.seqlen),
         slots(heads * chunk_slots(in_.shape, chunk_size)) {}
 
-  // h: of the forward pass; dh: of the backward pass. The other one is not there, and keeps no kernel from what was
-  // asked for.
-  std::optional<MlstmPlan> plan(const AnyView& h, const AnyView& dh) const {
+  // What belongs to one pass is not there in the other one, and keeps no kernel from what was asked for.
+  std::optional<MlstmPlan> plan(const AnyView& h, const AnyView& dh, const AnyView& dq, const AnyView& dk,
+                                const AnyView& dv) const {
     const auto reads = [this](const AnyView& x) { return !x.data || tma_reads(x, in.shape); };
     const MlstmCall call = {
-        in.shape, product, in.options.chunk_size, {reads(in.q), reads(in.k), reads(in.v), reads(h), reads(dh)}};
+        in.shape,
+        product,
+        in.options.chunk_size,
+        {reads(in.q), reads(in.k), reads(in.v), reads(h), reads(dh), reads(dq), reads(dk), reads(dv)}};
     return mlstm_plan(call, mlstm_device(), current_request());
   }
 
@@ -189,6 +193,163 @@ struct Pass {
     if (error != cudaSuccess) return error; \
   } while (false)
 
+// The backward pass, on what the forward pass kept, or what is computed again.
+template <class A>
+struct BackwardPass : Pass<A> {
+  using Pass<A>::in, Pass<A>::memory, Pass<A>::stream;
+
+  const MlstmBackwardParams<void, A>& p;
+  MlstmPlan plan;
+  const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;  // of all heads
+  const int64_t row_tiles, dot_tiles;  // parts of what the gates' gradients are sums of
+  MlstmState<const A> final_state = p.final_state;
+  A *iota = this->new_tokens(), *rho = this->new_tokens(), *kappa = this->new_tokens();
+  A *q_dq = memory.template get<A>(this->tokens * row_tiles), *k_dk = memory.template get<A>(this->tokens * row_tiles);
+  A *chunk_dots = memory.template get<A>(this->slots * dot_tiles),
+    *start_dots = memory.template get<A>(sequences * dot_tiles);
+
+  BackwardPass(const Pass<A>& pass, const MlstmBackwardParams<void, A>& p_, const MlstmPlan& plan_)
+      : Pass<A>(pass),
+        p(p_),
+        plan(plan_),
+        row_tiles(plan.grad_walks ? tiles_across(in.shape.head_dim_qk, kStatesRows)
+                                  : mlstm_outputs_column_tiles(this->product, in.shape.head_dim_qk)),
+        dot_tiles(plan.grad_walks ? row_tiles : states_cost(this->product, plan.state_grads.by, in.shape).tiles) {}
+
+  cudaError_t run() {
+    XLSTM_RETURN_ERROR(find_states());
+    const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, this->gates.m, iota, rho, kappa};
+    XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
+    XLSTM_RETURN_ERROR(compute_grads());
+    return compute_gate_grads();
+  }
+
+ private:
+  cudaError_t find_states() {
+    if (p.kept) {
+      this->find(p.kept);
+      return cudaSuccess;
+    }
+    const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
+    const MlstmState<A> again = {memory.template get<A>(sequences * dqk * dv), memory.template get<A>(sequences * dqk),
+                                 memory.template get<A>(sequences)};
+    this->take_memory(memory);
+    final_state = {again.C, again.n, again.m};
+    XLSTM_RETURN_ERROR(this->compute_gates(again.m));
+    return this->compute_states(again, plan.states);
+  }
+
+  cudaError_t compute_grads() {
+    if constexpr (sizeof(A) == sizeof(float)) {
+      if (plan.grad_walks) return walk_grads(*plan.grad_walks);
+    }
+    return pass_grads();
+  }
+
+  // Of a walk with dC.
+  MlstmStatesParams<A> state_grads_params(int segments) const {
+    MlstmStatesParams<A> a = this->states_params(true, in.q, p.dh, {plan.state_grads.by, segments});
+    a.iota = iota, a.rho = rho;
+    a.start = p.final_state_grad;
+    a.end = p.initial_state_grad;
+    a.forward_states = this->states, a.forward_normalisers = this->normalisers;
+    a.initial_state = in.initial_state;
+    a.final_state = final_state;
+    a.chunk_dots = chunk_dots, a.start_dots = start_dots;
+    return a;
+  }
+
+  // ---- in walks ----
+
+  cudaError_t walk_grads(const GradWalks& walks)
+    requires(sizeof(A) == sizeof(float))
+  {
+    MlstmWalkGradsParams dq;
+    dq.output = OutputKind::dq;
+    dq.states = this->states_params(false, in.k, in.v, {plan.states.by, walks.with_C});
+    dq.states.iota = iota, dq.states.rho = rho;
+    dq.states.start = in.initial_state;
+    dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
+    dq.out = p.dq;
+    dq.factor = in.q, dq.row_sums = q_dq;
+    XLSTM_RETURN_ERROR(mlstm_segment_states(dq.states, stream));
+    XLSTM_RETURN_ERROR(mlstm_walk_grads(dq, stream));
+
+    MlstmWalkGradsParams dk;
+    dk.output = OutputKind::dk;
+    dk.states = state_grads_params(walks.with_dC);
+    dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
+    dk.out = p.dk;
+    dk.factor = in.k, dk.row_sums = k_dk;
+    XLSTM_RETURN_ERROR(mlstm_segment_states(dk.states, stream));
+    XLSTM_RETURN_ERROR(mlstm_walk_grads(dk, stream));
+
+    MlstmWalkGradsParams dv;
+    dv.output = OutputKind::dv;
+    dv.states = dk.states;
+    dv.X = in.k, dv.Y = in.q, dv.Z = p.dh;
+    dv.out = p.dv;
+    return mlstm_walk_grads(dv, stream);
+  }
+
+  // ---- in two passes ----
+
+  cudaError_t pass_grads() {
+    MlstmStatesParams<A> dC = state_grads_params(plan.state_grads.segments);
+    dC.states = this->new_states(memory);
+    dC.normalisers = this->new_normalisers(memory);
+    XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
+
+    MlstmOutputsParams<A> dq = grad_params(OutputKind::dq, plan.dq);
+    dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
+    dq.out = p.dq;
+    dq.factor = in.q, dq.row_sums = q_dq;
+    XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
+
+    MlstmOutputsParams<A> dk = grad_params(OutputKind::dk, plan.dk);
+    dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
+    dk.out = p.dk;
+    dk.factor = in.k, dk.row_sums = k_dk;
+    dk.states = dC.states, dk.normalisers = dC.normalisers;
+    dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
+    XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
+
+    MlstmOutputsParams<A> dv = grad_params(OutputKind::dv, plan.dv);
+    dv.X = in.k, dv.Y = in.q, dv.Z = p.dh;
+    dv.out = p.dv;
+    dv.states = dC.states, dv.normalisers = dC.normalisers;
+    dv.outer_state_is_zero = p.final_state_grad.C == nullptr;
+    return mlstm_outputs(dv, stream);
+  }
+
+  MlstmOutputsParams<A> grad_params(OutputKind output, TensorCores by) const {
+    MlstmOutputsParams<A> a = this->outputs_params(output, by);
+    a.iota = iota, a.rho = rho;
+    return a;
+  }
+
+  // ---- of the gates ----
+
+  cudaError_t compute_gate_grads() const {
+    MlstmGateGradsParams<A> a;
+    a.shape = in.shape;
+    a.sigmoid_gate = in.options.sigmoid_gate;
+    a.chunk_size = this->chunk_size;
+    a.i = in.i, a.f = in.f;
+    a.reset = in.reset;
+    a.gates = this->gates;
+    a.q_dq = q_dq, a.k_dk = k_dk;
+    a.row_tiles = row_tiles;
+    a.kappa = kappa;
+    a.chunk_dots = chunk_dots, a.start_dots = start_dots;
+    a.dot_tiles = dot_tiles;
+    a.dm = p.final_state_grad.m;
+    a.di = p.di, a.df = p.df;
+    a.d_initial_m = p.initial_state_grad.m;
+    return mlstm_gate_grads(a, stream);
+  }
+};
+
 }  // namespace
 
 MlstmRequest request_mlstm(const MlstmRequest& request) {
@@ -206,7 +367,7 @@ size_t kept_bytes(const MlstmForwardParams<void, A>& in) {
 template <class A>
 cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, cudaStream_t stream) {
   Pass<A> pass(in, memory, stream);
-  const std::optional<MlstmPlan> plan = pass.plan(in.h, {});
+  const std::optional<MlstmPlan> plan = pass.plan(in.h, {}, {}, {}, {});
   if (!plan) return cudaErrorInvalidValue;
   Pieces kept(in.kept);
   const Allocator from = in.kept ? kept.allocator() : memory;
@@ -226,86 +387,9 @@ cudaError_t run(const MlstmForwardParams<void, A>& in, const Allocator& memory, 
 
 template <class A>
 cudaError_t run(const MlstmBackwardParams<void, A>& p, const Allocator& memory, cudaStream_t stream) {
-  const MlstmForwardParams<void, A>& in = p.forward;
-  const int64_t sequences = in.shape.num_sequences * in.shape.num_heads;
-  const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
-  Pass<A> pass(in, memory, stream);
-  const std::optional<MlstmPlan> plan = pass.plan({}, p.dh);
-  if (!plan) return cudaErrorInvalidValue;
-
-  MlstmState<const A> final_state = p.final_state;
-  if (p.kept) {
-    pass.find(p.kept);
-  } else {
-    const MlstmState<A> again = {memory.get<A>(sequences * dqk * dv), memory.get<A>(sequences * dqk),
-                                 memory.get<A>(sequences)};
-    pass.take_memory(memory);
-    XLSTM_RETURN_ERROR(pass.compute_gates(again.m));
-    XLSTM_RETURN_ERROR(pass.compute_states(again, plan->states));
-    final_state = {again.C, again.n, again.m};
-  }
-
-  A *iota = pass.new_tokens(), *rho = pass.new_tokens(), *kappa = pass.new_tokens();
-  const MlstmNormaliserParams<A> normaliser = {in.shape, in.options, p.h, p.dh, p.r, pass.gates.m, iota, rho, kappa};
-  XLSTM_RETURN_ERROR(mlstm_normaliser(normaliser, stream));
-
-  MlstmStatesParams<A> dC = pass.states_params(true, in.q, p.dh, plan->state_grads);
-  const int64_t dot_tiles = states_cost(pass.product, plan->state_grads.by, in.shape).tiles;
-  dC.iota = iota, dC.rho = rho;
-  dC.start = p.final_state_grad;
-  dC.end = p.initial_state_grad;
-  dC.states = pass.new_states(memory);
-  dC.normalisers = pass.new_normalisers(memory);
-  dC.forward_states = pass.states, dC.forward_normalisers = pass.normalisers;
-  dC.initial_state = in.initial_state;
-  dC.final_state = final_state;
-  dC.chunk_dots = memory.get<A>(pass.slots * dot_tiles);
-  dC.start_dots = memory.get<A>(sequences * dot_tiles);
-  XLSTM_RETURN_ERROR(mlstm_states(dC, stream));
-
-  const int64_t row_tiles = mlstm_outputs_column_tiles(pass.product, dqk);
-  MlstmOutputsParams<A> dq = pass.outputs_params(OutputKind::dq, plan->dq);
-  dq.X = p.dh, dq.Y = in.v, dq.Z = in.k;
-  dq.out = p.dq;
-  dq.iota = iota, dq.rho = rho;
-  dq.factor = in.q;
-  dq.row_sums = memory.get<A>(pass.tokens * row_tiles);
-  XLSTM_RETURN_ERROR(mlstm_outputs(dq, stream));
-
-  MlstmOutputsParams<A> dk = pass.outputs_params(OutputKind::dk, plan->dk);
-  dk.X = in.v, dk.Y = p.dh, dk.Z = in.q;
-  dk.out = p.dk;
-  dk.iota = iota, dk.rho = rho;
-  dk.factor = in.k;
-  dk.row_sums = memory.get<A>(pass.tokens * row_tiles);
-  dk.states = dC.states, dk.normalisers = dC.normalisers;
-  dk.outer_state_is_zero = p.final_state_grad.C == nullptr && p.final_state_grad.n == nullptr;
-  XLSTM_RETURN_ERROR(mlstm_outputs(dk, stream));
-
-  MlstmOutputsParams<A> dv_ = pass.outputs_params(OutputKind::dv, plan->dv);
-  dv_.X = in.k, dv_.Y = in.q, dv_.Z = p.dh;
-  dv_.out = p.dv;
-  dv_.iota = iota, dv_.rho = rho;
-  dv_.states = dC.states, dv_.normalisers = dC.normalisers;
-  dv_.outer_state_is_zero = p.final_state_grad.C == nullptr;
-  XLSTM_RETURN_ERROR(mlstm_outputs(dv_, stream));
-
-  MlstmGateGradsParams<A> gates;
-  gates.shape = in.shape;
-  gates.sigmoid_gate = in.options.sigmoid_gate;
-  gates.chunk_size = pass.chunk_size;
-  gates.i = in.i, gates.f = in.f;
-  gates.reset = in.reset;
-  gates.gates = pass.gates;
-  gates.q_dq = dq.row_sums, gates.k_dk = dk.row_sums;
-  gates.row_tiles = row_tiles;
-  gates.kappa = kappa;
-  gates.chunk_dots = dC.chunk_dots, gates.start_dots = dC.start_dots;
-  gates.dot_tiles = dot_tiles;
-  gates.dm = p.final_state_grad.m;
-  gates.di = p.di, gates.df = p.df;
-  gates.d_initial_m = p.initial_state_grad.m;
-  return mlstm_gate_grads(gates, stream);
+  const Pass<A> pass(p.forward, memory, stream);
+  const std::optional<MlstmPlan> plan = pass.plan({}, p.dh, p.dq, p.dk, p.dv);
+  return plan ? BackwardPass<A>(pass, p, *plan).run() : cudaErrorInvalidValue;
 }
 
 template size_t kept_bytes(const MlstmForwardParams<void, float>&);

@@ -71,6 +71,12 @@ class Ring {
     stage_ = 0;
     parity_ ^= 1;
   }
+  // The stage of what is sent or read as the n-th.
+  XLSTM_DEVICE Ring at(int n) const {
+    Ring ring = *this;
+    ring.stage_ = n % stages_, ring.parity_ = n / stages_ % 2;
+    return ring;
+  }
 
  private:
   uint32_t memory_, full_, empty_;

@@ -7,6 +7,7 @@
 #include "cuda/mlstm_chunkwise/segments.h"
 #include "cuda/mlstm_chunkwise/states.h"
 #include "cuda/mlstm_chunkwise/walk.h"
+#include "cuda/mlstm_chunkwise/walk_grads.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -31,7 +32,9 @@ class Planner {
     const auto& tma = call.tma;
     MlstmPlan plan{};
     plan.chunk_size = chunk_size;
-    if (can_walk() && request.walk.value_or(request.by != TensorCores::mma)) plan.walk = walk_segments();
+    const bool walks = request.walk.value_or(request.by != TensorCores::mma);
+    if (walks && can_walk()) plan.walk = walk_segments();
+    if (walks && can_walk_grads()) plan.grad_walks = grad_walks();
     plan.states = states(tma.k && tma.v);
     plan.state_grads = states(tma.q && tma.dh);
     plan.h = output(OutputKind::h, tma.q && tma.k && tma.v);
@@ -52,8 +55,8 @@ class Planner {
   bool meets_request(const MlstmPlan& plan) const {
     if (request.walk == true && !plan.walk) return false;
     const auto other = [&](TensorCores by) { return request.by && by != *request.by; };
-    const bool outputs = !other(plan.dq) && !other(plan.dk) && !other(plan.dv) && (plan.walk || !other(plan.h));
-    return outputs && !other(plan.states.by) && !other(plan.state_grads.by);
+    const bool grads = !other(plan.state_grads.by) && !other(plan.dq) && !other(plan.dk) && !other(plan.dv);
+    return (plan.walk || !other(plan.h)) && (plan.grad_walks || grads) && !other(plan.states.by);
   }
 
   // Kernels that multiply by wgmma can run on it. They count tokens in 32 bits, to the end of a chunk that is not full.
@@ -83,6 +86,22 @@ class Planner {
   int walk_segments() const {
     const WalkCost cost = walk_cost(shape);
     return segments(cost.blocks, room(cost.resident, cost.shared_bytes));
+  }
+
+  bool can_walk_grads() const {
+    const auto fits = [this](OutputKind kind) {
+      return walk_grads_takes(kind, shape) && walk_grads_cost(kind, shape).shared_bytes <= device.shared_bytes;
+    };
+    const auto& tma = call.tma;
+    return has_wgmma() && fits(OutputKind::dq) && fits(OutputKind::dk) && fits(OutputKind::dv) && tma.q && tma.k &&
+           tma.v && tma.dh && tma.dq && tma.dk && tma.dv;
+  }
+  GradWalks grad_walks() const {
+    const WalkCost dq = walk_grads_cost(OutputKind::dq, shape), dk = walk_grads_cost(OutputKind::dk, shape),
+                   dv = walk_grads_cost(OutputKind::dv, shape);
+    const WalkCost& fewer = dk.blocks < dv.blocks ? dk : dv;
+    return {segments(dq.blocks, room(dq.resident, dq.shared_bytes)),
+            segments(fewer.blocks, room(fewer.resident, fewer.shared_bytes))};
   }
 
   // readable: by TMA. With 64 rows of C one of two warpgroups would have nothing to do.

@@ -20,7 +20,7 @@ struct MlstmCall {
   Product product = Product::bf16;
   int64_t chunk_size = 0;  // that was asked for; 0: none
   struct {
-    bool q = false, k = false, v = false, h = false, dh = false;
+    bool q = false, k = false, v = false, h = false, dh = false, dq = false, dk = false, dv = false;
   } tma;
 };
 
@@ -29,12 +29,17 @@ struct StatesPlan {
   int segments;  // of a sequence
 };
 
+struct GradWalks {
+  int with_C, with_dC;  // segments: of the walk that gives dq, and of those that give dk and dv
+};
+
 struct MlstmPlan {
   int chunk_size;
-  std::optional<int> walk;    // forward: segments of a walk that gives h and states. Else states, then h
-  StatesPlan states;          // of C, where there is no walk, and where the backward pass finds nothing kept
-  StatesPlan state_grads;     // of dC
-  TensorCores h, dq, dk, dv;  // of outputs
+  std::optional<int> walk;              // forward: segments of a walk that gives h and states. Else states, then h
+  StatesPlan states;                    // of C, where there is no walk, and where the backward pass finds nothing kept
+  std::optional<GradWalks> grad_walks;  // backward. Else states of dC, then outputs
+  StatesPlan state_grads;               // of dC
+  TensorCores h, dq, dk, dv;            // of outputs
 };
 
 // What tests and measurements ask for; none or 0: as planned.

@@ -321,9 +321,11 @@ struct Fragments<Product::bf16> {
     }
   }
 
- private:
+  // Of two neighbours.
   static XLSTM_DEVICE float low(uint32_t two) { return __uint_as_float(two << 16); }
   static XLSTM_DEVICE float high(uint32_t two) { return __uint_as_float(two & 0xffff0000); }
+
+ private:
   static XLSTM_DEVICE uint32_t pack(float x, float y) { return device::bits_as<uint32_t>(__floats2bfloat162_rn(x, y)); }
 };
 

@@ -1,11 +1,9 @@
 #pragma once
 // The tokens of the forward walk, span by span, and what the gates say of them.
-#include "cuda/mlstm_chunkwise/states_block.h"
+#include "cuda/mlstm_chunkwise/walk_block.h"
 
 namespace xlstm::cuda {
 namespace {
-
-constexpr int kSpan = 64;
 
 // A span has up to 64 tokens of a chunk, and a boundary before its first one or none. So it is a chunk of its own: no
 // weight but those of later tokens is masked. z of the last token before it is its M.
@@ -23,20 +21,25 @@ struct SpanGates {
 // made of is loaded before the span is asked for, all at once.
 class Spans {
  public:
-  XLSTM_DEVICE Spans(const MlstmStatesParams<float>& p_, const Block& block_)
+  template <class S>
+  XLSTM_DEVICE Spans(const MlstmStatesParams<float>& p_, S& s)
       : p(p_),
-        block(block_),
-        position(block_.range.first * p_.chunk_size),
-        end(min(block_.range.end * p_.chunk_size, block_.length)) {
+        block(s.blocks[0]),
+        position(block.range.first * p.chunk_size),
+        end(min(block.range.end * p.chunk_size, block.length)) {
     load();
   }
 
   XLSTM_DEVICE bool over() const { return position >= end; }
   XLSTM_DEVICE int first() const { return position; }
 
-  // Describes the span that begins at `first`, and goes on behind it.
+  // Describes the span that begins at `first`, and goes on behind it; or says that there is none.
   XLSTM_DEVICE void describe(SpanGates& to) {
     const int lane = threadIdx.x % 32;
+    if (over()) {
+      if (lane == 0) to.count = 0;
+      return;
+    }
     const uint64_t cuts = boundaries();
     const bool fresh = cuts & 1;
     const int count = cuts >> 1 ? __ffsll(static_cast<long long>(cuts >> 1)) : stop() - position;
