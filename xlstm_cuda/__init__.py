@@ -1,6 +1,7 @@
 """xLSTM for PyTorch: sLSTM, LSTM and chunkwise mLSTM kernels with exact gradients, compiled ahead of time.
 
-functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step. nn: layers and blocks. models: language models.
+functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step.
+nn: layers and blocks. models: language models.
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
 
@@ -10,6 +11,8 @@ from .functional import (
     MLSTMState,
     SLSTMState,
     backend,
+    causal_conv1d,
+    causal_conv1d_step,
     lstm,
     lstm_step,
     mlstm,
@@ -29,6 +32,8 @@ __all__ = [
     "SLSTMState",
     "__version__",
     "backend",
+    "causal_conv1d",
+    "causal_conv1d_step",
     "functional",
     "info",
     "lstm",

@@ -69,6 +69,28 @@ class Recurrent(Function):
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)
 
 
+class CausalConv1d(Function):
+    """y, state = CausalConv1d.apply(namespace, silu, x, weight, bias, initial_state, cu_seqlens, reset)
+
+    Saved for backward: the inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, silu: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state = library(namespace).causal_conv1d_fwd.default(*inputs, silu)
+        ctx.save_for_backward(*inputs)
+        ctx.namespace, ctx.silu, ctx.dtypes = namespace, silu, _dtypes(inputs[:4])
+        ctx.set_materialize_grads(False)
+        return y, state
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        dy = torch.zeros_like(saved[0]) if dy is None else dense(dy)
+        results = library(ctx.namespace).causal_conv1d_bwd.default(dy, dense(dstate), *saved, ctx.silu)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:6]), None, None)
+
+
 def check_transforms() -> None:
     """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():

@@ -69,12 +69,7 @@ def mlstm(
     batch, heads, seqlen, dim_qk, dim_v = _mlstm_inputs(op, q, k, v, i, f)
     rows, rows_name = batch, "B"
     if cu_seqlens is not None:
-        _index_tensor(op, "cu_seqlens", cu_seqlens, q, "q", (torch.int32,))
-        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
-            wrong_value(op, "cu_seqlens", "have shape (N+1,)", _shape_of(cu_seqlens))
-        if batch != 1:
-            wrong_value(op, "q", "have B=1 with cu_seqlens", _shape_of(q))
-        _cu_seqlens_values(op, cu_seqlens, seqlen)
+        _cu_seqlens(op, cu_seqlens, q, "q", seqlen)
         rows, rows_name = cu_seqlens.shape[0] - 1, "N"
     if reset is not None:
         _reset(op, reset, q, "q", batch, seqlen)
@@ -135,6 +130,47 @@ def recurrent(
         wrong_value(op, "reversed_heads", f"be an integer from 0 to H = {heads}", shown(reversed_heads))
 
 
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+) -> None:  # fmt: skip
+    """Arguments of `causal_conv1d` after `tensors`."""
+    op = "causal_conv1d"
+    batch, seqlen, features, taps = _conv_inputs(op, x, weight, bias, "(B, S, F)", (3,))
+    rows, rows_name = batch, "B"
+    if cu_seqlens is not None:
+        _cu_seqlens(op, cu_seqlens, x, "x", seqlen)
+        rows, rows_name = cu_seqlens.shape[0] - 1, "N"
+    if reset is not None:
+        _reset(op, reset, x, "x", batch, seqlen)
+    if state is not None:
+        _shape(op, "initial_state", state, f"{rows_name} K-1 F", (rows, taps - 1, features))
+
+
+def causal_conv1d_step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, *, inplace: bool
+) -> None:  # fmt: skip
+    """Arguments of `causal_conv1d_step` after `tensors`."""
+    op = "causal_conv1d_step"
+    batch, seqlen, features, taps = _conv_inputs(op, x, weight, bias, "(B, F) or (B, S, F)", (2, 3))
+    if seqlen > MAX_STEP:
+        wrong_value(op, "x", f"have at most S={MAX_STEP} tokens", _shape_of(x))
+    if state is not None:
+        _shape(op, "state", state, "B K-1 F", (batch, taps - 1, features))
+    if inplace:
+        if needs_grad(x, weight, bias, state):
+            raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
+        if state is not None:
+            if state.dtype != x.dtype:
+                _wrong_type(op, "state", f"have dtype {x.dtype} like x with inplace=True", state.dtype)
+            _overwritable(op, "state", state)
+
+
+def activation(op: str, value: Any) -> None:
+    if not (value is None or (isinstance(value, str) and value == "silu")):
+        wrong_value(op, "activation", "be None or 'silu'", shown(value))
+
+
 def flags(op: str, **named: Any) -> None:
     """Options that are True or False; a text such as "no" would be true."""
     for name, value in named.items():
@@ -182,6 +218,20 @@ def _mlstm_inputs(
     return lead[0], lead[1], 1 if one_token else lead[2], dim_qk, dim_v
 
 
+def _conv_inputs(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, forms: str, dims: tuple[int, ...]
+) -> tuple[int, int, int, int]:
+    """(B, S, F, K); without an S dimension (one token) S is 1."""
+    if x.ndim not in dims or x.shape[-1] < 1:
+        wrong_value(op, "x", f"have shape {forms}, F at least 1", _shape_of(x))
+    features = x.shape[-1]
+    if weight.ndim != 2 or weight.shape[0] != features or weight.shape[1] < 1:
+        wrong_value(op, "weight", f"have shape (F={features}, K), K at least 1", _shape_of(weight))
+    if bias is not None:
+        _shape(op, "bias", bias, "F", (features,))
+    return x.shape[0], x.shape[1] if x.ndim == 3 else 1, features, weight.shape[1]
+
+
 def _mlstm_state(
     op: str, name: str, state: MLSTMState, q: Tensor, rows_name: str, sizes: tuple[int, int, int, int]
 ) -> None:
@@ -207,13 +257,17 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
         if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
             wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
             _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
-        if not _traced(s) and s.is_neg():
-            wrong_value(op, f"state.{name}", "not be a negated view with inplace=True", "one: use resolve_neg()")
-        if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
-            expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
-            wrong_value(op, f"state.{name}", expected, f"strides {s.stride()}")
+        _overwritable(op, f"state.{name}", s)
     if state:
         _apart(op, state)
+
+
+def _overwritable(op: str, name: str, s: Tensor) -> None:
+    if not _traced(s) and s.is_neg():
+        wrong_value(op, name, "not be a negated view with inplace=True", "one: use resolve_neg()")
+    if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
+        expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
+        wrong_value(op, name, expected, f"strides {s.stride()}")
 
 
 def _meets_itself(x: Tensor) -> bool:
@@ -258,6 +312,15 @@ def _elements(op: str, name: str, shape: Sequence[int]) -> None:
     if math.prod(max(1, size) for size in shape) >= MAX_ELEMENTS:
         expected = "have fewer than 2**48 elements, an empty dimension counted as 1"
         wrong_value(op, name, expected, f"shape {tuple(shape)}")
+
+
+def _cu_seqlens(op: str, cu_seqlens: Tensor, first: Tensor, first_name: str, seqlen: int) -> None:
+    _index_tensor(op, "cu_seqlens", cu_seqlens, first, first_name, (torch.int32,))
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        wrong_value(op, "cu_seqlens", "have shape (N+1,)", _shape_of(cu_seqlens))
+    if first.shape[0] != 1:
+        wrong_value(op, first_name, "have B=1 with cu_seqlens", _shape_of(first))
+    _cu_seqlens_values(op, cu_seqlens, seqlen)
 
 
 def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:

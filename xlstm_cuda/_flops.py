@@ -108,6 +108,15 @@ def _recurrent_bwd(
     return 2 * 2 * prod(dh) * 4 * R[-1]
 
 
+def _causal_conv1d_fwd(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """As torch counts a depthwise convolution: x (B, S, F) or (B, F), weight (F, K)."""
+    return 2 * prod(x) * weight[1]
+
+
+def _causal_conv1d_bwd(dy: Any, dstate: Any, x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _causal_conv1d_fwd(x, weight)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -116,4 +125,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "recurrent_fwd": _recurrent_fwd,
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_fwd,
+    "causal_conv1d_fwd": _causal_conv1d_fwd,
+    "causal_conv1d_bwd": _causal_conv1d_bwd,
+    "causal_conv1d_step_": _causal_conv1d_fwd,
 }

@@ -208,6 +208,27 @@ def _cell_state(x: Tensor, cell: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return h, c, n, m
 
 
+def _causal_conv1d_fwd(
+    x: Tensor, weight: Tensor, bias: Any, state: Any, cu_seqlens: Any, *_: Any
+) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), x.new_empty(_conv_state(x, weight, cu_seqlens))
+
+
+def _causal_conv1d_bwd(dy: Tensor, dstate: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shapes = weight.shape, weight.shape[:1], _conv_state(x, weight, rest[2])
+    dtype = accumulate_dtype(x.dtype)
+    return (x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape in shapes))
+
+
+def _causal_conv1d_step_(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _conv_state(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int]:
+    rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return rows, weight.shape[1] - 1, x.shape[2]
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -216,12 +237,15 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "recurrent_fwd": _recurrent_fwd,
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_step,
+    "causal_conv1d_fwd": _causal_conv1d_fwd,
+    "causal_conv1d_bwd": _causal_conv1d_bwd,
+    "causal_conv1d_step_": _causal_conv1d_step_,
 }
 _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": partial(_mlstm_fwd, executor=True),
     "recurrent_fwd": partial(_recurrent_fwd, executor=True),
 }
-_BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm"}
+_BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm", "causal_conv1d_bwd": "causal_conv1d"}
 
 _extension.refuse_second_copy(NAMESPACE)
 try:

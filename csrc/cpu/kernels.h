@@ -50,5 +50,13 @@ template <class T>
 void run(const RecurrentStepParams<T>& params, const Runtime& runtime) {
   kernels<T>().recurrent_step(params, runtime);
 }
+template <class T>
+void run(const ConvForwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().conv_fwd(params, runtime);
+}
+template <class T>
+void run(const ConvBackwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().conv_bwd(params, runtime);
+}
 
 }  // namespace xlstm::cpu

@@ -1,5 +1,6 @@
 #pragma once
 // The CPU kernels of one SIMD level: a table of functions.
+#include "core/conv.h"
 #include "core/mlstm_chunkwise.h"
 #include "core/mlstm_step.h"
 #include "core/recurrent.h"
@@ -15,6 +16,8 @@ struct Kernels {
   void (*recurrent_fwd)(const RecurrentForwardParams<T>&, const Runtime&);
   void (*recurrent_bwd)(const RecurrentBackwardParams<T>&, const Runtime&);
   void (*recurrent_step)(const RecurrentStepParams<T>&, const Runtime&);
+  void (*conv_fwd)(const ConvForwardParams<T>&, const Runtime&);
+  void (*conv_bwd)(const ConvBackwardParams<T>&, const Runtime&);
 };
 
 struct KernelTable {

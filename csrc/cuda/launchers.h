@@ -1,5 +1,6 @@
 #pragma once
 // The launchers of the CUDA kernels: one `run` per kind of parameters.
+#include "cuda/conv/conv.h"
 #include "cuda/mlstm_chunkwise/chunkwise.h"
 #include "cuda/mlstm_step/mlstm_step.h"
 #include "cuda/recurrent/scan.h"

@@ -2,6 +2,9 @@
 # (csrc/simt/CMakeLists.txt).
 set(xlstm_cuda_folder ${CMAKE_CURRENT_LIST_DIR})
 set(xlstm_kernel_sources
+    ${xlstm_cuda_folder}/conv/conv_any.cu
+    ${xlstm_cuda_folder}/conv/conv_bwd.cu
+    ${xlstm_cuda_folder}/conv/conv_fwd.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/current_device.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gate_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
@@ -37,6 +40,7 @@ set(xlstm_kernel_sources
 set(xlstm_ops_folder ${xlstm_cuda_folder}/../ops)
 # What runs them: launchers, and sessions on a device.
 set(xlstm_device_op_sources
+    ${xlstm_cuda_folder}/conv/conv.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/plan.cpp
     ${xlstm_cuda_folder}/recurrent/plan.cpp
@@ -57,6 +61,7 @@ set(xlstm_kernel_op_sources
     ${xlstm_ops_folder}/kernel_ops/simt_control.cpp)
 # The ops of every library.
 set(xlstm_op_sources
+    ${xlstm_ops_folder}/causal_conv1d.cpp
     ${xlstm_ops_folder}/checks.cpp
     ${xlstm_ops_folder}/mlstm.cpp
     ${xlstm_ops_folder}/mlstm_step.cpp

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda import (
+    LSTMState,
+    MLSTMState,
+    SLSTMState,
+    _ops,
+    causal_conv1d,
+    causal_conv1d_step,
+    lstm,
+    lstm_step,
+    mlstm,
+    mlstm_step,
+    slstm,
+    slstm_step,
+)
 
 MESSAGE = "have fewer than 2\\*\\*48 elements, an empty dimension counted as 1, got shape"
 
@@ -46,6 +59,9 @@ for B, S, H, D in ((0, 3, 2**20, 2**20), (0, 1, 1, 2**30), (1, 0, 2**20, 2**20),
 for B, H, S, Dqk, Dv in ((0, 1, 3, 2**40, 2**20), (0, 2**30, 2**10, 2**10, 1), (1, 1, 0, 2**24, 2**24)):
     q, v, i = wide(B, H, S, Dqk), wide(B, H, S, Dv), wide(B, H, S)
     CALLS[f"mlstm B={B} H={H} S={S} Dqk={Dqk} Dv={Dv}"] = lambda a=(q, q, v, i, i): mlstm(*a)  # type: ignore[misc]
+CALLS["causal_conv1d"] = lambda: causal_conv1d(wide(0, 2**29, 2**20), wide(2**20, 1))
+CALLS["causal_conv1d K"] = lambda: causal_conv1d(wide(0, 1, 2**29), wide(2**29, 2**20))
+CALLS["causal_conv1d_step"] = lambda: causal_conv1d_step(wide(0, 2**29), wide(2**29, 2**20), None, None)
 token = wide(0, 1, 2**40), wide(0, 1, 2**40), wide(0, 1, 2**20), wide(0, 1), wide(0, 1)
 none = MLSTMState(wide(0, 1, 2**40, 2**20), wide(0, 1, 2**40), wide(0, 1))
 CALLS["mlstm_step"] = lambda: mlstm_step(*token, none)
@@ -64,6 +80,7 @@ def test_raw_ops_refuse_them() -> None:
     saved, state = wide(0, 3, 5, 2**20, 2**20), h[:, 0]
     q, v, i = wide(0, 1, 3, 2**40), wide(0, 1, 3, 2**20), wide(0, 1, 3)
     C, n, m = wide(0, 1, 2**40, 2**20), wide(0, 1, 2**40), wide(0, 1)
+    y, w = wide(0, 3, 2**29), wide(2**29, 2**20)
     cell = _ops.CELLS["slstm"]
     calls = [
         lambda: ops.recurrent_fwd(x, R, *none[:7], cell, 0, False, True),
@@ -72,6 +89,9 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.mlstm_fwd(q, q, v, i, i, *none[:5], *gates, 0, False),
         lambda: ops.mlstm_bwd(v, *none[:3], q, q, v, i, i, *none[:5], v, i, *none[:3], *gates, 0, False, True),
         lambda: ops.mlstm_step(q, q, v, i, i, C, n, m, *gates),
+        lambda: ops.causal_conv1d_fwd(y, w, *none[:4], True),
+        lambda: ops.causal_conv1d_bwd(y, None, y, w, *none[:4], True),
+        lambda: ops.causal_conv1d_step_(y[:, 0], w, None, wide(0, 2**20 - 1, 2**29), True),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
     ]
     for call in calls:

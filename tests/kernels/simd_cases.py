@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.functional import test_conv
 from tests.support.against_reference import check
 from xlstm_cuda import _C, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
@@ -28,4 +29,7 @@ for dtype in (torch.float64, torch.float32):
         token = inputs(3, 1, 2, 35, **plain)
         state = token.pop("initial_state")
         check(step, {**token, "x": token["x"][:, 0], "state": state}, "cpu")
+    for B, S, F, K in ((2, 70, 21, 4), (1, 5, 300, 2), (3, 9, 7, 6)):
+        reset = torch.rand(B, S) < 0.2
+        test_conv.check(test_conv.draw(B, S, F, K, dtype), "cpu", activation="silu", reset=reset)
 print(_C.build_info()["simd"], "ok")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.functional import test_conv
 from tests.support.against_reference import gradients, run
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
@@ -99,3 +100,14 @@ def test_recurrent_step(backend: str, device: str, cell: str, dtype: torch.dtype
     inputs["x"] = inputs["x"][:, 0]
     expected = run(FUNCTIONS[cell][1], inputs, backend=backend)
     assert_same(run(FUNCTIONS[cell][1], inputs, backend=backend), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("K", [2, 4, 6])
+def test_causal_conv1d(backend: str, device: str, dtype: torch.dtype, K: int) -> None:
+    options = {"activation": "silu", "reset": (torch.arange(S, device=device) % 11 == 5).expand(2, S)}
+    inputs = test_conv.draw(2, S, 5, K, dtype, device)
+    expected = test_conv.run(inputs, backend=backend, **options)
+    dirty = with_nan(test_conv.draw(2, S, 10, K, dtype, device))
+    assert test_conv.run(dirty, backend=backend, **options)["y"].isnan().all()
+    assert_same(test_conv.run(inputs, backend=backend, **options), expected)

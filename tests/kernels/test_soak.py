@@ -101,6 +101,24 @@ def recurrent_rows() -> Rows:
     return rows
 
 
+def conv_rows() -> Rows:
+    ops, x, weight = torch.ops.xlstm_cuda, torch.randn(1, 3, 4), torch.randn(4, 3)
+    bias, state, packed = torch.randn(4), torch.randn(2, 2, 4), torch.tensor([0, 1, 3], dtype=torch.int32)
+    resets = torch.tensor([[False, True, False]])
+    rows: Rows = {name: [] for name in ("causal_conv1d_fwd", "causal_conv1d_bwd", "causal_conv1d_step_")}
+    for dtype in (torch.float32, torch.bfloat16):
+        forward = (x.to(dtype), weight.to(dtype), bias, state, packed, resets, True)
+        rows["causal_conv1d_fwd"].append(partial(ops.causal_conv1d_fwd.default, *forward))
+        rows["causal_conv1d_bwd"].append(partial(ops.causal_conv1d_bwd.default, x.to(dtype), state, *forward))
+        step = (x[:, 0].to(dtype), weight, bias, state[:1].to(dtype), True)
+        rows["causal_conv1d_step_"].append(partial(ops.causal_conv1d_step_.default, *step))
+    return rows
+
+
+def all_rows() -> Rows:
+    return mlstm_rows() | recurrent_rows() | conv_rows()
+
+
 def on_cpu() -> set[str]:
     """Names of the registered ops that compute on a CPU."""
     names = [s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{_ops.NAMESPACE}::")]
@@ -108,19 +126,19 @@ def on_cpu() -> set[str]:
 
 
 def test_every_op_has_a_row() -> None:
-    assert on_cpu() == {*mlstm_rows(), *recurrent_rows()}
+    assert on_cpu() == all_rows().keys()
 
 
 @pytest.mark.parametrize("op", sorted(on_cpu()))
 def test_an_op_keeps_no_memory(op: str) -> None:
-    for call in (mlstm_rows() | recurrent_rows())[op]:
+    for call in all_rows()[op]:
         assert grown(call, CALLS) <= CACHE
 
 
 @pytest.mark.parametrize("op", sorted(on_cpu()))
 def test_a_refused_call_lets_go_of_its_tensors(op: str) -> None:
     """An op takes all of its arguments before it checks one: torch leaves it to the op to free them."""
-    for call in (mlstm_rows() | recurrent_rows())[op]:
+    for call in all_rows()[op]:
         assert isinstance(call, partial)
         refused = 0
         for place in (n for n, x in enumerate(call.args) if isinstance(x, Tensor)):

@@ -30,7 +30,7 @@ from xlstm_cuda.testing import TOLERANCE, cast, relative_error
 ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEQUENCES = ("mlstm", "slstm", "lstm")
-FUNCTIONS = (*SEQUENCES, "mlstm_step", "slstm_step", "lstm_step")
+FUNCTIONS = (*SEQUENCES, "mlstm_step", "slstm_step", "lstm_step", "causal_conv1d", "causal_conv1d_step")
 MEMORY = "allocate|out of memory|bad_alloc"  # an allocation that failed
 
 
@@ -131,6 +131,27 @@ class Draw:
             arguments["forget_gate"] = "exp"
         return arguments
 
+    def conv(self, step: bool) -> dict[str, Any]:
+        B, S, F, K = self.B, min(self.S, 16) if step else self.S, self.D, self.random.choice((1, 2, 4, 4, 7))
+        lead = (B,) if step and self.often(0.6) else (B, S)
+        arguments: dict[str, Any] = {"x": self.positive(*lead, F), "weight": self.positive(F, K)}
+        arguments["bias"] = self.positive(F, dtype=self.wide) if step or self.often(0.7) else None
+        arguments["activation"] = self.random.choice((None, "silu"))
+        rows = B
+        if step:
+            arguments["inplace"] = self.often(0.5)
+        else:
+            arguments["reset"] = self.flags(B, S)
+            if B == 1 and self.often(0.4):
+                inner = sorted(self.random.choices(range(S + 1), k=self.random.randrange(3)))
+                arguments["cu_seqlens"] = torch.tensor([0, *inner, S], dtype=torch.int32)
+                rows = len(inner) + 1
+        state = self.positive(rows, K - 1, F)
+        if step and arguments["inplace"]:
+            state = state.contiguous()
+        arguments["state" if step else "initial_state"] = state if self.often(0.6) else None
+        return arguments
+
     def flags(self, B: int, S: int) -> Tensor | None:
         return torch.rand(B, S, generator=self.generator).lt(0.2) if self.often(0.3) else None
 
@@ -139,6 +160,8 @@ class Draw:
         step = name.endswith("_step")
         if name.startswith("mlstm"):
             arguments = self.mlstm(step)
+        elif name.startswith("causal"):
+            arguments = self.conv(step)
         else:
             arguments = self.cell(SLSTMState if name.startswith("slstm") else LSTMState, step)
         if not step:
@@ -152,7 +175,7 @@ class Draw:
 def raw(draw: Draw) -> Call:
     name = draw.random.choice(sorted(_ops._FAKES))
     op = getattr(torch.ops.xlstm_cuda, name).default
-    make = mlstm_values if name.startswith("mlstm") else recurrent_values
+    make = {"m": mlstm_values, "c": conv_values, "r": recurrent_values}[name[0]]
     values = make(draw, name)
     arguments = {argument.name: values.get(argument.name) for argument in op._schema.arguments}
     return Call(name, lambda **named: op(*named.values()), arguments, False)
@@ -169,6 +192,16 @@ def mlstm_values(draw: Draw, name: str) -> dict[str, Any]:
     values |= {"eps": 1e-6, "chunk_size": values.get("chunk_size") or 0, "allow_tf32": False}
     values |= {"dh": draw.positive(*lead, draw.Dv), "h": draw.positive(*lead, draw.Dv)}
     return values | {"r": draw.positive(*lead, dtype=draw.wide), "dC": C, "dn": n, "dm": m}
+
+
+def conv_values(draw: Draw, name: str) -> dict[str, Any]:
+    step = "step" in name
+    values = draw.conv(step)
+    x, weight = values["x"], values["weight"]
+    rows = x.shape[0] if values.get("cu_seqlens") is None else values["cu_seqlens"].shape[0] - 1
+    state = draw.positive(rows, weight.shape[1] - 1, x.shape[-1])
+    values |= {"state": state.contiguous(), "dnext_state": draw.random.choice((None, state))}
+    return values | {"dy": draw.positive(*x.shape), "silu": values["activation"] == "silu"}
 
 
 def recurrent_values(draw: Draw, name: str) -> dict[str, Any]:
@@ -273,11 +306,14 @@ def empty_and_huge(draw: Draw) -> Call:
     for key, value in arguments.items():
         if isinstance(value, tuple):
             arguments[key] = type(value)(*map(grown, value))
-        elif isinstance(value, Tensor) and value.ndim > 1 and key not in ("R", "b"):
+        elif isinstance(value, Tensor) and value.ndim > 1 and key not in ("R", "b", "weight", "cu_seqlens"):
             arguments[key] = grown(value)
     if "R" in arguments:
         arguments["R"] = arguments["R"].expand(4, 1, sizes["D"], sizes["D"])
         arguments["b"] = None
+    if "weight" in arguments:
+        arguments["weight"] = arguments["weight"].expand(sizes["D"], arguments["weight"].shape[1])
+        arguments["bias"] = None
     return Call(name, getattr(xlstm_cuda, name), arguments, False)
 
 
@@ -305,7 +341,8 @@ def verdict(call: Call) -> str:
     except Exception as error:
         assert not call.tame, f"a right call raised {type(error).__name__}: {error}"
         assert isinstance(error, ERRORS), f"raised {type(error).__name__}: {error}"
-        names = f"{call.name}|{'mlstm' if call.name.startswith('mlstm') else 'recurrent'}|xlstm_cuda|{MEMORY}"
+        family = next((name for name in ("mlstm", "causal_conv1d") if call.name.startswith(name)), "recurrent")
+        names = f"{call.name}|{family}|xlstm_cuda|{MEMORY}"
         assert re.search(names, str(error), re.IGNORECASE), f"the error does not name the call: {error!r}"
         return "refused"
     if expected is not None:
@@ -314,19 +351,24 @@ def verdict(call: Call) -> str:
 
 
 def in_float64(call: Call) -> list[Tensor]:
-    tensors = ("q", "k", "v", "i", "f", "x", "R", "b", "state", "initial_state")
+    tensors = ("q", "k", "v", "i", "f", "x", "R", "b", "weight", "bias", "state", "initial_state")
     wide = cast({name: x for name, x in call.arguments.items() if name in tensors})
     arguments = {**call.arguments, **wide, "backend": "reference"}
     if arguments.get("inplace"):
         arguments["inplace"] = False
     h, state = call.function(**arguments)
-    return [h, *state]
+    return [h, *parts(state)]
+
+
+def parts(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else state
 
 
 def compare(results: Any, expected: list[Tensor], call: Call) -> None:
     h, state = results
     data = call.arguments["q" if "q" in call.arguments else "x"]
-    for name, actual, right in zip(("h", *state._fields), (h, *state), expected, strict=True):
+    names = getattr(state, "_fields", ("state",))
+    for name, actual, right in zip(("h", *names), (h, *parts(state)), expected, strict=True):
         assert actual.shape == right.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(right.shape)}"
         error = relative_error(actual, right)
         assert error <= bound(data.dtype), f"{name}: relative error {error:.1e} in {data.dtype}"

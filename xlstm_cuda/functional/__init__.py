@@ -1,4 +1,4 @@
-"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token.
+"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token, and the convolution before them.
 
 Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate
 arithmetic, states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may
@@ -19,6 +19,7 @@ Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
 
 from xlstm_cuda._backend import backend
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
+from xlstm_cuda.functional._conv import causal_conv1d, causal_conv1d_step
 from xlstm_cuda.functional._mlstm import mlstm, mlstm_step
 from xlstm_cuda.functional._recurrent import lstm, lstm_step, slstm, slstm_step
 
@@ -27,6 +28,8 @@ __all__ = [
     "MLSTMState",
     "SLSTMState",
     "backend",
+    "causal_conv1d",
+    "causal_conv1d_step",
     "lstm",
     "lstm_step",
     "mlstm",

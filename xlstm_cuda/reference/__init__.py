@@ -4,11 +4,14 @@ The oracle of the tests and the "reference" backend; the kernels share no code w
 `xlstm_cuda.functional`, not here.
 """
 
+from .conv import causal_conv1d, causal_conv1d_step
 from .lstm import lstm, lstm_step
 from .mlstm import mlstm, mlstm_chunkwise, mlstm_parallel, mlstm_recurrent, mlstm_step
 from .slstm import slstm, slstm_step
 
 __all__ = [
+    "causal_conv1d",
+    "causal_conv1d_step",
     "lstm",
     "lstm_step",
     "mlstm",

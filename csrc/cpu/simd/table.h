@@ -17,6 +17,10 @@ template <class T>
 void recurrent_bwd(const RecurrentBackwardParams<T>&, const Runtime&);
 template <class T>
 void recurrent_step(const RecurrentStepParams<T>&, const Runtime&);
+template <class T>
+void conv_fwd(const ConvForwardParams<T>&, const Runtime&);
+template <class T>
+void conv_bwd(const ConvBackwardParams<T>&, const Runtime&);
 
 extern const KernelTable kTable;
 
