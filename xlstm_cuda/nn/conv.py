@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import functional
 from .._children import call, is_plain
 from .config import require
 
@@ -15,8 +16,8 @@ from .config import require
 class CausalConv1d(nn.Module):
     """y[t] = bias + sum_j weight[j] x[t - K + 1 + j], every feature by itself. K = kernel_size >= 1.
 
-    K multiply-adds on (B, S, F), at least in float32: a convolution primitive would want (B, F, S), and that transposed
-    layout would slow down all that follows.
+    By `functional.causal_conv1d`: a convolution primitive would want (B, F, S), and that transposed layout would slow
+    down all that follows.
     """
 
     def __init__(self, features: int, kernel_size: int) -> None:
@@ -24,32 +25,33 @@ class CausalConv1d(nn.Module):
         self.kernel_size = kernel_size
         self.conv = nn.Conv1d(features, features, kernel_size, groups=features)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None, activation: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x (B, S, F), state (B, K - 1, F), the inputs before x, None: zeros -> (y (B, S, F), the next state).
 
         reset: bool (B, S): inputs before that token, the state's included, count as zeros from there on.
+        activation: None or "silu", of y.
         """
-        batch, seqlen, features = x.shape
-        shape = (batch, self.kernel_size - 1, features)
-        if state is None:
-            state = x.new_zeros(shape)
-        require(state.shape == shape, f"conv state must have shape {shape}, got {tuple(state.shape)}")
+        shape = (x.shape[0], self.kernel_size - 1, x.shape[2])
+        if state is not None:
+            require(state.shape == shape, f"conv state must have shape {shape}, got {tuple(state.shape)}")
+        if not is_plain(nn.Conv1d, self.conv):
+            y, following = self._by_call(x, x.new_zeros(shape) if state is None else state, reset)
+            return F.silu(y) if activation == "silu" else y, following
+        weight, bias = self.conv.weight.squeeze(1), self.conv.bias
+        options: dict[str, Any] = {"activation": activation, "initial_state": state, "reset": reset}
+        convolved = functional.causal_conv1d(x, weight, bias, return_state=True, **options)
+        return cast(tuple[Tensor, Tensor], convolved)
+
+    def _by_call(self, x: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        seqlen, before = x.shape[1], state.shape[1]
         window = torch.cat([state.to(x.dtype), x], dim=1)  # (B, K - 1 + S, F)
-        documents = None if reset is None else _documents(reset, shape[1])
+        documents = None if reset is None else _documents(reset, before)
         following = window[:, seqlen:].clone()  # a view would keep the whole window alive
         if documents is not None:
             following = _visible(following, documents[:, seqlen:], documents[:, -1:])
-        if not is_plain(nn.Conv1d, self.conv):
-            return self._called(window, documents, seqlen).to(x.dtype), following
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.conv.weight.to(dtype), cast(Tensor, self.conv.bias).to(dtype)
-        y = bias.expand(x.shape)
-        for j, tap in enumerate(weight[:, 0].unbind(1)):
-            past = window[:, j : j + seqlen]
-            if documents is not None:
-                past = _visible(past, documents[:, j : j + seqlen], documents[:, shape[1] :])
-            y = torch.addcmul(y, past, tap)
-        return y.to(x.dtype), following
+        return self._called(window, documents, seqlen).to(x.dtype), following
 
     def _called(self, window: Tensor, documents: Tensor | None, seqlen: int) -> Tensor:
         """The convolution by `conv` itself: of the whole window, or of every token's own where documents hide inputs.

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import functional
 from .._children import is_plain
@@ -199,8 +198,7 @@ class sLSTMLayer(RecurrentLayer[SLSTMLayerState]):
         if self.conv1d is None:
             conv, conv_state = x, x.new_empty(x.shape[0], 0, x.shape[2])  # a view would keep x alive
         else:
-            conv, conv_state = self.conv1d(x, conv_state, reset=reset)
-            conv = F.silu(conv)
+            conv, conv_state = self.conv1d(x, conv_state, reset=reset, activation="silu")
         i_f = self._headwise(conv, self.fgate, self.igate)
         z_o = self._headwise(x, self.zgate, self.ogate)
         gates = torch.cat([i_f, z_o], dim=2)

@@ -14,6 +14,12 @@ inline int64_t conv_run_length(const ConvShape& shape) {
   return max_of(64, 16 * shape.taps);
 }
 
+// Runs of so many blocks of features are worth a thread. `passes`: over the taps, for each token.
+inline int64_t conv_grain(const ConvShape& shape, int64_t passes) {
+  const int64_t tokens = max_of(1, min_of(conv_run_length(shape), shape.seqlen));
+  return ceil_div(int64_t{1} << 16, passes * tokens * shape.taps * min_of(shape.features, kConvFeatures));
+}
+
 // The weights by distance, (K, F), in the calling thread's scratch.
 template <class T>
 const T* weights_by_distance(const ConvForwardParams<T>& p, T* to) {

@@ -103,7 +103,8 @@ void RunGrad<T>::own_gradients() const {
 template <class T>
 void add_up(const ConvBackwardParams<T>& p, const T* sums, int64_t slots, const Runtime& runtime) {
   const int64_t F = p.forward.shape.features, K = p.forward.shape.taps;
-  runtime.parallel(ceil_div(F, kConvFeatures), 1, [&](int64_t block) {
+  const int64_t work = max_of(1, slots * (K + 1) * min_of(F, kConvFeatures));
+  runtime.parallel(ceil_div(F, kConvFeatures), ceil_div(int64_t{1} << 16, work), [&](int64_t block) {
     const int64_t from = block * kConvFeatures, end = min_of(from + kConvFeatures, F);
     for (int64_t d = 0; d <= K; ++d) {
       for (int64_t f = from; f < end; ++f) {
@@ -127,8 +128,7 @@ void conv_bwd(const ConvBackwardParams<T>& p, const Runtime& runtime) {
   Arena arena(runtime.scratch(0, sizes.used()));
   const T* w = weights_by_distance(in, arena.take<T>(K * F));
   T* sums = arena.take<T>(slots * (K + 1) * F);
-  const int64_t work = 3 * length * K * min_of(F, kConvFeatures);
-  runtime.parallel(slots * blocks, ceil_div(int64_t{1} << 16, work), [&](int64_t item) {
+  runtime.parallel(slots * blocks, conv_grain(in.shape, 3), [&](int64_t item) {
     const int64_t slot = item / blocks, from = item % blocks * kConvFeatures;
     const ConvRun run = conv_run(in.shape, length, slot);
     const size_t bytes = static_cast<size_t>((length + K) * kConvFeatures) * sizeof(T);

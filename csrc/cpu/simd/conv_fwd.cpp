@@ -39,8 +39,8 @@ void conv_fwd(const ConvForwardParams<T>& p, const Runtime& runtime) {
   if (slots == 0) return;
   const size_t bytes = static_cast<size_t>(p.shape.taps * F) * sizeof(T);
   const T* w = weights_by_distance(p, static_cast<T*>(runtime.scratch(0, bytes)));
-  const int64_t blocks = ceil_div(F, kConvFeatures), work = length * p.shape.taps * min_of(F, kConvFeatures);
-  runtime.parallel(slots * blocks, ceil_div(int64_t{1} << 16, work), [&](int64_t item) {
+  const int64_t blocks = ceil_div(F, kConvFeatures);
+  runtime.parallel(slots * blocks, conv_grain(p.shape, 1), [&](int64_t item) {
     const int64_t from = item % blocks * kConvFeatures, count = min_of(kConvFeatures, F - from);
     const ConvRun run = conv_run(p.shape, length, item / blocks);
     convolve_run(p, run, w, from, count);
