@@ -15,6 +15,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "mlstm_step": ("mlstm_step", "mlstm_step_"),
     **dict.fromkeys(("slstm", "lstm"), ("recurrent_fwd", "recurrent_bwd")),
     **dict.fromkeys(("slstm_step", "lstm_step"), ("recurrent_step",)),
+    "causal_conv1d": ("causal_conv1d_fwd", "causal_conv1d_bwd"),
+    "causal_conv1d_step": ("causal_conv1d_step_",),
 }
 
 

@@ -35,13 +35,18 @@ Run = tuple[str, Callable[..., Any], Inputs, Inputs]  # op, its function, inputs
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 # head dimensions of a warp, of whole vectors, and of neither
 MLSTM_SIZES = ((1, 1, 32, 32), (2, 3, 16, 48), (3, 2, 33, 65))  # B, H, Dqk, Dv
+WIDE_SIZES = ((1, 2, 150, 72, 136), (1, 1, 70, 200, 136))  # B, H, S, Dqk, Dv: two warpgroups of a walk, and slices
 CELL_SIZES = ((1, 1, 32), (3, 2, 16), (5, 1, 33))  # B, H, D
+CONV_SIZES = ((2, 70, 24, 4), (1, 9, 33, 3), (2, 37, 16, 6))  # B, S, F, K
 
 
 def runs() -> Iterator[Run]:
     for dtype, sizes, grad in itertools.product(DTYPES, MLSTM_SIZES, (False, True)):
         B, H, Dqk, Dv = sizes
         sequence = mlstm_inputs(B, H, 19, Dqk, Dv, dtype=dtype, state=True, requires_grad=grad)
+        yield "mlstm", functional.mlstm, sequence, {"return_state": True}
+    for wide, grad in itertools.product(WIDE_SIZES, (False, True)):
+        sequence = mlstm_inputs(*wide, dtype=torch.bfloat16, state=True, requires_grad=grad)
         yield "mlstm", functional.mlstm, sequence, {"return_state": True}
     for dtype, sizes, S in itertools.product(DTYPES, MLSTM_SIZES, (None, 3)):
         yield "mlstm_step", functional.mlstm_step, _mlstm_step(*sizes, S, dtype), {}
@@ -62,6 +67,11 @@ def runs() -> Iterator[Run]:
             token = {"x": inputs["x"].squeeze(1), "R": inputs["R"], "b": inputs["b"]}
             yield f"{op}_step", getattr(functional, f"{op}_step"), {**token, "state": inputs["initial_state"]}, {}
 
+    for dtype, sizes in itertools.product(DTYPES, CONV_SIZES):
+        conv = {"activation": "silu"}
+        yield "causal_conv1d", functional.causal_conv1d, _conv(*sizes, dtype), {**conv, "return_state": True}
+        yield "causal_conv1d_step", functional.causal_conv1d_step, _conv_step(*sizes, dtype), {**conv, "inplace": True}
+
 
 def runs_by_variant() -> Iterator[tuple[str, Run]]:
     """The ways of the recurrent scans (csrc/cuda/recurrent/plan.h) that the sizes above do not come to."""
@@ -78,6 +88,18 @@ def _mlstm_step(
     inputs = mlstm_inputs(B, H, S or 1, Dqk, Dv, dtype=dtype, state=True, state_rows=state_rows)
     state = inputs.pop("initial_state")
     return {name: x if S else x.squeeze(2) for name, x in inputs.items()} | {"state": state}
+
+
+def _conv(B: int, S: int, F: int, K: int, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(S)
+    shapes = {"x": (B, S, F), "weight": (F, K), "bias": (F,), "initial_state": (B, K - 1, F)}
+    return {n: torch.randn(s, generator=generator).to(dtype).requires_grad_() for n, s in shapes.items()}
+
+
+def _conv_step(B: int, S: int, F: int, K: int, dtype: torch.dtype) -> Inputs:
+    inputs = {name: x.detach() for name, x in _conv(B, 5, F, K, dtype).items()}
+    state = inputs.pop("initial_state")
+    return {**inputs, "state": state}
 
 
 def main(device: str = "cuda") -> dict[str, list[str]]:
@@ -130,9 +152,10 @@ def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device:
 
 def _results(h: Tensor, state: Any, inputs: Inputs, of_h: bool) -> dict[str, Tensor]:
     """of_h: the gradients are those of h alone."""
-    results = {"output": h, **state._asdict()}
+    parts = {"state": state} if isinstance(state, Tensor) else state._asdict()
+    results = {"output": h, **parts}
     if h.requires_grad:
-        read = [h] if of_h else [h, *state]
+        read = [h] if of_h else [h, *parts.values()]
         results |= {f"d{name}": x for name, x in gradients(read, inputs).items()}
     return {name: x.detach() for name, x in results.items()}
 
