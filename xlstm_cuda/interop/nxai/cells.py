@@ -10,7 +10,7 @@ States that are returned have float32 at least, and those that are taken are not
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,24 @@ class PatchedCausalConv1d(CausalConv1d):
         self, x: Tensor, conv_state: tuple[Tensor] | Tensor | None = None, return_last_state: bool = False
     ) -> Tensor | tuple[Tensor, tuple[Tensor]]:
         """x (B, S, F) -> (B, S, F), with return_last_state also the state after x."""
-        window = x if conv_state is None else torch.cat([self._past(x, conv_state), x], dim=1)
-        length = window.shape[1]
-        y = self.conv(window.mT)[..., length - x.shape[1] : length].mT
+        width, past = self.config.kernel_size, x[:, :0] if conv_state is None else self._past(x, conv_state)
+        window = x if conv_state is None else torch.cat([past, x], dim=1)
+        if self._is_depthwise():
+            before = F.pad(past, (0, 0, width - 1, 0))[:, past.shape[1] :]
+            y = functional.causal_conv1d(x, self.conv.weight.squeeze(1), self.conv.bias, initial_state=before)
+        else:
+            length = window.shape[1]
+            y = self.conv(window.mT)[..., length - x.shape[1] : length].mT
         if not return_last_state:
-            return y
-        width = self.config.kernel_size
-        last = F.pad(window, (0, 0, max(width - length, 0), 0))[:, -width:]
-        return y, (last.clone(),)  # a view would keep the whole window alive
+            return cast(Tensor, y)
+        last = F.pad(window, (0, 0, max(width - window.shape[1], 0), 0))[:, -width:]
+        return cast(Tensor, y), (last.clone(),)  # a view would keep the whole window alive
+
+    def _is_depthwise(self) -> bool:
+        """Whether `conv` does what `functional.causal_conv1d` does."""
+        conv = self.conv
+        usual = (conv.groups, conv.stride, conv.dilation) == (conv.in_channels, (1,), (1,))
+        return usual and conv.padding_mode == "zeros" and is_plain(nn.Conv1d, conv)
 
     def step(self, x: Tensor, conv_state: tuple[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor]]:
         """One token: x (B, 1, F), without the overhead of a convolution."""
