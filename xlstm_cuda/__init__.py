@@ -1,6 +1,7 @@
 """xLSTM for PyTorch: sLSTM, LSTM and chunkwise mLSTM kernels with exact gradients, compiled ahead of time.
 
-functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step.
+functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step,
+multihead_norm_gate.
 nn: layers and blocks. models: language models.
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
@@ -17,6 +18,7 @@ from .functional import (
     lstm_step,
     mlstm,
     mlstm_step,
+    multihead_norm_gate,
     slstm,
     slstm_step,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "lstm_step",
     "mlstm",
     "mlstm_step",
+    "multihead_norm_gate",
     "models",
     "nn",
     "patch",

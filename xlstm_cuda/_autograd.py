@@ -91,6 +91,25 @@ class CausalConv1d(Function):
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:6]), None, None)
 
 
+class MultiheadNormGate(Function):
+    """y = MultiheadNormGate.apply(namespace, options, h, weight, bias, gate, skip, skip_weight)
+
+    options: NormOptions. Saved for backward: the inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: tuple[Any, ...], *inputs: Tensor | None) -> Tensor:
+        y: Tensor = library(namespace).multihead_norm_gate_fwd.default(*inputs, *options)
+        ctx.save_for_backward(*inputs)
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        results = library(ctx.namespace).multihead_norm_gate_bwd.default(dense(dy), *ctx.saved_tensors, *ctx.options)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:]))
+
+
 def check_transforms() -> None:
     """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():

@@ -171,6 +171,35 @@ def activation(op: str, value: Any) -> None:
         wrong_value(op, "activation", "be None or 'silu'", shown(value))
 
 
+def multihead_norm_gate(
+    h: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, skip: Tensor | None,
+    skip_weight: Tensor | None, eps: Any, weight_offset: Any,
+) -> None:  # fmt: skip
+    """Arguments of `multihead_norm_gate` after `tensors`."""
+    op = "multihead_norm_gate"
+    if h.ndim != 4 or 0 in h.shape[2:]:
+        wrong_value(op, "h", "have shape (B, S, H, D), H and D at least 1", _shape_of(h))
+    batch, seqlen, features = h.shape[0], h.shape[1], h.shape[2] * h.shape[3]
+    for name, x in (("weight", weight), ("bias", bias), ("skip_weight", skip_weight)):
+        if x is not None:
+            _shape(op, name, x, "H*D", (features,))
+    for name, x in (("gate", gate), ("skip", skip)):
+        if x is not None:
+            _same_dtype(op, name, x, "h", h)
+            _shape(op, name, x, "B S H*D", (batch, seqlen, features))
+    if skip_weight is not None and skip is None:
+        raise ValueError(f"{op}: skip_weight needs a skip, got None")
+    if not (finite(eps) and eps >= 0):
+        wrong_value(op, "eps", "be a finite number >= 0", shown(eps))
+    if not finite(weight_offset):
+        wrong_value(op, "weight_offset", "be a finite number", shown(weight_offset))
+
+
+def one_of(op: str, name: str, value: Any, names: tuple[str, ...]) -> None:
+    if not (isinstance(value, str) and value in names):
+        wrong_value(op, name, f"be {' or '.join(map(repr, names))}", shown(value))
+
+
 def flags(op: str, **named: Any) -> None:
     """Options that are True or False; a text such as "no" would be true."""
     for name, value in named.items():

@@ -229,6 +229,22 @@ def _conv_state(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> tuple[i
     return rows, weight.shape[1] - 1, x.shape[2]
 
 
+def _multihead_norm_gate_fwd(h: Tensor, *_: Any) -> Tensor:
+    return h.new_empty((*h.shape[:2], h.shape[2] * h.shape[3]))
+
+
+def _multihead_norm_gate_bwd(
+    dy: Tensor, h: Tensor, weight: Any, bias: Any, gate: Any, skip: Any, skip_weight: Any, *_: Any
+) -> tuple[Tensor, ...]:
+    def gradient(x: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return h.new_empty((0,) if x is None else x.shape, dtype=dtype)
+
+    wide = accumulate_dtype(h.dtype)
+    dweight, dbias, dskip_weight = (gradient(x, wide) for x in (weight, bias, skip_weight))
+    dgate, dskip = gradient(gate, h.dtype), gradient(skip, h.dtype)
+    return gradient(h, h.dtype), dweight, dbias, dgate, dskip, dskip_weight
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -240,12 +256,19 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fwd": _causal_conv1d_fwd,
     "causal_conv1d_bwd": _causal_conv1d_bwd,
     "causal_conv1d_step_": _causal_conv1d_step_,
+    "multihead_norm_gate_fwd": _multihead_norm_gate_fwd,
+    "multihead_norm_gate_bwd": _multihead_norm_gate_bwd,
 }
 _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": partial(_mlstm_fwd, executor=True),
     "recurrent_fwd": partial(_recurrent_fwd, executor=True),
 }
-_BACKWARD_OPS = {"mlstm_bwd": "mlstm", "recurrent_bwd": "slstm and lstm", "causal_conv1d_bwd": "causal_conv1d"}
+_BACKWARD_OPS = {
+    "mlstm_bwd": "mlstm",
+    "recurrent_bwd": "slstm and lstm",
+    "causal_conv1d_bwd": "causal_conv1d",
+    "multihead_norm_gate_bwd": "multihead_norm_gate",
+}
 
 _extension.refuse_second_copy(NAMESPACE)
 try:

@@ -58,5 +58,13 @@ template <class T>
 void run(const ConvBackwardParams<T>& params, const Runtime& runtime) {
   kernels<T>().conv_bwd(params, runtime);
 }
+template <class T>
+void run(const NormForwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().norm_fwd(params, runtime);
+}
+template <class T>
+void run(const NormBackwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().norm_bwd(params, runtime);
+}
 
 }  // namespace xlstm::cpu

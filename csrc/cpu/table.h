@@ -3,6 +3,7 @@
 #include "core/conv.h"
 #include "core/mlstm_chunkwise.h"
 #include "core/mlstm_step.h"
+#include "core/norm.h"
 #include "core/recurrent.h"
 #include "core/runtime.h"
 
@@ -18,6 +19,8 @@ struct Kernels {
   void (*recurrent_step)(const RecurrentStepParams<T>&, const Runtime&);
   void (*conv_fwd)(const ConvForwardParams<T>&, const Runtime&);
   void (*conv_bwd)(const ConvBackwardParams<T>&, const Runtime&);
+  void (*norm_fwd)(const NormForwardParams<T>&, const Runtime&);
+  void (*norm_bwd)(const NormBackwardParams<T>&, const Runtime&);
 };
 
 struct KernelTable {

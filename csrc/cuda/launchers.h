@@ -3,5 +3,6 @@
 #include "cuda/conv/conv.h"
 #include "cuda/mlstm_chunkwise/chunkwise.h"
 #include "cuda/mlstm_step/mlstm_step.h"
+#include "cuda/norm/norm.h"
 #include "cuda/recurrent/scan.h"
 #include "cuda/recurrent/step.h"

@@ -20,6 +20,9 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/mlstm_chunkwise/walk_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/walk_wgmma.cu
     ${xlstm_cuda_folder}/mlstm_step/mlstm_step.cu
+    ${xlstm_cuda_folder}/norm/norm_any.cu
+    ${xlstm_cuda_folder}/norm/norm_bwd.cu
+    ${xlstm_cuda_folder}/norm/norm_fwd.cu
     ${xlstm_cuda_folder}/recurrent/device.cu
     ${xlstm_cuda_folder}/recurrent/resident_bwd.cu
     ${xlstm_cuda_folder}/recurrent/resident_bwd_bf16.cu
@@ -43,6 +46,7 @@ set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/conv/conv.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/plan.cpp
+    ${xlstm_cuda_folder}/norm/norm.cpp
     ${xlstm_cuda_folder}/recurrent/plan.cpp
     ${xlstm_cuda_folder}/recurrent/scan.cpp
     ${xlstm_ops_folder}/backends/architecture.cpp
@@ -65,6 +69,7 @@ set(xlstm_op_sources
     ${xlstm_ops_folder}/checks.cpp
     ${xlstm_ops_folder}/mlstm.cpp
     ${xlstm_ops_folder}/mlstm_step.cpp
+    ${xlstm_ops_folder}/multihead_norm_gate.cpp
     ${xlstm_ops_folder}/recurrent.cpp
     ${xlstm_ops_folder}/recurrent_checks.cpp
     ${xlstm_ops_folder}/recurrent_step.cpp

@@ -19,6 +19,7 @@ from xlstm_cuda import (
     lstm_step,
     mlstm,
     mlstm_step,
+    multihead_norm_gate,
     slstm,
     slstm_step,
 )
@@ -62,6 +63,8 @@ for B, H, S, Dqk, Dv in ((0, 1, 3, 2**40, 2**20), (0, 2**30, 2**10, 2**10, 1), (
 CALLS["causal_conv1d"] = lambda: causal_conv1d(wide(0, 2**29, 2**20), wide(2**20, 1))
 CALLS["causal_conv1d K"] = lambda: causal_conv1d(wide(0, 1, 2**29), wide(2**29, 2**20))
 CALLS["causal_conv1d_step"] = lambda: causal_conv1d_step(wide(0, 2**29), wide(2**29, 2**20), None, None)
+CALLS["multihead_norm_gate"] = lambda: multihead_norm_gate(wide(0, 3, 2**29, 2**20))
+CALLS["multihead_norm_gate D"] = lambda: multihead_norm_gate(wide(1, 0, 1, 2**50))
 token = wide(0, 1, 2**40), wide(0, 1, 2**40), wide(0, 1, 2**20), wide(0, 1), wide(0, 1)
 none = MLSTMState(wide(0, 1, 2**40, 2**20), wide(0, 1, 2**40), wide(0, 1))
 CALLS["mlstm_step"] = lambda: mlstm_step(*token, none)
@@ -92,6 +95,8 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.causal_conv1d_fwd(y, w, *none[:4], True),
         lambda: ops.causal_conv1d_bwd(y, None, y, w, *none[:4], True),
         lambda: ops.causal_conv1d_step_(y[:, 0], w, None, wide(0, 2**20 - 1, 2**29), True),
+        lambda: ops.multihead_norm_gate_fwd(wide(0, 3, 2**29, 2**20), *none[:5], False, False, 0.0, 0.0),
+        lambda: ops.multihead_norm_gate_bwd(y, wide(0, 3, 2**29, 2**20), *none[:5], False, False, 0.0, 0.0),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
     ]
     for call in calls:

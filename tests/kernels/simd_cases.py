@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.functional import test_conv
+from tests.functional import test_conv, test_norm
 from tests.support.against_reference import check
 from xlstm_cuda import _C, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
@@ -32,4 +32,7 @@ for dtype in (torch.float64, torch.float32):
     for B, S, F, K in ((2, 70, 21, 4), (1, 5, 300, 2), (3, 9, 7, 6)):
         reset = torch.rand(B, S) < 0.2
         test_conv.check(test_conv.draw(B, S, F, K, dtype), "cpu", activation="silu", reset=reset)
+    for sizes in ((2, 70, 2, 21), (1, 5, 1, 300), (3, 2, 3, 1)):
+        for norm in ("layer", "rms"):
+            test_norm.check(test_norm.draw(*sizes, dtype), "cpu", norm=norm, weight_offset=1.0, eps=0.1)
 print(_C.build_info()["simd"], "ok")

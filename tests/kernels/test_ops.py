@@ -86,6 +86,7 @@ def test_options_of_the_recurrent_ops_have_one_order(op: str) -> None:
 INITIAL, RECURRENT_INITIAL = "C0 n0 m0", "h0 c0 n0 m0"
 GATES, ROWS, CELL = "sigmoid_gate normalize scale eps", "lengths reset", "cell reversed_heads allow_tf32"
 CONV = "x weight bias initial_state cu_seqlens reset"
+NORM = "h weight bias gate skip skip_weight rms sigmoid eps weight_offset"
 SAVED_NAMES = {
     "mlstm_fwd": f"q k v i f {INITIAL} cu_seqlens reset {GATES}",
     "mlstm_bwd": f"dh dC dn dm q k v i f {INITIAL} cu_seqlens reset h r CT nT kept {GATES}",
@@ -97,6 +98,8 @@ SAVED_NAMES = {
     "causal_conv1d_fwd": f"{CONV} silu",
     "causal_conv1d_bwd": f"dy dnext_state {CONV} silu",
     "causal_conv1d_step_": "x weight bias state silu",
+    "multihead_norm_gate_fwd": NORM,
+    "multihead_norm_gate_bwd": f"dy {NORM}",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.functional import test_conv
+from tests.functional import test_conv, test_norm
 from tests.support.against_reference import gradients, run
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
@@ -111,3 +111,13 @@ def test_causal_conv1d(backend: str, device: str, dtype: torch.dtype, K: int) ->
     dirty = with_nan(test_conv.draw(2, S, 10, K, dtype, device))
     assert test_conv.run(dirty, backend=backend, **options)["y"].isnan().all()
     assert_same(test_conv.run(inputs, backend=backend, **options), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("D", [5, 64, 2100])
+def test_multihead_norm_gate(backend: str, device: str, dtype: torch.dtype, D: int) -> None:
+    inputs = test_norm.draw(2, 40 if D < 100 else 3, 2, D, dtype, device)
+    expected = test_norm.run(inputs, backend=backend)
+    dirty = with_nan(test_norm.draw(2, 40, 2, D + 3, dtype, device))
+    assert test_norm.run(dirty, backend=backend)["y"].isnan().all()
+    assert_same(test_norm.run(inputs, backend=backend), expected)

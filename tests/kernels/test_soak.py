@@ -115,8 +115,19 @@ def conv_rows() -> Rows:
     return rows
 
 
+def norm_rows() -> Rows:
+    ops, h, x, weight = torch.ops.xlstm_cuda, torch.randn(1, 3, 2, 4), torch.randn(1, 3, 8), torch.randn(8)
+    rows: Rows = {name: [] for name in ("multihead_norm_gate_fwd", "multihead_norm_gate_bwd")}
+    for dtype in (torch.float32, torch.bfloat16):
+        row = x.to(dtype)
+        forward = (h.to(dtype), weight, weight, row, row, weight, False, False, 1e-5, 1.0)
+        rows["multihead_norm_gate_fwd"].append(partial(ops.multihead_norm_gate_fwd.default, *forward))
+        rows["multihead_norm_gate_bwd"].append(partial(ops.multihead_norm_gate_bwd.default, row, *forward))
+    return rows
+
+
 def all_rows() -> Rows:
-    return mlstm_rows() | recurrent_rows() | conv_rows()
+    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows()
 
 
 def on_cpu() -> set[str]:

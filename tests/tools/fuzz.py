@@ -30,7 +30,8 @@ from xlstm_cuda.testing import TOLERANCE, cast, relative_error
 ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEQUENCES = ("mlstm", "slstm", "lstm")
-FUNCTIONS = (*SEQUENCES, "mlstm_step", "slstm_step", "lstm_step", "causal_conv1d", "causal_conv1d_step")
+STEPS = ("mlstm_step", "slstm_step", "lstm_step", "causal_conv1d_step")
+FUNCTIONS = (*SEQUENCES, *STEPS, "causal_conv1d", "multihead_norm_gate")
 MEMORY = "allocate|out of memory|bad_alloc"  # an allocation that failed
 
 
@@ -152,6 +153,19 @@ class Draw:
         arguments["state" if step else "initial_state"] = state if self.often(0.6) else None
         return arguments
 
+    def norm_gate(self) -> dict[str, Any]:
+        """With a mean, eps keeps the differences from it away from those of rounding."""
+        B, S, H, D = self.B, self.S, self.H, self.D
+        arguments: dict[str, Any] = {"h": self.positive(B, S, H, D), "norm": self.random.choice(("layer", "rms"))}
+        arguments |= {"gate_activation": self.random.choice(("silu", "sigmoid")), "weight_offset": 1.0, "eps": 1.0}
+        for name in ("weight", "bias", "skip_weight"):
+            arguments[name] = self.positive(H * D, dtype=self.random.choice((self.dtype, self.wide)))
+        for name in ("gate", "skip"):
+            arguments[name] = self.positive(B, S, H * D) if self.often(0.7) else None
+        if arguments["skip"] is None:
+            arguments["skip_weight"] = None
+        return arguments
+
     def flags(self, B: int, S: int) -> Tensor | None:
         return torch.rand(B, S, generator=self.generator).lt(0.2) if self.often(0.3) else None
 
@@ -162,6 +176,8 @@ class Draw:
             arguments = self.mlstm(step)
         elif name.startswith("causal"):
             arguments = self.conv(step)
+        elif name == "multihead_norm_gate":
+            return self.norm_gate()
         else:
             arguments = self.cell(SLSTMState if name.startswith("slstm") else LSTMState, step)
         if not step:
@@ -175,7 +191,7 @@ class Draw:
 def raw(draw: Draw) -> Call:
     name = draw.random.choice(sorted(_ops._FAKES))
     op = getattr(torch.ops.xlstm_cuda, name).default
-    make = {"m": mlstm_values, "c": conv_values, "r": recurrent_values}[name[0]]
+    make = {"ml": mlstm_values, "mu": norm_values, "ca": conv_values, "re": recurrent_values}[name[:2]]
     values = make(draw, name)
     arguments = {argument.name: values.get(argument.name) for argument in op._schema.arguments}
     return Call(name, lambda **named: op(*named.values()), arguments, False)
@@ -202,6 +218,13 @@ def conv_values(draw: Draw, name: str) -> dict[str, Any]:
     state = draw.positive(rows, weight.shape[1] - 1, x.shape[-1])
     values |= {"state": state.contiguous(), "dnext_state": draw.random.choice((None, state))}
     return values | {"dy": draw.positive(*x.shape), "silu": values["activation"] == "silu"}
+
+
+def norm_values(draw: Draw, name: str) -> dict[str, Any]:
+    values = draw.norm_gate()
+    B, S, H, D = values["h"].shape
+    rms, sigmoid = values["norm"] == "rms", values["gate_activation"] == "sigmoid"
+    return values | {"dy": draw.positive(B, S, H * D), "rms": rms, "sigmoid": sigmoid}
 
 
 def recurrent_values(draw: Draw, name: str) -> dict[str, Any]:
@@ -311,7 +334,9 @@ def empty_and_huge(draw: Draw) -> Call:
     if "R" in arguments:
         arguments["R"] = arguments["R"].expand(4, 1, sizes["D"], sizes["D"])
         arguments["b"] = None
-    if "weight" in arguments:
+    if name == "multihead_norm_gate":
+        arguments |= dict.fromkeys(("weight", "bias", "skip_weight"))
+    elif "weight" in arguments:
         arguments["weight"] = arguments["weight"].expand(sizes["D"], arguments["weight"].shape[1])
         arguments["bias"] = None
     return Call(name, getattr(xlstm_cuda, name), arguments, False)
@@ -341,7 +366,10 @@ def verdict(call: Call) -> str:
     except Exception as error:
         assert not call.tame, f"a right call raised {type(error).__name__}: {error}"
         assert isinstance(error, ERRORS), f"raised {type(error).__name__}: {error}"
-        family = next((name for name in ("mlstm", "causal_conv1d") if call.name.startswith(name)), "recurrent")
+        family = next(
+            (name for name in ("mlstm", "causal_conv1d", "multihead_norm_gate") if call.name.startswith(name)),
+            "recurrent",
+        )
         names = f"{call.name}|{family}|xlstm_cuda|{MEMORY}"
         assert re.search(names, str(error), re.IGNORECASE), f"the error does not name the call: {error!r}"
         return "refused"
@@ -351,13 +379,14 @@ def verdict(call: Call) -> str:
 
 
 def in_float64(call: Call) -> list[Tensor]:
-    tensors = ("q", "k", "v", "i", "f", "x", "R", "b", "weight", "bias", "state", "initial_state")
+    tensors = {"q", "k", "v", "i", "f", "x", "R", "b", "weight", "bias", "state", "initial_state"}
+    tensors |= {"h", "gate", "skip", "skip_weight"}
     wide = cast({name: x for name, x in call.arguments.items() if name in tensors})
     arguments = {**call.arguments, **wide, "backend": "reference"}
     if arguments.get("inplace"):
         arguments["inplace"] = False
-    h, state = call.function(**arguments)
-    return [h, *parts(state)]
+    results = call.function(**arguments)
+    return [results] if isinstance(results, Tensor) else [results[0], *parts(results[1])]
 
 
 def parts(state: Any) -> tuple[Tensor, ...]:
@@ -365,9 +394,9 @@ def parts(state: Any) -> tuple[Tensor, ...]:
 
 
 def compare(results: Any, expected: list[Tensor], call: Call) -> None:
-    h, state = results
-    data = call.arguments["q" if "q" in call.arguments else "x"]
-    names = getattr(state, "_fields", ("state",))
+    h, state = (results, ()) if isinstance(results, Tensor) else results
+    data = next(call.arguments[name] for name in ("q", "x", "h") if name in call.arguments)
+    names = getattr(state, "_fields", ("state",) if isinstance(state, Tensor) else ())
     for name, actual, right in zip(("h", *names), (h, *parts(state)), expected, strict=True):
         assert actual.shape == right.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(right.shape)}"
         error = relative_error(actual, right)

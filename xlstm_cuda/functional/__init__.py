@@ -1,4 +1,4 @@
-"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token, and the convolution before them.
+"""The public functions: mLSTM, sLSTM and LSTM over a sequence and token by token, and what stands around them.
 
 Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or float64. A, the dtype of gate
 arithmetic, states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may
@@ -21,6 +21,7 @@ from xlstm_cuda._backend import backend
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 from xlstm_cuda.functional._conv import causal_conv1d, causal_conv1d_step
 from xlstm_cuda.functional._mlstm import mlstm, mlstm_step
+from xlstm_cuda.functional._norm import multihead_norm_gate
 from xlstm_cuda.functional._recurrent import lstm, lstm_step, slstm, slstm_step
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "lstm_step",
     "mlstm",
     "mlstm_step",
+    "multihead_norm_gate",
     "slstm",
     "slstm_step",
 ]

@@ -7,6 +7,7 @@ The oracle of the tests and the "reference" backend; the kernels share no code w
 from .conv import causal_conv1d, causal_conv1d_step
 from .lstm import lstm, lstm_step
 from .mlstm import mlstm, mlstm_chunkwise, mlstm_parallel, mlstm_recurrent, mlstm_step
+from .norm import multihead_norm_gate
 from .slstm import slstm, slstm_step
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "mlstm_parallel",
     "mlstm_recurrent",
     "mlstm_step",
+    "multihead_norm_gate",
     "slstm",
     "slstm_step",
 ]

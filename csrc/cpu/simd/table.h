@@ -21,6 +21,10 @@ template <class T>
 void conv_fwd(const ConvForwardParams<T>&, const Runtime&);
 template <class T>
 void conv_bwd(const ConvBackwardParams<T>&, const Runtime&);
+template <class T>
+void norm_fwd(const NormForwardParams<T>&, const Runtime&);
+template <class T>
+void norm_bwd(const NormBackwardParams<T>&, const Runtime&);
 
 extern const KernelTable kTable;
 
