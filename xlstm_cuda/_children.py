@@ -27,13 +27,24 @@ def is_plain(kind: type[nn.Module], *children: nn.Module) -> bool:
     replaces `forward`, whoever observes a module hooks it, and weights of other classes know few functions.
     """
     for child in children:
+        weight, bias = child._parameters.get("weight"), child._parameters.get("bias")
+        if not is_ordinary(weight) or not (bias is None or is_ordinary(bias)):
+            return False
+    return only_forward(kind, *children)
+
+
+def only_forward(kind: type[nn.Module], *children: nn.Module) -> bool:
+    """Whether a call of each child would run `kind.forward`, and nothing else."""
+    for child in children:
         hooked = child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks
         if type(child) is not kind or hooked or "forward" in child.__dict__:
             return False
-        weight, bias = child._parameters.get("weight"), child._parameters.get("bias")
-        if type(weight) not in _ORDINARY or not (bias is None or type(bias) in _ORDINARY):
-            return False
     return not any(_GLOBAL_HOOKS)
+
+
+def is_ordinary(x: Tensor | None) -> bool:
+    """Whether x is a tensor for which every function is known."""
+    return type(x) in _ORDINARY
 
 
 def call(child: nn.Module, x: Tensor) -> Tensor:

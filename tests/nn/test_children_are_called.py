@@ -28,6 +28,8 @@ from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
 from xlstm_cuda.nn.conv import CausalConv1d
 from xlstm_cuda.nn.gates import GateLinear
 from xlstm_cuda.nn.linear_headwise import LinearHeadwise
+from xlstm_cuda.nn.mlstm_layer import mLSTMCell
+from xlstm_cuda.nn.norms import MultiHeadLayerNorm
 from xlstm_cuda.testing import assert_close_relative
 
 DIM = 16
@@ -497,7 +499,7 @@ def test_recurrent_modules_are_called_and_can_be_offloaded() -> None:
 
 @contextmanager
 def never_called(monkeypatch: pytest.MonkeyPatch, *kinds: type[nn.Module]) -> Iterator[None]:
-    def refuse(self: nn.Module, x: Tensor) -> Tensor:
+    def refuse(self: nn.Module, *_: Any, **__: Any) -> Tensor:
         raise AssertionError(f"{type(self).__name__} was called")
 
     with monkeypatch.context() as patch:
@@ -506,7 +508,10 @@ def never_called(monkeypatch: pytest.MonkeyPatch, *kinds: type[nn.Module]) -> It
         yield
 
 
-FUSED = {"mlstm layer": (GateLinear, nn.Conv1d), "slstm layer": (LinearHeadwise, nn.Conv1d)}
+FUSED: dict[str, tuple[type[nn.Module], ...]] = {
+    "mlstm layer": (GateLinear, nn.Conv1d, mLSTMCell, MultiHeadLayerNorm),
+    "slstm layer": (LinearHeadwise, nn.Conv1d),
+}
 every_layer = pytest.mark.parametrize("name", FUSED)
 
 

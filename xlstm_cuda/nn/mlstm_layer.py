@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import functional
-from .._children import call, is_plain
+from .. import _autocast, functional
+from .._children import call, is_ordinary, is_plain, only_forward
 from .._states import MLSTMState
 from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
@@ -85,21 +85,27 @@ class mLSTMCell(nn.Module):
         is_step: bool = False,
     ) -> tuple[Tensor, MLSTMState]:
         """is_step: 1 to 16 tokens, no reset."""
+        h, state = self.before_norm(q, k, v, state, reset, is_step)
+        return self.outnorm(h), state
+
+    def before_norm(
+        self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None, reset: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, MLSTMState]:
+        """h (B, S, H, D) and the state."""
         if is_step:
             return self._step(q, k, v, state)
         i, f = self._gates(q, k, v)
         q, k, v = (self._heads(u).transpose(1, 2) for u in (q, k, v))  # (B, H, S, D)
         result = functional.mlstm(q, k, v, i, f, initial_state=state, return_state=True, reset=reset)
         h, state = cast(tuple[Tensor, MLSTMState], result)
-        return self.outnorm(h.transpose(1, 2)), state
+        return h.transpose(1, 2), state
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
         """One token goes without a sequence dimension, the cheaper call."""
         i, f = (gate.squeeze(2) for gate in self._gates(q, k, v))
         q, k, v = (self._heads(u).transpose(1, 2).squeeze(2) for u in (q, k, v))  # (B, H, D) or (B, H, S, D)
         h, state = functional.mlstm_step(q, k, v, i, f, state)
-        h = h.unsqueeze(1) if h.ndim == 3 else h.transpose(1, 2)  # (B, S, H, D)
-        return self.outnorm(h), state
+        return h.unsqueeze(1) if h.ndim == 3 else h.transpose(1, 2), state
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, I) -> (B, S, H, D)."""
@@ -162,9 +168,25 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
         conv, conv_state = self.conv1d(u, conv_state, reset=reset, activation="silu")
         q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(u)
-        h, cell_state = self.mlstm_cell(q, k, v, cell_state, reset=reset, **step_flag(is_step and reset is None))
-        y = self.proj_down((h + self.learnable_skip * conv) * F.silu(z))
-        return self.dropout(y), MLSTMLayerState(conv_state, cell_state)
+        is_step = is_step and reset is None
+        cell = self.mlstm_cell
+        if only_forward(mLSTMCell, cell) and is_plain(MultiHeadLayerNorm, cell.outnorm):
+            h, cell_state = cell.before_norm(q, k, v, cell_state, reset, is_step)
+            h = self._normed_and_gated(h, conv, z)
+        else:
+            h, cell_state = cell(q, k, v, cell_state, reset=reset, **step_flag(is_step))
+            h = (h + self.learnable_skip * conv) * F.silu(z)
+        return self.dropout(self.proj_down(h)), MLSTMLayerState(conv_state, cell_state)
+
+    def _normed_and_gated(self, h: Tensor, conv: Tensor, z: Tensor) -> Tensor:
+        """h (B, S, H, D) -> (B, S, I); in one pass where all of it has one dtype, or the projection rounds to it."""
+        norm, skip = self.mlstm_cell.outnorm, self.learnable_skip
+        weight = cast(Tensor, norm.weight)
+        wide = torch.promote_types(torch.promote_types(h.dtype, weight.dtype), skip.dtype)
+        rounded = _autocast.enabled(h.device.type) and is_plain(nn.Linear, self.proj_down)
+        if is_ordinary(skip) and h.dtype == conv.dtype == z.dtype and (wide == h.dtype or rounded):
+            return norm.gated(h, conv, skip, z)
+        return (norm(h) + skip * conv) * F.silu(z)
 
     def reset_parameters(self) -> None:
         dim = self.config.embedding_dim

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import functional
+
 
 class LayerNorm(nn.Module):
     """(..., D) -> (..., D) without bias; the parameter `weight` (D,) holds the weight minus one."""
@@ -38,6 +40,12 @@ class MultiHeadLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(-2)
         return y if self.weight is None else y * (1 + self.weight)
+
+    def gated(self, h: Tensor, skip: Tensor, skip_weight: Tensor, gate: Tensor) -> Tensor:
+        """(self(h) + skip_weight skip) silu(gate) in one pass: h (B, S, H, D), skip, gate (B, S, H D) of one dtype."""
+        return functional.multihead_norm_gate(
+            h, self.weight, gate=gate, skip=skip, skip_weight=skip_weight, eps=self.eps, weight_offset=1.0
+        )
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
