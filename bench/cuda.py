@@ -17,6 +17,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("slstm_step", "lstm_step"), ("recurrent_step",)),
     "causal_conv1d": ("causal_conv1d_fwd", "causal_conv1d_bwd"),
     "causal_conv1d_step": ("causal_conv1d_step_",),
+    "multihead_norm_gate": ("multihead_norm_gate_fwd", "multihead_norm_gate_bwd"),
 }
 
 

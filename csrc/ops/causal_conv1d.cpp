@@ -79,17 +79,6 @@ ViewOf<const T> times_in(Session& session, const Tensor& x) {
   return time_view<const T>(session.in(rows), rows);
 }
 
-// Contiguous, of any type on a device.
-template <class T, class Session>
-PointerOf<const T> values_in(Session& session, const OptionalTensor& x) {
-  if (!x) return {};
-  const Tensor& values = kept(session, *x, as_contiguous(*x, session.dtype_for(*x)));
-  if constexpr (std::is_void_v<T>)
-    return {session.in(values), type_of(values)};
-  else
-    return static_cast<const T*>(session.in(values));
-}
-
 // All but the outputs and the state.
 template <class T, class Session>
 ConvForwardParams<T> forward_params(Session& session, const ConvTensors& in, const ConvShape& shape, bool silu) {

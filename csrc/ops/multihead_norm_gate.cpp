@@ -64,17 +64,6 @@ ViewOf<const T> heads_in(Session& session, const OptionalTensor& x, int64_t dim)
   return heads_view<const T>(session.in(rows), rows, dim);
 }
 
-// Contiguous, of any type on a device.
-template <class T, class Session>
-PointerOf<const T> values_in(Session& session, const OptionalTensor& x) {
-  if (!x) return {};
-  const Tensor& values = kept(session, *x, as_contiguous(*x, session.dtype_for(*x)));
-  if constexpr (std::is_void_v<T>)
-    return {session.in(values), type_of(values)};
-  else
-    return static_cast<const T*>(session.in(values));
-}
-
 // All but y.
 template <class T, class Session>
 NormForwardParams<T> forward_params(Session& session, const NormCall& in, const NormShape& s) {

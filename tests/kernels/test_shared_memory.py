@@ -15,7 +15,7 @@ import torch
 from tests.kernels.test_recurrent_variants import only
 from tests.support.executor import EXECUTOR, PLAIN, needs_executor
 from tests.support.paths import ROOT
-from xlstm_cuda import _ops, lstm_step, mlstm_step, slstm
+from xlstm_cuda import _ops, lstm_step, mlstm_step, multihead_norm_gate, slstm
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
 
 pytestmark = pytest.mark.simt
@@ -120,6 +120,11 @@ def wgmma_outputs(output: str, Dqk: int, Dv: int) -> None:
     getattr(torch.ops, PLAIN).mlstm_outputs(*kind, X, Y, Z, i, i, None, None, None, state, n, i, i, *options)
 
 
+def norm_gate(dtype: torch.dtype, D: int) -> None:
+    h = torch.zeros(1, 2, 1, D, dtype=dtype, requires_grad=True)
+    multihead_norm_gate(h, backend=EXECUTOR).sum().backward()
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     **{f"mlstm_step {t} {n}": lambda d=d, n=n: step(d, n) for t, d in DTYPES.items() for n in (1, 16)},  # type: ignore[misc]
     **{f"mlstm_step C in bf16 {n}": lambda n=n: step(torch.float32, n, torch.bfloat16) for n in (1, 16)},  # type: ignore[misc]
@@ -172,6 +177,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "mlstm_walk_grads dv 64 128": lambda: walk_grads("dv", 64, 128),
     "mlstm_gate_grads float": lambda: gate_grads(torch.float32),
     "mlstm_gate_grads double": lambda: gate_grads(torch.float64),
+    "multihead_norm_gate in registers": lambda: norm_gate(torch.float32, 64),
+    "multihead_norm_gate f32": lambda: norm_gate(torch.float32, 2100),
+    "multihead_norm_gate f64": lambda: norm_gate(torch.float64, 64),
 }
 
 

@@ -38,6 +38,7 @@ MLSTM_SIZES = ((1, 1, 32, 32), (2, 3, 16, 48), (3, 2, 33, 65))  # B, H, Dqk, Dv
 WIDE_SIZES = ((1, 2, 150, 72, 136), (1, 1, 70, 200, 136))  # B, H, S, Dqk, Dv: two warpgroups of a walk, and slices
 CELL_SIZES = ((1, 1, 32), (3, 2, 16), (5, 1, 33))  # B, H, D
 CONV_SIZES = ((2, 70, 24, 4), (1, 9, 33, 3), (2, 37, 16, 6))  # B, S, F, K
+NORM_SIZES = ((2, 37, 3, 24), (1, 9, 2, 33), (1, 40, 1, 600))  # B, S, H, D
 
 
 def runs() -> Iterator[Run]:
@@ -71,6 +72,8 @@ def runs() -> Iterator[Run]:
         conv = {"activation": "silu"}
         yield "causal_conv1d", functional.causal_conv1d, _conv(*sizes, dtype), {**conv, "return_state": True}
         yield "causal_conv1d_step", functional.causal_conv1d_step, _conv_step(*sizes, dtype), {**conv, "inplace": True}
+    for dtype, sizes in itertools.product(DTYPES, NORM_SIZES):
+        yield "multihead_norm_gate", functional.multihead_norm_gate, _norm(*sizes, dtype), {}
 
 
 def runs_by_variant() -> Iterator[tuple[str, Run]]:
@@ -91,15 +94,23 @@ def _mlstm_step(
 
 
 def _conv(B: int, S: int, F: int, K: int, dtype: torch.dtype) -> Inputs:
-    generator = torch.Generator().manual_seed(S)
-    shapes = {"x": (B, S, F), "weight": (F, K), "bias": (F,), "initial_state": (B, K - 1, F)}
-    return {n: torch.randn(s, generator=generator).to(dtype).requires_grad_() for n, s in shapes.items()}
+    return _normal(dtype, x=(B, S, F), weight=(F, K), bias=(F,), initial_state=(B, K - 1, F))
 
 
 def _conv_step(B: int, S: int, F: int, K: int, dtype: torch.dtype) -> Inputs:
     inputs = {name: x.detach() for name, x in _conv(B, 5, F, K, dtype).items()}
     state = inputs.pop("initial_state")
     return {**inputs, "state": state}
+
+
+def _norm(B: int, S: int, H: int, D: int, dtype: torch.dtype) -> Inputs:
+    row, weights = (B, S, H * D), (H * D,)
+    return _normal(dtype, h=(B, S, H, D), weight=weights, bias=weights, gate=row, skip=row, skip_weight=weights)
+
+
+def _normal(dtype: torch.dtype, **shapes: tuple[int, ...]) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    return {n: torch.randn(s, generator=generator).to(dtype).requires_grad_() for n, s in shapes.items()}
 
 
 def main(device: str = "cuda") -> dict[str, list[str]]:
@@ -135,24 +146,24 @@ def check(function: Callable[..., Any], inputs: Inputs, options: Inputs, device:
     # In 16 bits the gradient of the sLSTM's m turns where its two branches nearly tie; that of h does not.
     of_h = function is functional.slstm and inputs["x"].dtype.itemsize == 2
     here = {name: _copied(x, device) for name, x in inputs.items()}
-    h, state = function(**here, **options)
-    actual = _results(h, state, here, of_h)
+    actual = _results(function(**here, **options), here, of_h)
     wide = cast({name: x for name, x in inputs.items() if name != "slots"})
     slots = {name: x for name, x in inputs.items() if name == "slots"}
-    h64, state64 = function(**wide, **slots, **options, backend="reference")
-    expected = _results(h64, state64, wide, of_h)
+    expected = _results(function(**wide, **slots, **options, backend="reference"), wide, of_h)
+    dtype = actual["output"].dtype
     for name, x in actual.items():
-        allowed = tolerance_of(function.__name__, h.dtype, device)
+        allowed = tolerance_of(function.__name__, dtype, device)
         tolerance = allowed.df if name == "df" else allowed.grad
         if name.startswith("d"):
             grads = {key[1:]: value for key, value in expected.items() if key.startswith("d")}
-            tolerance *= cancellation(name[1:], h.dtype, grads)
+            tolerance *= cancellation(name[1:], dtype, grads)
         assert_close_relative(x.cpu(), expected[name], tolerance, f"{function.__name__}: {name}")
 
 
-def _results(h: Tensor, state: Any, inputs: Inputs, of_h: bool) -> dict[str, Tensor]:
-    """of_h: the gradients are those of h alone."""
-    parts = {"state": state} if isinstance(state, Tensor) else state._asdict()
+def _results(returned: Any, inputs: Inputs, of_h: bool) -> dict[str, Tensor]:
+    """returned: h, or h and a state. of_h: the gradients are those of h alone."""
+    h, state = returned if isinstance(returned, tuple) else (returned, None)
+    parts = {} if state is None else {"state": state} if isinstance(state, Tensor) else state._asdict()
     results = {"output": h, **parts}
     if h.requires_grad:
         read = [h] if of_h else [h, *parts.values()]

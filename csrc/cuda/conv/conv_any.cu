@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
     const int64_t seen = XLSTM_MUTANT("causal_conv1d_any: resets ignored") ? p.shape.past() : column.seen(t);
     A sum = bias;
     for (int64_t d = 0; d <= seen; ++d) sum += column.weight(d) * column.input(t - d);
-    const A sigmoid = p.silu ? conv_sigmoid<A>(sum) : A{1};
+    const A sigmoid = p.silu ? data_sigmoid<A>(sum) : A{1};
     if (dy.data) {
       const A slope = p.silu ? sigmoid * (1 + sum * (1 - sigmoid)) : A{1};
       g[(run.row * p.shape.seqlen + t) * p.shape.features + feature] =

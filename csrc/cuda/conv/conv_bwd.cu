@@ -72,7 +72,7 @@ XLSTM_DEVICE void set_g(Walk& walk, const Features<T>& dy, bool silu, int past) 
         const bool sees = d <= past && (walk.resets & ((1u << d) - 1)) == 0;
         if (sees) sum += walk.w[d][c] * walk.x[d][c];
       }
-      const float sigmoid = conv_sigmoid<T>(sum);
+      const float sigmoid = data_sigmoid<T>(sum);
       grad *= sigmoid * (1 + sum * (1 - sigmoid));
     }
     walk.g[0][c] = grad;

@@ -52,7 +52,7 @@ XLSTM_DEVICE Vector<T> convolve(Window<T>& window, const Vector<T>& x, const flo
 #pragma unroll
     for (int d = kFewTaps - 2; d > 0; --d) window.past[d][c] = window.past[d - 1][c];
     window.past[0][c] = input;
-    y.x[c] = narrow<T>(silu ? sum * conv_sigmoid<T>(sum) : sum);
+    y.x[c] = narrow<T>(silu ? sum * data_sigmoid<T>(sum) : sum);
   }
   window.seen = min(window.seen + 1, past);
   return y;

@@ -3,6 +3,7 @@
 // row of the call starts at a multiple of their size: that is asked once, before the launch.
 #include "cuda/conv/conv.h"
 #include "cuda/device/device.h"
+#include "cuda/packs.h"
 #include "cuda/recurrent/cell_math.h"
 
 namespace xlstm::cuda {
@@ -37,41 +38,6 @@ inline ConvLaunch conv_launch(const char* name, int64_t rows, int64_t features, 
   l.launch.name = name;
   l.launch.stream = stream;
   return l;
-}
-
-// Of data of T: in 16 bits by the special function unit alone, whose errors are small beside the rounding of y.
-template <class T, class A>
-XLSTM_DEVICE A conv_sigmoid(A x) {
-  if constexpr (sizeof(T) == 2) return FastMath<T>::sigmoid(x);
-  if constexpr (sizeof(A) == 8) return 1 / (1 + std::exp(-x));
-  return device::reciprocal_approx(1 + std::exp(-x));  // a division may call a function, and spills around it
-}
-
-// Whether packs of so many elements are aligned in every row.
-inline bool packs_fit(const AnyView& x, int64_t features, int64_t count) {
-  const bool strides = x.batch % count == 0 && x.time % count == 0 && features % count == 0;
-  return x.data == nullptr || (strides && reinterpret_cast<uintptr_t>(x.data) % (count * bytes_of(x.type)) == 0);
-}
-
-template <class P, class T>
-XLSTM_DEVICE P load_pack(const T* from, int64_t count, bool whole) {
-  if (whole) return device::load_whole(reinterpret_cast<const P*>(from));
-  P pack;
-#pragma unroll
-  for (int c = 0; c < P::kCount; ++c) pack.x[c] = c < count ? from[c] : T{};
-  return pack;
-}
-
-template <class P, class T>
-XLSTM_DEVICE void store_pack(T* to, const P& pack, int64_t count, bool whole) {
-  if (whole) {
-    device::store_whole(reinterpret_cast<P*>(to), pack);
-    return;
-  }
-#pragma unroll
-  for (int c = 0; c < P::kCount; ++c) {
-    if (c < count) to[c] = pack.x[c];
-  }
 }
 
 // Weights by distance, zeros past the taps and the features; and the bias.

@@ -1,8 +1,8 @@
 // Norm over heads of rows of any length, or in double, and the sums of both ways over the runs (docs/kernels/norm.md):
 // a block has one row at a time, and asks the caches for it again and again.
-#include "cuda/conv/features.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/sums.h"
+#include "cuda/recurrent/cell_math.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -67,7 +67,7 @@ struct AnyGate {
 
   XLSTM_DEVICE AnyGate(const AnyRow<A>& row, int64_t d) {
     if (row.p.gate.data == nullptr) return;
-    const A gate = row.load(row.p.gate, d), sigmoid = conv_sigmoid<A>(gate), rest = 1 - sigmoid;
+    const A gate = row.load(row.p.gate, d), sigmoid = data_sigmoid<A>(gate), rest = 1 - sigmoid;
     const bool alone = row.p.options.sigmoid;
     value = alone ? sigmoid : gate * sigmoid;
     slope = alone ? sigmoid * rest : sigmoid * (1 + gate * rest);

@@ -2,9 +2,10 @@
 // A row, one head at one token, in the registers of a team of 8 to 128 threads: 16 features each, as packs of four that
 // lie a team apart. Teams of a warp, or one wider team, walk the tokens of a run. Accesses are whole where every row of
 // the call starts at a multiple of their size: that is asked once, before the launch.
-#include "cuda/conv/features.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/sums.h"
+#include "cuda/packs.h"
+#include "cuda/recurrent/cell_math.h"
 
 namespace xlstm::cuda {
 
@@ -157,7 +158,7 @@ struct NormGate {
 };
 template <class T>
 XLSTM_DEVICE NormGate norm_gate(T gate, const NormOptions& options) {
-  const float x = device::widen<float>(gate), sigmoid = conv_sigmoid<T>(x), rest = 1 - sigmoid;
+  const float x = device::widen<float>(gate), sigmoid = data_sigmoid<T>(x), rest = 1 - sigmoid;
   if (options.sigmoid) return {sigmoid, sigmoid * rest};
   return {x * sigmoid, sigmoid * (1 + x * rest)};
 }

@@ -86,4 +86,12 @@ XLSTM_DEVICE A log_sigmoid(A x) {
   return (x < 0 ? x : A{0}) - M::logistic(x).log1p;
 }
 
+// Of data of T: in 16 bits by the special function unit alone, whose errors are small beside the rounding of y.
+template <class T, class A>
+XLSTM_DEVICE A data_sigmoid(A x) {
+  if constexpr (sizeof(T) == 2) return FastMath<T>::sigmoid(x);
+  if constexpr (sizeof(A) == 8) return 1 / (1 + std::exp(-x));
+  return device::reciprocal_approx(1 + std::exp(-x));  // a division may call a function, and spills around it
+}
+
 }  // namespace xlstm::cuda

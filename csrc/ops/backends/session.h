@@ -54,6 +54,17 @@ const T* contiguous_in(Session& session, const OptionalTensor& x, ScalarType dty
   return x ? static_cast<const T*>(session.in(kept(session, *x, as_contiguous(*x, dtype)))) : nullptr;
 }
 
+// The same, of any type on a device.
+template <class T, class Session>
+PointerOf<const T> values_in(Session& session, const OptionalTensor& x) {
+  if (!x) return {};
+  const Tensor& values = kept(session, *x, as_contiguous(*x, session.dtype_for(*x)));
+  if constexpr (std::is_void_v<T>)
+    return {session.in(values), type_of(values)};
+  else
+    return static_cast<const T*>(session.in(values));
+}
+
 template <class Session>
 Flags flags_in(Session& session, const OptionalTensor& x) {
   if (!x) return {};
