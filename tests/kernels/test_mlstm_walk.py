@@ -15,6 +15,7 @@ from tests.support.mlstm_plain import (
     Plain,
     Problem,
     close,
+    error,
     in_whole_pieces,
     packed,
     plain,
@@ -42,12 +43,6 @@ class Results:
     n: Tensor
     states: Tensor
     normalisers: Tensor
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative, Frobenius; infinite where there is a NaN."""
-    difference = ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
-    return difference if difference == difference else float("inf")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from tests.support.mlstm_plain import (
     Plain,
     Problem,
     close,
+    error,
     in_whole_pieces,
     normaliser_factors,
     packed,
@@ -44,13 +45,6 @@ class Results:
     n: Tensor
     chunk_dots: Tensor
     start_dots: Tensor
-
-
-def error(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
-    """Relative, Frobenius; infinite where there is a NaN."""
-    size = (expected if scale is None else scale).norm().clamp_min(1e-300)
-    difference = ((actual.double() - expected).norm() / size).item()
-    return difference if difference == difference else float("inf")
 
 
 @dataclass

@@ -269,6 +269,13 @@ def normaliser_factors(p: Problem, x: Plain) -> tuple[Tensor, Tensor, Tensor]:
     return iota, rho, torch.zeros_like(iota) if p.sigmoid_gate else -iota * p.eps * dot
 
 
+def error(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+    """Relative, Frobenius; infinite where there is a NaN."""
+    size = (expected if scale is None else scale).norm().clamp_min(1e-300)
+    difference = ((actual.double() - expected).norm() / size).item()
+    return difference if difference == difference else float("inf")
+
+
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Relative to the largest expected value."""
     size = expected.abs().max().item() if expected.numel() else 0.0
