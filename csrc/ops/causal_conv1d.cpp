@@ -63,22 +63,6 @@ ConvShape checked_shape(const ConvTensors& in, int64_t max_dim) {
   return s;
 }
 
-// Memory laid out as x, (B, S, F); (B, F) is one token.
-template <class T>
-ViewOf<T> time_view(const void* data, const Tensor& x) {
-  const int64_t time = x.dim() == 3 ? x.stride(1) : 0;
-  if constexpr (std::is_void_v<T>)
-    return {data, type_of(x), x.stride(0), 0, time};
-  else
-    return {static_cast<T*>(const_cast<void*>(data)), x.stride(0), 0, time};
-}
-
-template <class T, class Session>
-ViewOf<const T> times_in(Session& session, const Tensor& x) {
-  const Tensor& rows = kept(session, x, as(x, session.dtype_for(x)));
-  return time_view<const T>(session.in(rows), rows);
-}
-
 // All but the outputs and the state.
 template <class T, class Session>
 ConvForwardParams<T> forward_params(Session& session, const ConvTensors& in, const ConvShape& shape, bool silu) {

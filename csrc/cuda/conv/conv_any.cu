@@ -42,9 +42,9 @@ struct Column {
 
 // y, or with dy the gradient of the pre-activation.
 template <class A>
-__global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
+__global__ void __launch_bounds__(kColumnThreads, kResidentBlocks)
     conv_any_fwd(ConvForwardParams<void> p, AnyView dy, A* g, unsigned across) {
-  const auto [slot, feature] = conv_place(across, 1);
+  const auto [slot, feature] = column_place(across, 1);
   if (feature >= p.shape.features) return;
   const ConvRun run = conv_run<unsigned>(p.shape, kConvTokens, slot);
   const Column<A> column{p, run, feature};
@@ -92,10 +92,10 @@ XLSTM_DEVICE void input_grad(const ConvBackwardParams<void, A>& p, const Column<
 }
 
 template <class A>
-__global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
+__global__ void __launch_bounds__(kColumnThreads, kResidentBlocks)
     conv_any_bwd(ConvBackwardParams<void, A> p, const A* g, A* sums, unsigned across) {
   const ConvShape& shape = p.forward.shape;
-  const auto [slot, feature] = conv_place(across, 1);
+  const auto [slot, feature] = column_place(across, 1);
   if (feature >= shape.features) return;
   const int64_t F = shape.features, K = shape.taps;
   const ConvRun run = conv_run<unsigned>(shape, kConvGradTokens, slot);
@@ -121,10 +121,10 @@ constexpr int kSumFeatures = 8, kSumGroups = 32 / kSumFeatures;  // of a warp: s
 // One row of the sums: of the weights at one distance, or of the bias. A group of lanes adds up every fourth run, and
 // then the groups add up.
 template <class A>
-__global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
+__global__ void __launch_bounds__(kColumnThreads, kResidentBlocks)
     conv_sums(ConvBackwardParams<void, A> p, const A* sums, int64_t slots, unsigned across) {
   const int64_t F = p.forward.shape.features, K = p.forward.shape.taps;
-  const auto [d, thread] = conv_place(across, 1);
+  const auto [d, thread] = column_place(across, 1);
   const int lane = threadIdx.x % 32, group = lane / kSumFeatures;
   const int64_t feature = thread / 32 * kSumFeatures + lane % kSumFeatures;
   A sum = 0;
@@ -149,7 +149,7 @@ template <class A>
 cudaError_t conv_fwd_any(const ConvForwardParams<void>& p, const AnyView& dy, A* g, cudaStream_t stream) {
   const int64_t slots = conv_slots(p.shape, kConvTokens);
   if (slots == 0) return cudaSuccess;
-  const ConvLaunch l = conv_launch("causal_conv1d fwd, any taps", slots, p.shape.features, 1, stream);
+  const ColumnLaunch l = column_launch("causal_conv1d fwd, any taps", slots, p.shape.features, 1, stream);
   return l.refused != cudaSuccess ? l.refused : launch(l.launch, conv_any_fwd<A>, p, dy, g, l.across);
 }
 
@@ -158,14 +158,14 @@ cudaError_t conv_bwd_any(const ConvBackwardParams<void, A>& p, const A* g, A* su
   const ConvShape& shape = p.forward.shape;
   const int64_t slots = conv_slots(shape, kConvGradTokens);
   if (slots == 0) return cudaSuccess;
-  const ConvLaunch l = conv_launch("causal_conv1d bwd, any taps", slots, shape.features, 1, stream);
+  const ColumnLaunch l = column_launch("causal_conv1d bwd, any taps", slots, shape.features, 1, stream);
   return l.refused != cudaSuccess ? l.refused : launch(l.launch, conv_any_bwd<A>, p, g, sums, l.across);
 }
 
 template <class A>
 cudaError_t conv_add_up(const ConvBackwardParams<void, A>& p, const A* sums, int64_t slots, cudaStream_t stream) {
   const ConvShape& shape = p.forward.shape;
-  const ConvLaunch l = conv_launch("causal_conv1d sums", shape.taps + 1, shape.features * kSumGroups, 1, stream);
+  const ColumnLaunch l = column_launch("causal_conv1d sums", shape.taps + 1, shape.features * kSumGroups, 1, stream);
   return l.refused != cudaSuccess ? l.refused : launch(l.launch, conv_sums<A>, p, sums, slots, l.across);
 }
 

@@ -123,10 +123,10 @@ XLSTM_DEVICE void store_sums(const ConvShape& shape, float* sums, int64_t featur
 }
 
 template <class T>
-__global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
+__global__ void __launch_bounds__(kColumnThreads, kResidentBlocks)
     conv_bwd(ConvBackwardParams<void, float> p, float* sums, unsigned across, bool whole) {
   const ConvForwardParams<void>& in = p.forward;
-  const auto [slot, feature] = conv_place(across, kFeatures);
+  const auto [slot, feature] = column_place(across, kFeatures);
   if (feature >= in.shape.features) return;
   const ConvRun run = conv_run<unsigned>(in.shape, kConvGradTokens, slot);
   const int64_t count = in.shape.features - feature;
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kConvThreads, kResidentBlocks)
 cudaError_t conv_bwd_few(const ConvBackwardParams<void, float>& p, float* sums, cudaStream_t stream) {
   const ConvForwardParams<void>& in = p.forward;
   const int64_t F = in.shape.features, slots = conv_slots(in.shape, kConvGradTokens);
-  const ConvLaunch l = conv_launch("causal_conv1d bwd", slots, F, kFeatures, stream);
+  const ColumnLaunch l = column_launch("causal_conv1d bwd", slots, F, kFeatures, stream);
   if (slots == 0) return cudaSuccess;
   if (l.refused != cudaSuccess) return l.refused;
   // What is written here in float32 is the op's own, and contiguous.

@@ -76,9 +76,9 @@ XLSTM_DEVICE void store_next_state(const ConvForwardParams<void>& p, const ConvR
 }
 
 template <class T>
-__global__ void __launch_bounds__(kConvThreads) conv_fwd(ConvForwardParams<void> p, unsigned across, bool whole) {
+__global__ void __launch_bounds__(kColumnThreads) conv_fwd(ConvForwardParams<void> p, unsigned across, bool whole) {
   constexpr int kCount = Window<T>::kCount;
-  const auto [slot, feature] = conv_place(across, kCount);
+  const auto [slot, feature] = column_place(across, kCount);
   if (feature >= p.shape.features) return;
   const ConvRun run = conv_run<unsigned>(p.shape, kConvTokens, slot);
   const int64_t count = p.shape.features - feature;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_fwd(ConvForwardParams<void>
 
 cudaError_t conv_fwd_few(const ConvForwardParams<void>& p, cudaStream_t stream) {
   const int64_t F = p.shape.features, count = 16 / bytes_of(p.x.type), slots = conv_slots(p.shape, kConvTokens);
-  const ConvLaunch l = conv_launch("causal_conv1d fwd", slots, F, static_cast<int>(count), stream);
+  const ColumnLaunch l = column_launch("causal_conv1d fwd", slots, F, static_cast<int>(count), stream);
   if (slots == 0) return cudaSuccess;
   if (l.refused != cudaSuccess) return l.refused;
   const bool fit = packs_fit(p.x, F, count) && packs_fit(p.y, F, count) && packs_fit(p.state, F, count) &&
