@@ -1,7 +1,7 @@
 """xLSTM for PyTorch: sLSTM, LSTM and chunkwise mLSTM kernels with exact gradients, compiled ahead of time.
 
 functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step,
-multihead_norm_gate.
+multihead_norm_gate, headwise_linear.
 nn: layers and blocks. models: language models.
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
@@ -14,6 +14,7 @@ from .functional import (
     backend,
     causal_conv1d,
     causal_conv1d_step,
+    headwise_linear,
     lstm,
     lstm_step,
     mlstm,
@@ -38,6 +39,7 @@ __all__ = [
     "causal_conv1d_step",
     "functional",
     "info",
+    "headwise_linear",
     "lstm",
     "lstm_step",
     "mlstm",

@@ -6,6 +6,7 @@ for every input, the initial and the final state. Second derivatives raise: the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -110,6 +111,38 @@ class MultiheadNormGate(Function):
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:]))
 
 
+class HeadwiseLinear(Function):
+    """y0, y1 = HeadwiseLinear.apply(namespace, x, weight0, weight1, bias0, bias1)
+
+    y1 is empty without weight1. Saved for backward: x and the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y0, y1 = library(namespace).headwise_linear_fwd.default(*inputs)
+        ctx.save_for_backward(*inputs[:3])
+        ctx.namespace, ctx.dtypes = namespace, _dtypes(inputs)
+        ctx.set_materialize_grads(False)
+        return y0, y1
+
+    @staticmethod
+    def backward(ctx: Any, dy0: Tensor | None, dy1: Tensor | None) -> tuple[Tensor | None, ...]:
+        """A map whose output nobody used is left out."""
+        x, *weights = ctx.saved_tensors
+        used = [n for n, (dy, w) in enumerate(zip((dy0, dy1), weights, strict=True)) if not (dy is None or w is None)]
+        if not used:
+            return (None,) * 6
+        absent = [None] * (2 - len(used))
+        dys = [dense((dy0, dy1)[n]) for n in used]
+        results = library(ctx.namespace).headwise_linear_bwd.default(
+            *dys, *absent, x, *(weights[n] for n in used), *absent
+        )
+        grads: list[Tensor | None] = [results[0], None, None, None, None]
+        for place, n in enumerate(used):
+            grads[1 + n], grads[3 + n] = results[1 + place], results[3 + place]
+        return (None, *_for_inputs(grads, ctx.dtypes, ctx.needs_input_grad[1:]))
+
+
 def check_transforms() -> None:
     """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -128,8 +161,8 @@ def _dtypes(inputs: tuple[Tensor | None, ...]) -> tuple[torch.dtype | None, ...]
 
 
 def _for_inputs(
-    results: tuple[Tensor, ...], dtypes: tuple[torch.dtype | None, ...], needed: tuple[bool, ...]
+    results: Sequence[Tensor | None], dtypes: tuple[torch.dtype | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Gradients in the dtypes of their inputs, None where none is asked for."""
     rows = zip(results, dtypes, needed, strict=True)
-    return [grad.to(dtype) if need and dtype else None for grad, dtype, need in rows]
+    return [grad.to(dtype) if need and dtype and grad is not None else None for grad, dtype, need in rows]

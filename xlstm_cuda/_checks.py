@@ -195,6 +195,39 @@ def multihead_norm_gate(
         wrong_value(op, "weight_offset", "be a finite number", shown(weight_offset))
 
 
+def maps(op: str, weight: Any, bias: Any) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Weights and biases of one map or of several, by what follows their names; they are not checked yet."""
+    if not isinstance(weight, (tuple, list)):
+        return {"": weight}, {"": bias}
+    if not weight:
+        wrong_value(op, "weight", "be a Tensor or a sequence of at least one", "an empty one")
+    if bias is None:
+        bias = [None] * len(weight)
+    if not isinstance(bias, (tuple, list)) or len(bias) != len(weight):
+        given = f"{type(bias).__name__} of {len(bias)}" if isinstance(bias, (tuple, list)) else type(bias).__name__
+        _wrong_type(op, "bias", f"be None or a sequence of {len(weight)}, as weight is", given)
+    names = [f"[{n}]" for n in range(len(weight))]
+    return dict(zip(names, weight, strict=True)), dict(zip(names, bias, strict=True))
+
+
+def headwise_linear(x: Tensor, weights: dict[str, Tensor], biases: dict[str, Tensor | None]) -> None:
+    """Arguments of `headwise_linear` after `maps` and `tensors`."""
+    op = "headwise_linear"
+    if x.ndim < 1 or x.shape[-1] < 1:
+        wrong_value(op, "x", "have shape (..., F), F at least 1", _shape_of(x))
+    features, first = x.shape[-1], next(iter(weights.values()))
+    for name, w in weights.items():
+        if w.ndim != 3 or 0 in w.shape or w.shape[0] * w.shape[2] != features:
+            wrong_value(op, f"weight{name}", f"have shape (N, O, I), O at least 1, N I = F = {features}", _shape_of(w))
+        if w.shape[0] != first.shape[0]:
+            wrong_value(op, f"weight{name}", f"have N={first.shape[0]} blocks like weight[0]", _shape_of(w))
+        if not _traced(x):
+            _elements(op, f"the output of weight{name}", (*x.shape[:-1], w.shape[0] * w.shape[1]))
+        bias = biases[name]
+        if bias is not None:
+            _shape(op, f"bias{name}", bias, "N*O", (w.shape[0] * w.shape[1],))
+
+
 def one_of(op: str, name: str, value: Any, names: tuple[str, ...]) -> None:
     if not (isinstance(value, str) and value in names):
         wrong_value(op, name, f"be {' or '.join(map(repr, names))}", shown(value))

@@ -117,6 +117,17 @@ def _causal_conv1d_bwd(dy: Any, dstate: Any, x: Shape, weight: Shape, *_: Any, *
     return 2 * _causal_conv1d_fwd(x, weight)
 
 
+def _headwise_linear_fwd(x: Shape, weight0: Shape, weight1: Shape | None, *_: Any, **__: Any) -> int:
+    """As torch counts the products of the blocks."""
+    return sum(2 * prod(x) * w[1] for w in (weight0, weight1) if w is not None)
+
+
+def _headwise_linear_bwd(
+    dy0: Any, dy1: Any, x: Shape, weight0: Shape, weight1: Shape | None, *_: Any, **__: Any
+) -> int:  # fmt: skip
+    return 2 * _headwise_linear_fwd(x, weight0, weight1)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -128,4 +139,6 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "causal_conv1d_fwd": _causal_conv1d_fwd,
     "causal_conv1d_bwd": _causal_conv1d_bwd,
     "causal_conv1d_step_": _causal_conv1d_fwd,
+    "headwise_linear_fwd": _headwise_linear_fwd,
+    "headwise_linear_bwd": _headwise_linear_bwd,
 }

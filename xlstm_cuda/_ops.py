@@ -245,6 +245,18 @@ def _multihead_norm_gate_bwd(
     return gradient(h, h.dtype), dweight, dbias, dgate, dskip, dskip_weight
 
 
+def _headwise_linear_fwd(x: Tensor, *maps: Tensor | None) -> tuple[Tensor, ...]:
+    shapes = [(0,) if w is None else (*x.shape[:2], w.shape[0] * w.shape[1]) for w in maps[:2]]
+    return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def _headwise_linear_bwd(dy0: Any, dy1: Any, x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
+    shapes = [(0,) if w is None else w.shape for w in weights]
+    shapes += [(0,) if w is None else (w.shape[0] * w.shape[1],) for w in weights]
+    dtype = accumulate_dtype(x.dtype)
+    return (x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape in shapes))
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -258,6 +270,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "causal_conv1d_step_": _causal_conv1d_step_,
     "multihead_norm_gate_fwd": _multihead_norm_gate_fwd,
     "multihead_norm_gate_bwd": _multihead_norm_gate_bwd,
+    "headwise_linear_fwd": _headwise_linear_fwd,
+    "headwise_linear_bwd": _headwise_linear_bwd,
 }
 _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": partial(_mlstm_fwd, executor=True),
@@ -268,6 +282,7 @@ _BACKWARD_OPS = {
     "recurrent_bwd": "slstm and lstm",
     "causal_conv1d_bwd": "causal_conv1d",
     "multihead_norm_gate_bwd": "multihead_norm_gate",
+    "headwise_linear_bwd": "headwise_linear",
 }
 
 _extension.refuse_second_copy(NAMESPACE)

@@ -66,5 +66,13 @@ template <class T>
 void run(const NormBackwardParams<T>& params, const Runtime& runtime) {
   kernels<T>().norm_bwd(params, runtime);
 }
+template <class T>
+void run(const HeadwiseForwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().headwise_fwd(params, runtime);
+}
+template <class T>
+void run(const HeadwiseBackwardParams<T>& params, const Runtime& runtime) {
+  kernels<T>().headwise_bwd(params, runtime);
+}
 
 }  // namespace xlstm::cpu

@@ -1,6 +1,7 @@
 #pragma once
 // The CPU kernels of one SIMD level: a table of functions.
 #include "core/conv.h"
+#include "core/headwise.h"
 #include "core/mlstm_chunkwise.h"
 #include "core/mlstm_step.h"
 #include "core/norm.h"
@@ -21,6 +22,8 @@ struct Kernels {
   void (*conv_bwd)(const ConvBackwardParams<T>&, const Runtime&);
   void (*norm_fwd)(const NormForwardParams<T>&, const Runtime&);
   void (*norm_bwd)(const NormBackwardParams<T>&, const Runtime&);
+  void (*headwise_fwd)(const HeadwiseForwardParams<T>&, const Runtime&);
+  void (*headwise_bwd)(const HeadwiseBackwardParams<T>&, const Runtime&);
 };
 
 struct KernelTable {

@@ -5,6 +5,9 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/conv/conv_any.cu
     ${xlstm_cuda_folder}/conv/conv_bwd.cu
     ${xlstm_cuda_folder}/conv/conv_fwd.cu
+    ${xlstm_cuda_folder}/headwise/headwise_any.cu
+    ${xlstm_cuda_folder}/headwise/headwise_bwd.cu
+    ${xlstm_cuda_folder}/headwise/headwise_fwd.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/current_device.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gate_grads.cu
     ${xlstm_cuda_folder}/mlstm_chunkwise/gates.cu
@@ -44,6 +47,7 @@ set(xlstm_ops_folder ${xlstm_cuda_folder}/../ops)
 # What runs them: launchers, and sessions on a device.
 set(xlstm_device_op_sources
     ${xlstm_cuda_folder}/conv/conv.cpp
+    ${xlstm_cuda_folder}/headwise/headwise.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/chunkwise.cpp
     ${xlstm_cuda_folder}/mlstm_chunkwise/plan.cpp
     ${xlstm_cuda_folder}/norm/norm.cpp
@@ -67,6 +71,7 @@ set(xlstm_kernel_op_sources
 set(xlstm_op_sources
     ${xlstm_ops_folder}/causal_conv1d.cpp
     ${xlstm_ops_folder}/checks.cpp
+    ${xlstm_ops_folder}/headwise_linear.cpp
     ${xlstm_ops_folder}/mlstm.cpp
     ${xlstm_ops_folder}/mlstm_step.cpp
     ${xlstm_ops_folder}/multihead_norm_gate.cpp

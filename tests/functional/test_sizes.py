@@ -15,6 +15,7 @@ from xlstm_cuda import (
     _ops,
     causal_conv1d,
     causal_conv1d_step,
+    headwise_linear,
     lstm,
     lstm_step,
     mlstm,
@@ -65,6 +66,8 @@ CALLS["causal_conv1d K"] = lambda: causal_conv1d(wide(0, 1, 2**29), wide(2**29, 
 CALLS["causal_conv1d_step"] = lambda: causal_conv1d_step(wide(0, 2**29), wide(2**29, 2**20), None, None)
 CALLS["multihead_norm_gate"] = lambda: multihead_norm_gate(wide(0, 3, 2**29, 2**20))
 CALLS["multihead_norm_gate D"] = lambda: multihead_norm_gate(wide(1, 0, 1, 2**50))
+CALLS["headwise_linear"] = lambda: headwise_linear(wide(0, 2**29, 2**20), wide(2**18, 4, 4))
+CALLS["headwise_linear O"] = lambda: headwise_linear(wide(0, 2**29, 2**17), wide(2**17, 16, 1))
 token = wide(0, 1, 2**40), wide(0, 1, 2**40), wide(0, 1, 2**20), wide(0, 1), wide(0, 1)
 none = MLSTMState(wide(0, 1, 2**40, 2**20), wide(0, 1, 2**40), wide(0, 1))
 CALLS["mlstm_step"] = lambda: mlstm_step(*token, none)
@@ -97,6 +100,8 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.causal_conv1d_step_(y[:, 0], w, None, wide(0, 2**20 - 1, 2**29), True),
         lambda: ops.multihead_norm_gate_fwd(wide(0, 3, 2**29, 2**20), *none[:5], False, False, 0.0, 0.0),
         lambda: ops.multihead_norm_gate_bwd(y, wide(0, 3, 2**29, 2**20), *none[:5], False, False, 0.0, 0.0),
+        lambda: ops.headwise_linear_fwd(wide(0, 2**29, 2**20), wide(2**18, 4, 4), None, None, None),
+        lambda: ops.headwise_linear_bwd(y, None, wide(0, 2**29, 2**20), wide(2**18, 4, 4), None),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
     ]
     for call in calls:

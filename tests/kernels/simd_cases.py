@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.functional import test_conv, test_norm
+from tests.functional import test_conv, test_headwise, test_norm
 from tests.support.against_reference import check
 from xlstm_cuda import _C, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
@@ -35,4 +35,7 @@ for dtype in (torch.float64, torch.float32):
     for sizes in ((2, 70, 2, 21), (1, 5, 1, 300), (3, 2, 3, 1)):
         for norm in ("layer", "rms"):
             test_norm.check(test_norm.draw(*sizes, dtype), "cpu", norm=norm, weight_offset=1.0, eps=0.1)
+    for D in (1, 2, 4, 8, 16, 5):
+        for N in (1, 3, 33):
+            test_headwise.check(test_headwise.draw((2, 37), N, D, (D, 4), dtype), "cpu")
 print(_C.build_info()["simd"], "ok")

@@ -100,6 +100,8 @@ SAVED_NAMES = {
     "causal_conv1d_step_": "x weight bias state silu",
     "multihead_norm_gate_fwd": NORM,
     "multihead_norm_gate_bwd": f"dy {NORM}",
+    "headwise_linear_fwd": "x weight0 weight1 bias0 bias1",
+    "headwise_linear_bwd": "dy0 dy1 x weight0 weight1",
 }
 
 

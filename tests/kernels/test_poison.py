@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.functional import test_conv, test_norm
+from tests.functional import test_conv, test_headwise, test_norm
 from tests.support.against_reference import gradients, run
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
@@ -121,3 +121,13 @@ def test_multihead_norm_gate(backend: str, device: str, dtype: torch.dtype, D: i
     dirty = with_nan(test_norm.draw(2, 40, 2, D + 3, dtype, device))
     assert test_norm.run(dirty, backend=backend)["y"].isnan().all()
     assert_same(test_norm.run(inputs, backend=backend), expected)
+
+
+@dtypes
+@pytest.mark.parametrize("D", [3, 4, 16])
+def test_headwise_linear(backend: str, device: str, dtype: torch.dtype, D: int) -> None:
+    inputs = test_headwise.draw((2, 67), 5, D, (D, 4), dtype, device)
+    expected = test_headwise.run(inputs, backend=backend)
+    dirty = with_nan(test_headwise.draw((2, 67), 7, D, (D, 4), dtype, device))
+    assert test_headwise.run(dirty, backend=backend)["y1"].isnan().all()
+    assert_same(test_headwise.run(inputs, backend=backend), expected)

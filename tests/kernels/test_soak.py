@@ -126,8 +126,20 @@ def norm_rows() -> Rows:
     return rows
 
 
+def headwise_rows() -> Rows:
+    ops, x, weight, bias = torch.ops.xlstm_cuda, torch.randn(1, 3, 8), torch.randn(2, 4, 4), torch.randn(8)
+    rows: Rows = {name: [] for name in ("headwise_linear_fwd", "headwise_linear_bwd")}
+    for dtype in (torch.float32, torch.bfloat16):
+        row = x.to(dtype)
+        for second, second_bias, dy in ((weight, bias, row), (None, None, None)):
+            forward = (row, weight, second, bias, second_bias)
+            rows["headwise_linear_fwd"].append(partial(ops.headwise_linear_fwd.default, *forward))
+            rows["headwise_linear_bwd"].append(partial(ops.headwise_linear_bwd.default, row, dy, *forward[:3]))
+    return rows
+
+
 def all_rows() -> Rows:
-    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows()
+    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows() | headwise_rows()
 
 
 def on_cpu() -> set[str]:

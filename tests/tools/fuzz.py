@@ -31,7 +31,7 @@ ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEQUENCES = ("mlstm", "slstm", "lstm")
 STEPS = ("mlstm_step", "slstm_step", "lstm_step", "causal_conv1d_step")
-FUNCTIONS = (*SEQUENCES, *STEPS, "causal_conv1d", "multihead_norm_gate")
+FUNCTIONS = (*SEQUENCES, *STEPS, "causal_conv1d", "multihead_norm_gate", "headwise_linear")
 MEMORY = "allocate|out of memory|bad_alloc"  # an allocation that failed
 
 
@@ -166,6 +166,13 @@ class Draw:
             arguments["skip_weight"] = None
         return arguments
 
+    def headwise(self) -> dict[str, Any]:
+        N, D, out = self.H, self.D, self.Dv
+        lead = self.random.choice(((), (self.S,), (self.B, self.S), (self.B, 2, self.S)))
+        arguments: dict[str, Any] = {"x": self.positive(*lead, N * D), "weight": self.positive(N, out, D)}
+        bias = self.positive(N * out, dtype=self.random.choice((self.dtype, self.wide)))
+        return arguments | {"bias": bias if self.often(0.5) else None}
+
     def flags(self, B: int, S: int) -> Tensor | None:
         return torch.rand(B, S, generator=self.generator).lt(0.2) if self.often(0.3) else None
 
@@ -178,6 +185,8 @@ class Draw:
             arguments = self.conv(step)
         elif name == "multihead_norm_gate":
             return self.norm_gate()
+        elif name == "headwise_linear":
+            return self.headwise()
         else:
             arguments = self.cell(SLSTMState if name.startswith("slstm") else LSTMState, step)
         if not step:
@@ -191,7 +200,8 @@ class Draw:
 def raw(draw: Draw) -> Call:
     name = draw.random.choice(sorted(_ops._FAKES))
     op = getattr(torch.ops.xlstm_cuda, name).default
-    make = {"ml": mlstm_values, "mu": norm_values, "ca": conv_values, "re": recurrent_values}[name[:2]]
+    families = {"ml": mlstm_values, "mu": norm_values, "ca": conv_values, "re": recurrent_values, "he": headwise_values}
+    make = families[name[:2]]
     values = make(draw, name)
     arguments = {argument.name: values.get(argument.name) for argument in op._schema.arguments}
     return Call(name, lambda **named: op(*named.values()), arguments, False)
@@ -225,6 +235,17 @@ def norm_values(draw: Draw, name: str) -> dict[str, Any]:
     B, S, H, D = values["h"].shape
     rms, sigmoid = values["norm"] == "rms", values["gate_activation"] == "sigmoid"
     return values | {"dy": draw.positive(B, S, H * D), "rms": rms, "sigmoid": sigmoid}
+
+
+def headwise_values(draw: Draw, name: str) -> dict[str, Any]:
+    """Of one map, or of two; the ops take no blocks of more than 16 features."""
+    N, D, two = draw.H, min(draw.D, 16), draw.often(0.5)
+    outs = [min(draw.Dv, 16), draw.random.choice((1, 4, 7))]
+    values: dict[str, Any] = {"x": draw.positive(draw.B, draw.S, N * D)}
+    for n, out in enumerate(outs[: 1 + two]):
+        values |= {f"weight{n}": draw.positive(N, out, D), f"dy{n}": draw.positive(draw.B, draw.S, N * out)}
+        values[f"bias{n}"] = draw.positive(N * out) if draw.often(0.5) else None
+    return values
 
 
 def recurrent_values(draw: Draw, name: str) -> dict[str, Any]:
@@ -336,6 +357,8 @@ def empty_and_huge(draw: Draw) -> Call:
         arguments["b"] = None
     if name == "multihead_norm_gate":
         arguments |= dict.fromkeys(("weight", "bias", "skip_weight"))
+    elif name == "headwise_linear":
+        arguments |= {"x": torch.zeros(0, 3, 2**20), "weight": torch.zeros(1, 1, 1).expand(2**20, 1, 1), "bias": None}
     elif "weight" in arguments:
         arguments["weight"] = arguments["weight"].expand(sizes["D"], arguments["weight"].shape[1])
         arguments["bias"] = None
@@ -367,7 +390,11 @@ def verdict(call: Call) -> str:
         assert not call.tame, f"a right call raised {type(error).__name__}: {error}"
         assert isinstance(error, ERRORS), f"raised {type(error).__name__}: {error}"
         family = next(
-            (name for name in ("mlstm", "causal_conv1d", "multihead_norm_gate") if call.name.startswith(name)),
+            (
+                name
+                for name in ("mlstm", "causal_conv1d", "multihead_norm_gate", "headwise_linear")
+                if call.name.startswith(name)
+            ),
             "recurrent",
         )
         names = f"{call.name}|{family}|xlstm_cuda|{MEMORY}"

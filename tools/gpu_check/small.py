@@ -38,6 +38,7 @@ MLSTM_SIZES = ((1, 1, 32, 32), (2, 3, 16, 48), (3, 2, 33, 65))  # B, H, Dqk, Dv
 WIDE_SIZES = ((1, 2, 150, 72, 136), (1, 1, 70, 200, 136))  # B, H, S, Dqk, Dv: two warpgroups of a walk, and slices
 CELL_SIZES = ((1, 1, 32), (3, 2, 16), (5, 1, 33))  # B, H, D
 CONV_SIZES = ((2, 70, 24, 4), (1, 9, 33, 3), (2, 37, 16, 6))  # B, S, F, K
+HEADWISE_SIZES = ((2, 37, 40, 4), (1, 70, 3, 4), (2, 9, 5, 3))  # B, S, N, I
 NORM_SIZES = ((2, 37, 3, 24), (1, 9, 2, 33), (1, 40, 1, 600))  # B, S, H, D
 
 
@@ -74,6 +75,8 @@ def runs() -> Iterator[Run]:
         yield "causal_conv1d_step", functional.causal_conv1d_step, _conv_step(*sizes, dtype), {**conv, "inplace": True}
     for dtype, sizes in itertools.product(DTYPES, NORM_SIZES):
         yield "multihead_norm_gate", functional.multihead_norm_gate, _norm(*sizes, dtype), {}
+    for dtype, sizes in itertools.product(DTYPES, HEADWISE_SIZES):
+        yield "headwise_linear", headwise_linear, _headwise(*sizes, dtype), {}
 
 
 def runs_by_variant() -> Iterator[tuple[str, Run]]:
@@ -106,6 +109,16 @@ def _conv_step(B: int, S: int, F: int, K: int, dtype: torch.dtype) -> Inputs:
 def _norm(B: int, S: int, H: int, D: int, dtype: torch.dtype) -> Inputs:
     row, weights = (B, S, H * D), (H * D,)
     return _normal(dtype, h=(B, S, H, D), weight=weights, bias=weights, gate=row, skip=row, skip_weight=weights)
+
+
+def _headwise(B: int, S: int, N: int, D: int, dtype: torch.dtype) -> Inputs:
+    weight = (N, D, D)
+    return _normal(dtype, x=(B, S, N * D), weight=weight, second=weight, bias=(N * D,))
+
+
+def headwise_linear(x: Tensor, weight: Tensor, second: Tensor, bias: Tensor, backend: str | None = None) -> Any:
+    """Two maps, one without a bias."""
+    return functional.headwise_linear(x, (weight, second), (bias, None), backend=backend)
 
 
 def _normal(dtype: torch.dtype, **shapes: tuple[int, ...]) -> Inputs:

@@ -20,6 +20,7 @@ Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
 from xlstm_cuda._backend import backend
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 from xlstm_cuda.functional._conv import causal_conv1d, causal_conv1d_step
+from xlstm_cuda.functional._headwise import headwise_linear
 from xlstm_cuda.functional._mlstm import mlstm, mlstm_step
 from xlstm_cuda.functional._norm import multihead_norm_gate
 from xlstm_cuda.functional._recurrent import lstm, lstm_step, slstm, slstm_step
@@ -31,6 +32,7 @@ __all__ = [
     "backend",
     "causal_conv1d",
     "causal_conv1d_step",
+    "headwise_linear",
     "lstm",
     "lstm_step",
     "mlstm",

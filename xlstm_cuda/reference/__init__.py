@@ -5,6 +5,7 @@ The oracle of the tests and the "reference" backend; the kernels share no code w
 """
 
 from .conv import causal_conv1d, causal_conv1d_step
+from .headwise import headwise_linear
 from .lstm import lstm, lstm_step
 from .mlstm import mlstm, mlstm_chunkwise, mlstm_parallel, mlstm_recurrent, mlstm_step
 from .norm import multihead_norm_gate
@@ -13,6 +14,7 @@ from .slstm import slstm, slstm_step
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
+    "headwise_linear",
     "lstm",
     "lstm_step",
     "mlstm",

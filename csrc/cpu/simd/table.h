@@ -25,6 +25,10 @@ template <class T>
 void norm_fwd(const NormForwardParams<T>&, const Runtime&);
 template <class T>
 void norm_bwd(const NormBackwardParams<T>&, const Runtime&);
+template <class T>
+void headwise_fwd(const HeadwiseForwardParams<T>&, const Runtime&);
+template <class T>
+void headwise_bwd(const HeadwiseBackwardParams<T>&, const Runtime&);
 
 extern const KernelTable kTable;
 
