@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import _autocast, functional
+from .._children import is_ordinary
+from ..functional._headwise import MAX_BLOCK
 from .config import require
 from .init import small_init_
 
@@ -30,6 +34,10 @@ class LinearHeadwise(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        return headwise_maps(x, self)[0]
+
+    def by_products(self, x: Tensor) -> Tensor:
+        """The same by products of matrices."""
         weight = self.weight if x.shape[1] == 1 else self._packed_weight()
         y = torch.einsum("bshd,hod->bsho", torch.unflatten(x, -1, (weight.shape[0], -1)), weight).flatten(-2)
         return y if self.bias is None else y + self.bias
@@ -50,3 +58,22 @@ class LinearHeadwise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.features}, num_heads={self.num_heads}, bias={self.bias is not None}"
+
+
+def headwise_maps(x: Tensor, *maps: LinearHeadwise) -> list[Tensor]:
+    """The maps of one x, two in one pass over it where the kernels take them."""
+    if not _for_kernels(x, *maps):
+        return [linear.by_products(x) for linear in maps]
+    y = functional.headwise_linear(x, [linear.weight for linear in maps], [linear.bias for linear in maps])
+    return list(cast(tuple[Tensor, ...], y))
+
+
+def _for_kernels(x: Tensor, *maps: LinearHeadwise) -> bool:
+    """Whether the blocks are small, and what comes out has the dtype of x either way."""
+    weights = [linear.weight for linear in maps]
+    biases = [linear.bias for linear in maps if linear.bias is not None]
+    if not all(map(is_ordinary, (x, *weights, *biases))) or any(w.shape[-1] > MAX_BLOCK for w in weights):
+        return False
+    if _autocast.enabled(x.device.type):  # which rounds weights for a product, and no bias
+        return all(x.dtype == dtype for dtype in (torch.get_autocast_dtype(x.device.type), *(b.dtype for b in biases)))
+    return all(x.dtype == t.dtype for t in (*weights, *biases))

@@ -18,7 +18,7 @@ from .gates import GateLinear
 from .init import linspace_, small_init_, wang_init_
 from .inputs import check_input, check_reset, layer_state, step_flag
 from .layer import RecurrentLayer
-from .linear_headwise import LinearHeadwise
+from .linear_headwise import LinearHeadwise, headwise_maps
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
 
@@ -167,7 +167,8 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         conv_state, cell_state = layer_state(state)
         u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
         conv, conv_state = self.conv1d(u, conv_state, reset=reset, activation="silu")
-        q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(u)
+        q, k = self._queries_and_keys(conv)
+        v = self.v_proj(u)
         is_step = is_step and reset is None
         cell = self.mlstm_cell
         if only_forward(mLSTMCell, cell) and is_plain(MultiHeadLayerNorm, cell.outnorm):
@@ -177,6 +178,11 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
             h, cell_state = cell(q, k, v, cell_state, reset=reset, **step_flag(is_step))
             h = (h + self.learnable_skip * conv) * F.silu(z)
         return self.dropout(self.proj_down(h)), MLSTMLayerState(conv_state, cell_state)
+
+    def _queries_and_keys(self, conv: Tensor) -> list[Tensor]:
+        """Two maps of the same features."""
+        maps = self.q_proj, self.k_proj
+        return headwise_maps(conv, *maps) if is_plain(LinearHeadwise, *maps) else [child(conv) for child in maps]
 
     def _normed_and_gated(self, h: Tensor, conv: Tensor, z: Tensor) -> Tensor:
         """h (B, S, H, D) -> (B, S, I); in one pass where all of it has one dtype, or the projection rounds to it."""
