@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ FUZZ = ROOT / "tests" / "tools" / "fuzz.py"
 
 def run(*options: str) -> str:
     """In a process of its own: a crash is a failure of this test only."""
-    result = subprocess.run([sys.executable, str(FUZZ), *options], capture_output=True, text=True, cwd=ROOT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # tests run side by side
+    result = subprocess.run([sys.executable, str(FUZZ), *options], capture_output=True, text=True, cwd=ROOT, env=env)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout
 

@@ -1,4 +1,4 @@
-"""No op keeps memory: what is allocated stays the same over 20,000 calls of each."""
+"""No op keeps memory: what is allocated stays the same over thousands of calls of each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch import Tensor
 from xlstm_cuda import _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
 
-CALLS = 20_000
-# glibc's smallest piece of memory is 32 bytes. A thread's cache of freed pieces counts as allocated: it holds up to 7
-# (16 since glibc 2.42) pieces of each size from 32 to 1040 bytes in steps of 16.
-SMALLEST, CACHE = 32, 16 * sum(range(32, 1041, 16))
-assert CACHE < CALLS * SMALLEST  # a piece lost by every call shows
+# A window is so many calls. Memory that every call loses, glibc's smallest piece has 32 bytes, shows in each window;
+# what comes and goes, such as a thread's cache of freed pieces, which counts as allocated, does not show in all.
+CALLS, WINDOWS = 2000, 3
+LOST = CALLS * 32  # bytes, at least
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +48,21 @@ def allocated() -> int:
     return info.uordblks + info.hblkhd
 
 
-def grown(call: Callable[[], Any], calls: int) -> int:
-    """Bytes that so many calls leave allocated, after some that fill caches."""
+def grown(call: Callable[[], Any]) -> int:
+    """Bytes that a window of calls leaves allocated, the least of several windows, after calls that fill caches."""
     for _ in range(200):
         call()
-    gc.collect()
-    before = allocated()
-    for _ in range(calls):
-        call()
-    gc.collect()
-    return allocated() - before
+    least = LOST
+    for _ in range(WINDOWS):
+        gc.collect()
+        before = allocated()
+        for _ in range(CALLS):
+            call()
+        gc.collect()
+        least = min(least, allocated() - before)
+        if least < LOST / 2:
+            break
+    return least
 
 
 Rows = dict[str, list[Callable[[], Any]]]
@@ -152,10 +156,16 @@ def test_every_op_has_a_row() -> None:
     assert on_cpu() == all_rows().keys()
 
 
+def test_a_call_that_keeps_memory_is_noticed() -> None:
+    kept: list[Any] = []
+    assert grown(lambda: kept.append(torch.empty(1))) >= LOST / 2
+    assert grown(lambda: torch.empty(1)) < LOST / 2
+
+
 @pytest.mark.parametrize("op", sorted(on_cpu()))
 def test_an_op_keeps_no_memory(op: str) -> None:
     for call in all_rows()[op]:
-        assert grown(call, CALLS) <= CACHE
+        assert grown(call) < LOST / 2
 
 
 @pytest.mark.parametrize("op", sorted(on_cpu()))
@@ -203,4 +213,4 @@ def test_a_function_keeps_no_memory(name: str) -> None:
     if name == "mlstm":
         calls.append(token(step, make(*size, state=True), inplace=True))
     for call in calls:
-        assert grown(call, CALLS) <= CACHE
+        assert grown(call) < LOST / 2
