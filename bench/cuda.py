@@ -18,6 +18,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "causal_conv1d": ("causal_conv1d_fwd", "causal_conv1d_bwd"),
     "causal_conv1d_step": ("causal_conv1d_step_",),
     "multihead_norm_gate": ("multihead_norm_gate_fwd", "multihead_norm_gate_bwd"),
+    "gated_activation": ("gated_activation_fwd", "gated_activation_bwd"),
+    "soft_cap": ("soft_cap_fwd", "soft_cap_bwd"),
     "headwise_linear": ("headwise_linear_fwd", "headwise_linear_bwd"),
 }
 

@@ -1,7 +1,7 @@
 """xLSTM for PyTorch: sLSTM, LSTM and chunkwise mLSTM kernels with exact gradients, compiled ahead of time.
 
 functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step,
-multihead_norm_gate, headwise_linear.
+multihead_norm_gate, headwise_linear, gated_activation, soft_cap.
 nn: layers and blocks. models: language models.
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
@@ -14,6 +14,7 @@ from .functional import (
     backend,
     causal_conv1d,
     causal_conv1d_step,
+    gated_activation,
     headwise_linear,
     lstm,
     lstm_step,
@@ -22,6 +23,7 @@ from .functional import (
     multihead_norm_gate,
     slstm,
     slstm_step,
+    soft_cap,
 )
 from .info import __version__, info
 from .interop.nxai import PatchReport, patch, unpatch
@@ -38,6 +40,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "functional",
+    "gated_activation",
     "info",
     "headwise_linear",
     "lstm",
@@ -50,5 +53,6 @@ __all__ = [
     "patch",
     "slstm",
     "slstm_step",
+    "soft_cap",
     "unpatch",
 ]

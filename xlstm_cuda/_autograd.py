@@ -143,6 +143,44 @@ class HeadwiseLinear(Function):
         return (None, *_for_inputs(grads, ctx.dtypes, ctx.needs_input_grad[1:]))
 
 
+class GatedActivation(Function):
+    """y = GatedActivation.apply(namespace, activation, x, gate)
+
+    Saved for backward: the inputs. Without a gate the gradient is one tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, activation: int, x: Tensor, gate: Tensor | None) -> Tensor:
+        y: Tensor = library(namespace).gated_activation_fwd.default(x, gate, activation)
+        ctx.save_for_backward(x, gate)
+        ctx.namespace, ctx.activation = namespace, activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate = ctx.saved_tensors
+        dx, dgate = library(ctx.namespace).gated_activation_bwd.default(dense(dy), x, gate, ctx.activation)
+        return None, None, dx, None if gate is None else dgate
+
+
+class SoftCap(Function):
+    """y = SoftCap.apply(namespace, cap, x)
+
+    Saved for backward: x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, cap: float, x: Tensor) -> Tensor:
+        y: Tensor = library(namespace).soft_cap_fwd.default(x, cap)
+        ctx.save_for_backward(x)
+        ctx.namespace, ctx.cap = namespace, cap
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, library(ctx.namespace).soft_cap_bwd.default(dense(dy), *ctx.saved_tensors, ctx.cap)
+
+
 def check_transforms() -> None:
     """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():

@@ -228,6 +228,27 @@ def headwise_linear(x: Tensor, weights: dict[str, Tensor], biases: dict[str, Ten
             _shape(op, f"bias{name}", bias, "N*O", (w.shape[0] * w.shape[1],))
 
 
+def gated_activation(x: Tensor, gate: Tensor | None) -> None:
+    """Tensors of `gated_activation` after `tensors`."""
+    op = "gated_activation"
+    if x.ndim < 1:
+        wrong_value(op, "x", "have shape (..., F)", _shape_of(x))
+    if gate is not None:
+        _same_dtype(op, "gate", gate, "x", x)
+        if gate.shape != x.shape:
+            wrong_value(op, "gate", f"have shape {_shape_of(x)} like x", _shape_of(gate))
+    elif x.shape[-1] % 2:
+        wrong_value(op, "x", "have shape (..., 2 F) without a gate", _shape_of(x))
+
+
+def soft_cap(x: Tensor, cap: Any) -> None:
+    """Arguments of `soft_cap` after `tensors`. The inverse of a denormal cap may be too large."""
+    kind = accumulate_dtype(x.dtype)
+    limits = torch.finfo(kind)
+    if not (finite(cap) and limits.tiny <= cap <= limits.max):
+        wrong_value("soft_cap", "cap", f"be a positive number, normal and finite in {kind}", shown(cap))
+
+
 def one_of(op: str, name: str, value: Any, names: tuple[str, ...]) -> None:
     if not (isinstance(value, str) and value in names):
         wrong_value(op, name, f"be {' or '.join(map(repr, names))}", shown(value))

@@ -47,6 +47,11 @@ def is_ordinary(x: Tensor | None) -> bool:
     return type(x) in _ORDINARY
 
 
+def is_computed(x: Tensor) -> bool:
+    """Whether x is such a tensor, and of a dtype and on a device that the compiled functions know."""
+    return is_ordinary(x) and x.dtype in _COMPUTED and x.device.type in ("cpu", "cuda", "meta")
+
+
 def call(child: nn.Module, x: Tensor) -> Tensor:
     """child(x) in the dtype of the child's weights, also under autocast, which would round a gate's bias to bfloat16.
 

@@ -28,6 +28,7 @@ PTX_RACE_NAMESPACE = "xlstm_cuda_ptx_race"
 # The numbers by which the ops take what has a name: those of the enums in csrc/core and csrc/cuda. An op on tensors
 # takes no string, because torch's stable ABI never frees the copy that it makes of one.
 CELLS = {"lstm": 0, "slstm": 1, "slstm_exp": 2}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "sigmoid": 3, "relu": 4, "relu^2": 5}
 PRODUCTS = {"bf16": 0, "tf32": 1, "tf32x3": 2, "f64": 3}  # of the test ops on single kernels, as are the outputs
 OUTPUTS = {"h": 0, "dq": 1, "dk": 2, "dv": 3}
 
@@ -257,6 +258,22 @@ def _headwise_linear_bwd(dy0: Any, dy1: Any, x: Tensor, *weights: Tensor | None)
     return (x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape in shapes))
 
 
+def _gated_activation_fwd(x: Tensor, gate: Tensor | None, _: Any) -> Tensor:
+    return x.new_empty((*x.shape[:2], x.shape[2] // (2 if gate is None else 1)))
+
+
+def _gated_activation_bwd(dy: Tensor, x: Tensor, gate: Tensor | None, _: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((0,) if gate is None else x.shape)
+
+
+def _soft_cap_fwd(x: Tensor, _: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _soft_cap_bwd(dy: Tensor, x: Tensor, _: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": _mlstm_fwd,
     "mlstm_bwd": _mlstm_bwd,
@@ -272,6 +289,10 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "multihead_norm_gate_bwd": _multihead_norm_gate_bwd,
     "headwise_linear_fwd": _headwise_linear_fwd,
     "headwise_linear_bwd": _headwise_linear_bwd,
+    "gated_activation_fwd": _gated_activation_fwd,
+    "gated_activation_bwd": _gated_activation_bwd,
+    "soft_cap_fwd": _soft_cap_fwd,
+    "soft_cap_bwd": _soft_cap_bwd,
 }
 _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": partial(_mlstm_fwd, executor=True),
@@ -283,6 +304,8 @@ _BACKWARD_OPS = {
     "causal_conv1d_bwd": "causal_conv1d",
     "multihead_norm_gate_bwd": "multihead_norm_gate",
     "headwise_linear_bwd": "headwise_linear",
+    "gated_activation_bwd": "gated_activation",
+    "soft_cap_bwd": "soft_cap",
 }
 
 _extension.refuse_second_copy(NAMESPACE)

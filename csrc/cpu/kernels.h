@@ -74,5 +74,11 @@ template <class T>
 void run(const HeadwiseBackwardParams<T>& params, const Runtime& runtime) {
   kernels<T>().headwise_bwd(params, runtime);
 }
+inline void run(const GatedForwardParams& params, const Runtime& runtime) {
+  kernel_table().gated_fwd(params, runtime);
+}
+inline void run(const GatedBackwardParams& params, const Runtime& runtime) {
+  kernel_table().gated_bwd(params, runtime);
+}
 
 }  // namespace xlstm::cpu

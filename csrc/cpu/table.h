@@ -1,6 +1,7 @@
 #pragma once
 // The CPU kernels of one SIMD level: a table of functions.
 #include "core/conv.h"
+#include "core/gated.h"
 #include "core/headwise.h"
 #include "core/mlstm_chunkwise.h"
 #include "core/mlstm_step.h"
@@ -29,6 +30,9 @@ struct Kernels {
 struct KernelTable {
   Kernels<float> f32;
   Kernels<double> f64;
+  // For elements of any type.
+  void (*gated_fwd)(const GatedForwardParams&, const Runtime&);
+  void (*gated_bwd)(const GatedBackwardParams&, const Runtime&);
 };
 
 }  // namespace xlstm::cpu

@@ -1,6 +1,7 @@
 #pragma once
 // The launchers of the CUDA kernels: one `run` per kind of parameters.
 #include "cuda/conv/conv.h"
+#include "cuda/gated/gated.h"
 #include "cuda/headwise/headwise.h"
 #include "cuda/mlstm_chunkwise/chunkwise.h"
 #include "cuda/mlstm_step/mlstm_step.h"

@@ -5,6 +5,8 @@ set(xlstm_kernel_sources
     ${xlstm_cuda_folder}/conv/conv_any.cu
     ${xlstm_cuda_folder}/conv/conv_bwd.cu
     ${xlstm_cuda_folder}/conv/conv_fwd.cu
+    ${xlstm_cuda_folder}/gated/gated_bwd.cu
+    ${xlstm_cuda_folder}/gated/gated_fwd.cu
     ${xlstm_cuda_folder}/headwise/headwise_any.cu
     ${xlstm_cuda_folder}/headwise/headwise_bwd.cu
     ${xlstm_cuda_folder}/headwise/headwise_fwd.cu
@@ -71,6 +73,7 @@ set(xlstm_kernel_op_sources
 set(xlstm_op_sources
     ${xlstm_ops_folder}/causal_conv1d.cpp
     ${xlstm_ops_folder}/checks.cpp
+    ${xlstm_ops_folder}/gated_activation.cpp
     ${xlstm_ops_folder}/headwise_linear.cpp
     ${xlstm_ops_folder}/mlstm.cpp
     ${xlstm_ops_folder}/mlstm_step.cpp

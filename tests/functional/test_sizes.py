@@ -15,6 +15,7 @@ from xlstm_cuda import (
     _ops,
     causal_conv1d,
     causal_conv1d_step,
+    gated_activation,
     headwise_linear,
     lstm,
     lstm_step,
@@ -23,6 +24,7 @@ from xlstm_cuda import (
     multihead_norm_gate,
     slstm,
     slstm_step,
+    soft_cap,
 )
 
 MESSAGE = "have fewer than 2\\*\\*48 elements, an empty dimension counted as 1, got shape"
@@ -68,6 +70,8 @@ CALLS["multihead_norm_gate"] = lambda: multihead_norm_gate(wide(0, 3, 2**29, 2**
 CALLS["multihead_norm_gate D"] = lambda: multihead_norm_gate(wide(1, 0, 1, 2**50))
 CALLS["headwise_linear"] = lambda: headwise_linear(wide(0, 2**29, 2**20), wide(2**18, 4, 4))
 CALLS["headwise_linear O"] = lambda: headwise_linear(wide(0, 2**29, 2**17), wide(2**17, 16, 1))
+CALLS["gated_activation"] = lambda: gated_activation(wide(0, 2**29, 2**20))
+CALLS["soft_cap"] = lambda: soft_cap(wide(0, 2**29, 2**20), 1.0)
 token = wide(0, 1, 2**40), wide(0, 1, 2**40), wide(0, 1, 2**20), wide(0, 1), wide(0, 1)
 none = MLSTMState(wide(0, 1, 2**40, 2**20), wide(0, 1, 2**40), wide(0, 1))
 CALLS["mlstm_step"] = lambda: mlstm_step(*token, none)
@@ -102,6 +106,8 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.multihead_norm_gate_bwd(y, wide(0, 3, 2**29, 2**20), *none[:5], False, False, 0.0, 0.0),
         lambda: ops.headwise_linear_fwd(wide(0, 2**29, 2**20), wide(2**18, 4, 4), None, None, None),
         lambda: ops.headwise_linear_bwd(y, None, wide(0, 2**29, 2**20), wide(2**18, 4, 4), None),
+        lambda: ops.gated_activation_fwd(wide(0, 2**29, 2**20), None, 0),
+        lambda: ops.soft_cap_fwd(wide(0, 2**29, 2**20), 1.0),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
     ]
     for call in calls:

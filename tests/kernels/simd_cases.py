@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tests.functional import test_conv, test_headwise, test_norm
+from tests.functional import test_conv, test_gated, test_headwise, test_norm
 from tests.support.against_reference import check
 from xlstm_cuda import _C, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
+from xlstm_cuda._ops import ACTIVATIONS
 from xlstm_cuda.testing import lstm_inputs, mlstm_inputs, slstm_inputs
 
 torch.set_num_threads(1)
@@ -38,4 +39,7 @@ for dtype in (torch.float64, torch.float32):
     for D in (1, 2, 4, 8, 16, 5):
         for N in (1, 3, 33):
             test_headwise.check(test_headwise.draw((2, 37), N, D, (D, 4), dtype), "cpu")
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for activation in (*ACTIVATIONS, "soft_cap"):
+        test_gated.check((2, 3), 37, True, dtype, activation, "cpu")
 print(_C.build_info()["simd"], "ok")

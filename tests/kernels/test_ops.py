@@ -102,6 +102,10 @@ SAVED_NAMES = {
     "multihead_norm_gate_bwd": f"dy {NORM}",
     "headwise_linear_fwd": "x weight0 weight1 bias0 bias1",
     "headwise_linear_bwd": "dy0 dy1 x weight0 weight1",
+    "gated_activation_fwd": "x gate activation",
+    "gated_activation_bwd": "dy x gate activation",
+    "soft_cap_fwd": "x cap",
+    "soft_cap_bwd": "dy x cap",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.functional import test_conv, test_headwise, test_norm
+from tests.functional import test_conv, test_gated, test_headwise, test_norm
 from tests.support.against_reference import gradients, run
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
 from xlstm_cuda.testing import leaves, lstm_inputs, mlstm_inputs, slstm_inputs
@@ -131,3 +131,13 @@ def test_headwise_linear(backend: str, device: str, dtype: torch.dtype, D: int) 
     dirty = with_nan(test_headwise.draw((2, 67), 7, D, (D, 4), dtype, device))
     assert test_headwise.run(dirty, backend=backend)["y1"].isnan().all()
     assert_same(test_headwise.run(inputs, backend=backend), expected)
+
+
+@dtypes
+def test_gated_activation(backend: str, device: str, dtype: torch.dtype) -> None:
+    inputs = test_gated.draw((2, 3), 37, True, dtype, device)
+    for run_one in (test_gated.run, test_gated.run_cap):
+        expected = run_one(inputs, backend=backend)
+        dirty = with_nan(test_gated.draw((2, 5), 40, True, dtype, device))
+        assert run_one(dirty, backend=backend)["y"].isnan().all()
+        assert_same(run_one(inputs, backend=backend), expected)

@@ -142,8 +142,21 @@ def headwise_rows() -> Rows:
     return rows
 
 
+def gated_rows() -> Rows:
+    ops, x = torch.ops.xlstm_cuda, torch.randn(1, 3, 8)
+    rows: Rows = {f"{op}_{way}": [] for op in ("gated_activation", "soft_cap") for way in ("fwd", "bwd")}
+    for dtype in (torch.float32, torch.bfloat16):
+        row = x.to(dtype)
+        for gate, dy in ((row, row), (None, row[..., :4])):
+            rows["gated_activation_fwd"].append(partial(ops.gated_activation_fwd.default, row, gate, 0))
+            rows["gated_activation_bwd"].append(partial(ops.gated_activation_bwd.default, dy, row, gate, 0))
+        rows["soft_cap_fwd"].append(partial(ops.soft_cap_fwd.default, row, 2.0))
+        rows["soft_cap_bwd"].append(partial(ops.soft_cap_bwd.default, row, row, 2.0))
+    return rows
+
+
 def all_rows() -> Rows:
-    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows() | headwise_rows()
+    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows() | headwise_rows() | gated_rows()
 
 
 def on_cpu() -> set[str]:

@@ -31,7 +31,8 @@ ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SEQUENCES = ("mlstm", "slstm", "lstm")
 STEPS = ("mlstm_step", "slstm_step", "lstm_step", "causal_conv1d_step")
-FUNCTIONS = (*SEQUENCES, *STEPS, "causal_conv1d", "multihead_norm_gate", "headwise_linear")
+ELEMENTWISE = ("gated_activation", "soft_cap")
+FUNCTIONS = (*SEQUENCES, *STEPS, "causal_conv1d", "multihead_norm_gate", "headwise_linear", *ELEMENTWISE)
 MEMORY = "allocate|out of memory|bad_alloc"  # an allocation that failed
 
 
@@ -173,6 +174,18 @@ class Draw:
         bias = self.positive(N * out, dtype=self.random.choice((self.dtype, self.wide)))
         return arguments | {"bias": bias if self.often(0.5) else None}
 
+    def gated(self) -> dict[str, Any]:
+        """With a gate, or both in one; the values are positive."""
+        lead = self.random.choice(((), (self.S,), (self.B, self.S), (self.B, 2, self.S)))
+        fused = self.often(0.5)
+        arguments: dict[str, Any] = {"x": self.positive(*lead, self.D * (1 + fused))}
+        arguments["gate"] = None if fused else self.positive(*lead, self.D)
+        return arguments | {"activation": self.random.choice(list(_ops.ACTIVATIONS))}
+
+    def capped(self) -> dict[str, Any]:
+        lead = self.random.choice(((), (self.D,), (self.B, self.S, self.D)))
+        return {"x": self.positive(*lead), "cap": self.random.choice((0.5, 3, 30.0))}
+
     def flags(self, B: int, S: int) -> Tensor | None:
         return torch.rand(B, S, generator=self.generator).lt(0.2) if self.often(0.3) else None
 
@@ -187,6 +200,10 @@ class Draw:
             return self.norm_gate()
         elif name == "headwise_linear":
             return self.headwise()
+        elif name == "gated_activation":
+            return self.gated()
+        elif name == "soft_cap":
+            return self.capped()
         else:
             arguments = self.cell(SLSTMState if name.startswith("slstm") else LSTMState, step)
         if not step:
@@ -201,6 +218,7 @@ def raw(draw: Draw) -> Call:
     name = draw.random.choice(sorted(_ops._FAKES))
     op = getattr(torch.ops.xlstm_cuda, name).default
     families = {"ml": mlstm_values, "mu": norm_values, "ca": conv_values, "re": recurrent_values, "he": headwise_values}
+    families |= {"ga": gated_values, "so": cap_values}
     make = families[name[:2]]
     values = make(draw, name)
     arguments = {argument.name: values.get(argument.name) for argument in op._schema.arguments}
@@ -246,6 +264,21 @@ def headwise_values(draw: Draw, name: str) -> dict[str, Any]:
         values |= {f"weight{n}": draw.positive(N, out, D), f"dy{n}": draw.positive(draw.B, draw.S, N * out)}
         values[f"bias{n}"] = draw.positive(N * out) if draw.often(0.5) else None
     return values
+
+
+def gated_values(draw: Draw, name: str) -> dict[str, Any]:
+    values = draw.gated()
+    B, S, F = draw.B, draw.S, draw.D
+    if values["gate"] is None:
+        values["x"] = draw.positive(B, S, 2 * F)
+    else:
+        values |= {"x": draw.positive(B, S, F), "gate": draw.positive(B, S, F)}
+    return values | {"dy": draw.positive(B, S, F), "activation": _ops.ACTIVATIONS[values["activation"]]}
+
+
+def cap_values(draw: Draw, name: str) -> dict[str, Any]:
+    shape = draw.B, draw.S, draw.D
+    return {"x": draw.positive(*shape), "dy": draw.positive(*shape), "cap": draw.random.choice((0.5, 30.0))}
 
 
 def recurrent_values(draw: Draw, name: str) -> dict[str, Any]:
@@ -392,7 +425,7 @@ def verdict(call: Call) -> str:
         family = next(
             (
                 name
-                for name in ("mlstm", "causal_conv1d", "multihead_norm_gate", "headwise_linear")
+                for name in ("mlstm", "causal_conv1d", "multihead_norm_gate", "headwise_linear", *ELEMENTWISE)
                 if call.name.startswith(name)
             ),
             "recurrent",

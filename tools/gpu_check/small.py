@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.cuda import KERNELS, has_cuda_kernel
 from xlstm_cuda import functional
+from xlstm_cuda._ops import ACTIVATIONS
 from xlstm_cuda.testing import (
     assert_close_relative,
     cancellation,
@@ -39,6 +40,7 @@ WIDE_SIZES = ((1, 2, 150, 72, 136), (1, 1, 70, 200, 136))  # B, H, S, Dqk, Dv: t
 CELL_SIZES = ((1, 1, 32), (3, 2, 16), (5, 1, 33))  # B, H, D
 CONV_SIZES = ((2, 70, 24, 4), (1, 9, 33, 3), (2, 37, 16, 6))  # B, S, F, K
 HEADWISE_SIZES = ((2, 37, 40, 4), (1, 70, 3, 4), (2, 9, 5, 3))  # B, S, N, I
+GATED_SIZES = ((2, 37, 704), (3, 9, 8), (1, 5, 13))  # B, S, F
 NORM_SIZES = ((2, 37, 3, 24), (1, 9, 2, 33), (1, 40, 1, 600))  # B, S, H, D
 
 
@@ -77,6 +79,12 @@ def runs() -> Iterator[Run]:
         yield "multihead_norm_gate", functional.multihead_norm_gate, _norm(*sizes, dtype), {}
     for dtype, sizes in itertools.product(DTYPES, HEADWISE_SIZES):
         yield "headwise_linear", headwise_linear, _headwise(*sizes, dtype), {}
+    for dtype, sizes, activation in itertools.product(DTYPES, GATED_SIZES, ACTIVATIONS):
+        gated = {"activation": activation}
+        yield "gated_activation", functional.gated_activation, _normal(dtype, x=sizes, gate=sizes), gated
+    for dtype, (B, S, F) in itertools.product(DTYPES, GATED_SIZES):
+        yield "gated_activation", functional.gated_activation, _normal(dtype, x=(B, S, 2 * F)), {}
+        yield "soft_cap", functional.soft_cap, _normal(dtype, x=(B, S, F)), {"cap": 2.0}
 
 
 def runs_by_variant() -> Iterator[tuple[str, Run]]:

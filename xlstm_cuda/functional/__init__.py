@@ -20,6 +20,7 @@ Sources: xLSTM, arXiv 2405.04517; chunkwise mLSTM, arXiv 2503.14376.
 from xlstm_cuda._backend import backend
 from xlstm_cuda._states import LSTMState, MLSTMState, SLSTMState
 from xlstm_cuda.functional._conv import causal_conv1d, causal_conv1d_step
+from xlstm_cuda.functional._gated import gated_activation, soft_cap
 from xlstm_cuda.functional._headwise import headwise_linear
 from xlstm_cuda.functional._mlstm import mlstm, mlstm_step
 from xlstm_cuda.functional._norm import multihead_norm_gate
@@ -32,6 +33,7 @@ __all__ = [
     "backend",
     "causal_conv1d",
     "causal_conv1d_step",
+    "gated_activation",
     "headwise_linear",
     "lstm",
     "lstm_step",
@@ -40,4 +42,5 @@ __all__ = [
     "multihead_norm_gate",
     "slstm",
     "slstm_step",
+    "soft_cap",
 ]

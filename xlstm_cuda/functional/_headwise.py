@@ -12,6 +12,7 @@ from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import HeadwiseLinear, check_transforms, dense
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import library
+from xlstm_cuda.functional._tokens import as_tokens
 
 MAX_BLOCK = 16  # features in and out of a block that the kernels take, as in csrc/core/headwise.h
 MAPS = 2  # in one pass, as there
@@ -60,7 +61,7 @@ def headwise_linear(
         with _autocast.disabled(x.device.type):
             outputs = [_by_products(x, w, b) for w, b in maps]
     else:
-        tokens = _as_tokens(x)
+        tokens = as_tokens(x)
         outputs = [
             y.view(*x.shape[:-1], y.shape[-1])
             for first in range(0, len(maps), MAPS)
@@ -70,13 +71,6 @@ def headwise_linear(
 
 
 # Below the arguments.
-
-
-def _as_tokens(x: Tensor) -> Tensor:
-    """(B, S, F), a view where strides allow."""
-    while x.ndim < 3:
-        x = x.unsqueeze(0)
-    return x.flatten(0, -3)
 
 
 def _by_kernels(namespace: str, x: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from .._states import MLSTMState
+from .feedforward import GatedForward
 
 __all__ = ["MLSTMBackend", "disable", "enable", "patch", "unpatch"]
 
@@ -33,7 +34,7 @@ _handing_on: set[type] = set()  # classes whose prepare_inputs_for_generation ke
 
 
 def patch(model: nn.Module | None = None) -> None:
-    """Run xLSTM models of transformers on `functional.mlstm` and `mlstm_step`.
+    """Run xLSTM models of transformers on `functional.mlstm`, `mlstm_step` and `gated_activation`.
 
     Without a model: every xLSTMModel (and what holds one, such as xLSTMForCausalLM) that is built after the call, also
     by from_pretrained. With a model: this one. Doing it twice does no harm.
@@ -213,6 +214,7 @@ def _swap(model: Any) -> None:
         layer = block.mlstm_layer
         if not isinstance(layer.mlstm_backend, MLSTMBackend):
             layer.mlstm_backend = MLSTMBackend(layer.mlstm_backend)
+        _exchange_class(block.ffn, *_feed_forwards())
     if _hook_id(model) is None:
         model.register_forward_pre_hook(_empty_padding, with_kwargs=True)
 
@@ -222,8 +224,37 @@ def _swap_back(model: Any) -> None:
         layer = block.mlstm_layer
         if isinstance(layer.mlstm_backend, MLSTMBackend):
             layer.mlstm_backend = layer.mlstm_backend.stock
+        _exchange_class(block.ffn, *reversed(_feed_forwards()))
     if (hook := _hook_id(model)) is not None:
         del model._forward_pre_hooks[hook], model._forward_pre_hooks_with_kwargs[hook]
+
+
+def _exchange_class(module: nn.Module, before: type, after: type) -> None:
+    """Parameters, hooks and config stay; what is of another class, such as an adapter, stays as a whole."""
+    if type(module) is before:
+        module.__class__ = after
+
+
+def _feed_forwards() -> tuple[type, type]:
+    """The class of their feed-forward network, which is that of the package xlstm where it is installed, and ours."""
+    modeling: Any = _modeling()
+    if modeling.external_xlstm:
+        from .nxai.large import FeedForward, PatchedLargeFeedForward
+
+        return FeedForward, PatchedLargeFeedForward
+    return modeling.xLSTMFeedForward, _patched_feed_forward(modeling.xLSTMFeedForward)
+
+
+@functools.cache
+def _patched_feed_forward(theirs: type) -> type:
+    return type("PatchedFeedForward", (GatedForward, theirs), {"__module__": __name__})
+
+
+def __getattr__(name: str) -> Any:
+    """PatchedFeedForward, for pickle: the class that it is made of is there only where xlstm is not installed."""
+    if name == "PatchedFeedForward":
+        return _patched_feed_forward(_modeling().xLSTMFeedForward)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _hook_id(model: nn.Module) -> int | None:

@@ -1,4 +1,4 @@
-"""The linear map of gates."""
+"""The linear map of gates, and their cap."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import _autocast
+from .. import _autocast, functional
+from .._children import is_computed
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap), x for None; in one pass where there is a function for it."""
+    if cap is None:
+        return x
+    return functional.soft_cap(x, cap) if is_computed(x) else cap * torch.tanh(x / cap)
 
 
 class GateLinear(nn.Linear):

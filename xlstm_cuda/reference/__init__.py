@@ -5,6 +5,7 @@ The oracle of the tests and the "reference" backend; the kernels share no code w
 """
 
 from .conv import causal_conv1d, causal_conv1d_step
+from .gated import gated_activation, soft_cap
 from .headwise import headwise_linear
 from .lstm import lstm, lstm_step
 from .mlstm import mlstm, mlstm_chunkwise, mlstm_parallel, mlstm_recurrent, mlstm_step
@@ -14,6 +15,7 @@ from .slstm import slstm, slstm_step
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
+    "gated_activation",
     "headwise_linear",
     "lstm",
     "lstm_step",
@@ -25,4 +27,5 @@ __all__ = [
     "multihead_norm_gate",
     "slstm",
     "slstm_step",
+    "soft_cap",
 ]

@@ -29,6 +29,8 @@ template <class T>
 void headwise_fwd(const HeadwiseForwardParams<T>&, const Runtime&);
 template <class T>
 void headwise_bwd(const HeadwiseBackwardParams<T>&, const Runtime&);
+void gated_fwd(const GatedForwardParams&, const Runtime&);
+void gated_bwd(const GatedBackwardParams&, const Runtime&);
 
 extern const KernelTable kTable;
 

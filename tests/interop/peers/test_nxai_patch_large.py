@@ -52,7 +52,7 @@ def test_outputs_and_states_stay_and_come_back(mode: str, weight_mode: str) -> N
     built = large(mode=mode, weight_mode=weight_mode)
     expected, expected_state = built(ids())
     report = patch(built)
-    assert str(report) == "2 mLSTMBackends; 1 xLSTMLargeBlockStack, 2 mLSTMLayers"
+    assert str(report) == "2 mLSTMBackends; 1 xLSTMLarge, 1 xLSTMLargeBlockStack, 2 mLSTMLayers, 2 FeedForwards"
     logits, state = built(ids())
     for actual, reference in zip((logits, *flat(state)), (expected, *flat(expected_state)), strict=True):
         assert_close_relative(actual, reference, 1e-5)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xlstm_cuda.interop import transformers as integration
+from xlstm_cuda.interop.feedforward import GatedForward
 from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
@@ -278,6 +279,7 @@ def test_bfloat16(how: str) -> None:
 
 def is_ours(model: Any) -> bool:
     kinds = {isinstance(block.mlstm_layer.mlstm_backend, MLSTMBackend) for block in model.backbone.blocks}
+    kinds |= {isinstance(block.ffn, GatedForward) for block in model.backbone.blocks}
     assert len(kinds) == 1
     return kinds.pop()
 
@@ -327,6 +329,16 @@ def test_patched_and_unpatched() -> None:
         for model in (during, twice):
             assert not model.backbone._forward_pre_hooks
             assert torch.equal(model(ids, attention_mask=mask).logits, expected)
+
+
+def test_feed_forwards_of_other_classes_stay() -> None:
+    model = build()
+    ffn, other = (block.ffn for block in model.backbone.blocks[:2])
+    ffn.__class__ = changed = type("Changed", (type(ffn),), {})
+    patch(model)
+    assert type(ffn) is changed and isinstance(other, GatedForward)
+    unpatch(model)
+    assert type(ffn) is changed and type(other) is changed.__base__
 
 
 def test_former_names() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from xlstm.xlstm_large.components import soft_cap
-from xlstm.xlstm_large.model import mLSTMLayer, xLSTMLargeBlockStack
+from xlstm.xlstm_large.model import FeedForward, mLSTMLayer, xLSTMLarge, xLSTMLargeBlockStack
 
 from ..._children import call
+from ...nn import gates
+from ..feedforward import GatedForward
 
 LayerState: TypeAlias = tuple[Tensor, Tensor, Tensor]
 StackState: TypeAlias = dict[int, Any]  # LayerState, or None before the first token
@@ -23,7 +26,7 @@ class PatchedLargeMLSTMLayer(mLSTMLayer):
         """x (B, S, D) -> (B, S, D) and the state C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H, 1)."""
         *qkv, o = self._projections(x)
         q, k, v = (torch.unflatten(y, -1, (self.config.num_heads, -1)).transpose(1, 2) for y in qkv)
-        i, f = (soft_cap(gate, cap_value=self.config.gate_soft_cap).mT for gate in self._gates(x))
+        i, f = (gate.mT for gate in self._gates(x))
         if state is not None and len(state) != 3:
             raise ValueError(f"the state of a layer must be a tuple (C, n, m), got {len(state)} parts")
         C, n, m = (None, None, None) if state is None else state
@@ -43,10 +46,24 @@ class PatchedLargeMLSTMLayer(mLSTMLayer):
         return parts
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Input and forget gate pre-activations (B, S, H), not capped."""
+        """Input and forget gate pre-activations (B, S, H), capped."""
+        cap = self.config.gate_soft_cap
         if self.config.weight_mode == "single":
-            return call(self.igate_preact, x), call(self.fgate_preact, x)
-        return call(self.ifgate_preact, x).chunk(2, dim=-1)
+            return _capped(call(self.igate_preact, x), cap), _capped(call(self.fgate_preact, x), cap)
+        return _capped(call(self.ifgate_preact, x), cap).chunk(2, dim=-1)
+
+
+class PatchedLargeFeedForward(GatedForward, FeedForward):
+    pass
+
+
+class PatchedXLSTMLarge(xLSTMLarge):
+    def forward(self, x: Tensor, state: StackState | None = None) -> Tensor | tuple[Tensor, StackState]:
+        """ids (B, S) -> logits (B, S, V), and with config.return_last_states the state."""
+        assert x.ndim == 2, f"Input must have shape [B, S], got {x.shape}"
+        x, state = self.backbone(self.embedding(x), state)
+        logits = _capped(self.lm_head(x), self.config.output_logit_soft_cap)
+        return (logits, state) if self.config.return_last_states else logits
 
 
 class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):
@@ -75,7 +92,15 @@ class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):
         return x, given
 
 
+def _capped(x: Tensor, cap: Any) -> Tensor:
+    """Theirs takes tensors too, and negative numbers."""
+    ours = cap is None or (isinstance(cap, (int, float)) and 0 < cap < math.inf)
+    return gates.soft_cap(x, cap) if ours else soft_cap(x, cap)
+
+
 PATCHED: dict[type, type] = {
+    FeedForward: PatchedLargeFeedForward,
     mLSTMLayer: PatchedLargeMLSTMLayer,
+    xLSTMLarge: PatchedXLSTMLarge,
     xLSTMLargeBlockStack: PatchedXLSTMLargeBlockStack,
 }

@@ -18,6 +18,7 @@ from xlstm.components.feedforward import GatedFeedForward, get_act_fn
 from xlstm.xlstm_block_stack import xLSTMBlockStack
 from xlstm.xlstm_lm_model import xLSTMLMModel
 
+from ...nn.feedforward import gated
 from .states import check_stack_state, output_and_state
 
 LayerState: TypeAlias = dict[str, Any]
@@ -82,6 +83,10 @@ class PatchedSLSTMBlock(_Block, sLSTMBlock):
 
 class PatchedGatedFeedForward(GatedFeedForward):
     """Can be pickled, also with an activation that is a lambda in their table."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        y: Tensor = self.dropout(self.proj_down(gated(self.proj_up(x), act_fn=self.act_fn)))
+        return y
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "act_fn"}

@@ -7,19 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ... import functional
 from ..._states import MLSTMState
-from ...nn.gates import GateLinear
+from ...nn.feedforward import gated
+from ...nn.gates import GateLinear, soft_cap
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
 from .norms import LargeMultiHeadLayerNorm, RMSNorm
-
-
-def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """cap tanh(x / cap); x for None."""
-    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 class LargeMLSTMLayer(nn.Module):
@@ -51,7 +46,7 @@ class LargeMLSTMLayer(nn.Module):
             cell = partial(functional.mlstm_step, state=state)
         q, k, v, o = self._project(x)
         q, k, v = (self._heads(u) for u in (q, k, v))
-        i, f = (soft_cap(gate, self.config.gate_soft_cap).mT for gate in self._gates(x))  # (B, H, S)
+        i, f = (gate.mT for gate in self._gates(x))  # (B, H, S)
         h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
         y: Tensor = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h.transpose(1, 2)))
         return y, state
@@ -68,11 +63,12 @@ class LargeMLSTMLayer(nn.Module):
         return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pre-activations of input and forget gate (B, S, H)."""
+        """Capped pre-activations of input and forget gate (B, S, H)."""
+        cap = self.config.gate_soft_cap
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # once for both, and once in what is saved for backward
         if self.fused:
-            return cast(Tensor, self.ifgate_preact(x)).chunk(2, dim=-1)
-        return self.igate_preact(x), self.fgate_preact(x)
+            return soft_cap(self.ifgate_preact(x), cap).chunk(2, dim=-1)
+        return soft_cap(self.igate_preact(x), cap), soft_cap(self.fgate_preact(x), cap)
 
     def reset_parameters(self) -> None:
         dim = self.config.embedding_dim
@@ -106,8 +102,12 @@ class LargeFeedForward(nn.Module):
         self.proj_down = nn.Linear(inner, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.proj_up_gate_z(x).chunk(2, dim=-1) if self.fused else (self.proj_up_gate(x), self.proj_up(x))
-        y: Tensor = self.proj_down(F.silu(gate) * up)
+        if self.fused:
+            up = gated(self.proj_up_gate_z(x))
+        else:
+            gate = self.proj_up_gate(x)
+            up = gated(self.proj_up(x), gate)
+        y: Tensor = self.proj_down(up)
         return y
 
     def reset_parameters(self) -> None:

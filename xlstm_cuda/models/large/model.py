@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn.config import check_config, require
+from ...nn.gates import soft_cap
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
 from ...nn.loading import CheckedLoading
@@ -17,7 +18,7 @@ from ...nn.tracing import leaf_call
 from ..generation import generate, stream
 from ..parameter_groups import WeightDecayGroups, weight_decay_names
 from .config import xLSTMLargeConfig
-from .layers import LargeBlock, soft_cap
+from .layers import LargeBlock
 from .norms import RMSNorm
 from .states import GivenState, LargeState, block_states, stored
 from .weights import fuse_weights, split_weights
