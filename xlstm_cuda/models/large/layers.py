@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import functional
+from ... import _autocast, functional
+from ..._children import is_plain
 from ..._states import MLSTMState
 from ...nn.gates import GateLinear
 from ...nn.init import linspace_, small_init_, wang_init_
@@ -53,8 +54,17 @@ class LargeMLSTMLayer(nn.Module):
         q, k, v = (self._heads(u) for u in (q, k, v))
         i, f = (soft_cap(gate, self.config.gate_soft_cap).mT for gate in self._gates(x))  # (B, H, S)
         h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
-        y: Tensor = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h.transpose(1, 2)))
+        y: Tensor = self.out_proj(self._normed_and_gated(h.transpose(1, 2), o))
         return y, state
+
+    def _normed_and_gated(self, h: Tensor, o: Tensor) -> Tensor:
+        """h (B, S, H, D) -> (B, S, H D); in one pass where all of it has one dtype, or the projection rounds to it."""
+        norm = self.multihead_norm
+        if is_plain(LargeMultiHeadLayerNorm, norm) and h.dtype == o.dtype:
+            rounded = _autocast.enabled(h.device.type) and is_plain(nn.Linear, self.out_proj)
+            if norm.wide(h.dtype) == h.dtype or rounded:
+                return norm.gated(h, o)
+        return torch.sigmoid(o) * norm(h)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, width of all heads) -> (B, H, S, D)."""
