@@ -208,7 +208,8 @@ def _check_gates(model: Any) -> None:
 
 
 def _swap(model: Any) -> None:
-    """Our backends and the hook that sees the mask, in an xLSTMModel."""
+    """Our layers, norms and backends, and the hook that sees the mask, in an xLSTMModel."""
+    _exchange(model, _layers())
     for block in model.blocks:
         layer = block.mlstm_layer
         if not isinstance(layer.mlstm_backend, MLSTMBackend):
@@ -218,12 +219,27 @@ def _swap(model: Any) -> None:
 
 
 def _swap_back(model: Any) -> None:
+    _exchange(model, {patched: original for original, patched in _layers().items()})
     for block in model.blocks:
         layer = block.mlstm_layer
         if isinstance(layer.mlstm_backend, MLSTMBackend):
             layer.mlstm_backend = layer.mlstm_backend.stock
     if (hook := _hook_id(model)) is not None:
         del model._forward_pre_hooks[hook], model._forward_pre_hooks_with_kwargs[hook]
+
+
+def _layers() -> dict[type, type]:
+    """Their classes and ours."""
+    from .transformers_layers import PATCHED
+
+    return PATCHED
+
+
+def _exchange(model: nn.Module, table: dict[type, type]) -> None:
+    """Parameters, hooks and configs stay where they are; so do modules of subclasses."""
+    for module in model.modules():
+        if type(module) in table:
+            module.__class__ = table[type(module)]
 
 
 def _hook_id(model: nn.Module) -> int | None:

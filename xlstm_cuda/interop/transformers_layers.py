@@ -1,0 +1,29 @@
+"""What takes the place of layers and norms of transformers' xLSTM: its own, or those of `xlstm` where it takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.xlstm import modeling_xlstm
+
+_modeling: Any = modeling_xlstm
+
+PATCHED: dict[type, type]
+
+if _modeling.external_xlstm:
+    from xlstm.xlstm_large.components import RMSNorm
+    from xlstm.xlstm_large.model import mLSTMLayer
+
+    from .nxai.large import PatchedLargeMLSTMLayer, PatchedRMSNorm
+
+    PATCHED = {RMSNorm: PatchedRMSNorm, mLSTMLayer: PatchedLargeMLSTMLayer}
+else:
+    from .large import FusedRMSNorm, LargeLayer
+
+    class PatchedOwnRMSNorm(FusedRMSNorm, _modeling.xLSTMRMSNorm):
+        pass
+
+    class PatchedOwnLayer(LargeLayer, _modeling.xLSTMLayer):
+        multihead_norm_class = _modeling.xLSTMMultiHeadLayerNorm
+
+    PATCHED = {_modeling.xLSTMRMSNorm: PatchedOwnRMSNorm, _modeling.xLSTMLayer: PatchedOwnLayer}
