@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"models", "nn", "functional", "_autocast", "_children", "_states"},
     "interop/__init__": set(),
     "interop/checkpoints": {"interop", "models", "nn"},
-    "interop/large": {"models", "functional", "_autocast", "_children"},
+    "interop/large": {"models", "nn", "_autocast", "_children"},
     "interop/nxai": {"interop", "nn", "functional", "_autocast", "_children", "_states"},
     "interop/tirex": {"functional"},
     "interop/transformers": {"interop", "functional", "_states"},

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .. import _autocast, functional
+from .. import _autocast
 from .._children import call, is_ordinary, is_plain, only_forward
 from ..models.large.layers import soft_cap
+from ..nn.norms import by_head, widest
 
 LayerState: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -24,8 +25,7 @@ class FusedRMSNorm(nn.Module):
         if not _is_fused(self, x):
             y: Tensor = super().forward(x)
             return y
-        rows = x.to(_width(self, x)).reshape(1, -1, 1, x.shape[-1])
-        return _normed(self, rows, norm="rms").view(x.shape)
+        return _normed(self, x.to(_width(self, x)).unsqueeze(-2), norm="rms")
 
 
 class LargeLayer(nn.Module):
@@ -99,11 +99,8 @@ def _is_fused(norm: Any, x: Tensor) -> bool:
 
 def _width(norm: Any, x: Tensor) -> torch.dtype:
     """The dtype of their output."""
-    dtype = x.dtype
-    for t in (norm.weight, norm.bias):
-        dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
-    return dtype
+    return widest(x.dtype, norm.weight, norm.bias)
 
 
 def _normed(module: Any, h: Tensor, **options: Any) -> Tensor:
-    return functional.multihead_norm_gate(h, module.weight, module.bias, eps=module.eps, **options)
+    return by_head(h, module.weight, module.bias, eps=module.eps, **options)

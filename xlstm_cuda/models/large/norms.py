@@ -6,11 +6,12 @@ xLSTM code rounds to x's dtype before it applies weight and bias.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ... import functional
-from ..._children import is_ordinary
+from ...nn.norms import by_head, widest
 
 
 class _Norm(nn.Module):
@@ -26,25 +27,11 @@ class _Norm(nn.Module):
 
     def wide(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the output for an input of `dtype`."""
-        for x in (self.weight, self.bias):
-            dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
-        return dtype
+        return widest(dtype, self.weight, self.bias)
 
-    def _by_head(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """(..., H, D) -> (..., H D), times sigmoid(gate (..., H D)) where there is one."""
-        shape = (*x.shape[:-2], x.shape[-2] * x.shape[-1])
-        ordinary = all(t is None or is_ordinary(t) for t in (x, gate, self.weight, self.bias))
-        y = functional.multihead_norm_gate(
-            _tokens(x, 4),
-            self.weight,
-            self.bias,
-            gate=None if gate is None else _tokens(gate, 3),
-            gate_activation="sigmoid",
-            norm=self.kind,
-            eps=self.eps,
-            backend=None if ordinary else "reference",  # tensors of other classes know few functions
-        )
-        return y.view(shape)
+    def _by_head(self, x: Tensor, **gate: Any) -> Tensor:
+        """(..., H, D) -> (..., H D)."""
+        return by_head(x, self.weight, self.bias, norm=self.kind, eps=self.eps, **gate)
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
@@ -74,14 +61,7 @@ class LargeMultiHeadLayerNorm(_Norm):
 
     def gated(self, x: Tensor, gate: Tensor) -> Tensor:
         """sigmoid(gate) self(x) in one pass and in the dtype of both: x (..., H, D), gate (..., H D)."""
-        return self._by_head(x, gate)
+        return self._by_head(x, gate=gate, gate_activation="sigmoid")
 
 
 MultiHeadLayerNorm = LargeMultiHeadLayerNorm  # its former name, also in pickled models
-
-
-def _tokens(x: Tensor, ndim: int) -> Tensor:
-    """(..., last ndim - 2 dimensions) -> (B, S, them), a view where strides allow."""
-    while x.ndim < ndim:
-        x = x.unsqueeze(0)
-    return x.flatten(0, x.ndim - ndim)
