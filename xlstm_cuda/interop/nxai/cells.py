@@ -25,6 +25,7 @@ from xlstm.components.util import ParameterProxy
 from ... import _autocast, functional
 from ..._children import call, is_ordinary, is_plain
 from ..._states import LSTMState, MLSTMState, SLSTMState
+from ...nn.gates import joined_gates
 from ...nn.linear_headwise import for_kernels
 from .states import shapes
 
@@ -98,7 +99,7 @@ class PatchedMultiHeadLayerNorm(MultiHeadLayerNorm):
         if not all(map(is_ordinary, given)) or _autocast.enabled(input.device.type):  # which may make it float32
             y: Tensor = super().forward(input)
             return y
-        return self.gated(input).unflatten(-1, (input.shape[1], -1)).transpose(1, 2)
+        return torch.unflatten(self.gated(input), -1, (input.shape[1], -1)).transpose(1, 2)
 
     def gated(self, h: Tensor, **gate_and_skip: Any) -> Tensor:
         """h (B, H, S, D) -> (B, S, H D), in its dtype. gate_and_skip: as of functional.multihead_norm_gate."""
@@ -148,6 +149,11 @@ class PatchedMLSTMCell(mLSTMCell):
 
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """i, f (B, H, S)."""
+        gates = self.igate, self.fgate
+        parameters = [x for gate in gates for x in (gate._parameters.get("weight"), gate._parameters.get("bias"))]
+        same_dtype = all(x is not None and x.dtype == q.dtype for x in parameters)
+        if is_plain(nn.Linear, *gates) and same_dtype and not _autocast.enabled(q.device.type):
+            return joined_gates(*gates, q, k, v)
         x = torch.cat([q, k, v], dim=-1)
         return call(self.igate, x).mT, call(self.fgate, x).mT
 

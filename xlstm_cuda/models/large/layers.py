@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ... import _autocast, functional
 from ..._children import is_plain
 from ..._states import MLSTMState
-from ...nn.gates import GateLinear
+from ...nn.gates import GateLinear, joined_gates
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
 from .norms import LargeMultiHeadLayerNorm, RMSNorm
@@ -52,7 +52,7 @@ class LargeMLSTMLayer(nn.Module):
             cell = partial(functional.mlstm_step, state=state)
         q, k, v, o = self._project(x)
         q, k, v = (self._heads(u) for u in (q, k, v))
-        i, f = (soft_cap(gate, self.config.gate_soft_cap).mT for gate in self._gates(x))  # (B, H, S)
+        i, f = (soft_cap(gate, self.config.gate_soft_cap) for gate in self._gates(x))
         h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
         y: Tensor = self.out_proj(self._normed_and_gated(h.transpose(1, 2), o))
         return y, state
@@ -78,11 +78,15 @@ class LargeMLSTMLayer(nn.Module):
         return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pre-activations of input and forget gate (B, S, H)."""
+        """Pre-activations of input and forget gate (B, H, S)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # once for both, and once in what is saved for backward
         if self.fused:
-            return cast(Tensor, self.ifgate_preact(x)).chunk(2, dim=-1)
-        return self.igate_preact(x), self.fgate_preact(x)
+            return cast(Tensor, self.ifgate_preact(x)).mT.chunk(2, dim=1)
+        gates = self.igate_preact, self.fgate_preact
+        if not is_plain(GateLinear, *gates):
+            return tuple(gate(x).mT for gate in gates)
+        with _autocast.disabled(x.device.type):
+            return joined_gates(*gates, x)
 
     def reset_parameters(self) -> None:
         dim = self.config.embedding_dim
