@@ -2,7 +2,8 @@
 
 The state of a stack, and of a model, is a dict "block_0", "block_1", ... of the layers' states, each a dict of
 conv_state and mlstm_state or slstm_state (cells.py); None is the empty state. `forward` and `step` may follow each
-other in any order. A `forward` without states is theirs, on patched cells.
+other in any order. A `forward` without states is theirs, but for the mLSTM layer, which computes children together
+where nothing hooks or replaces them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PatchedMLSTMLayer(mLSTMLayer):
 
     def _convolved(self, x: Tensor, state: tuple[Tensor] | None, with_states: bool) -> tuple[Tensor, Any]:
         options: dict[str, Any] = {"conv_state": state, "return_last_state": True} if with_states else {}
-        joined = type(self.conv1d) is PatchedCausalConv1d and only_forward(nn.SiLU, self.conv_act_fn)
+        joined = only_forward(PatchedCausalConv1d, self.conv1d) and only_forward(nn.SiLU, self.conv_act_fn)
         if joined:
             options["activation"] = "silu"
         result = self.conv1d(x, **options)
