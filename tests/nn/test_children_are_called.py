@@ -25,6 +25,7 @@ from xlstm_cuda import functional
 from xlstm_cuda import nn as xnn
 from xlstm_cuda._children import is_plain
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
+from xlstm_cuda.models.large.norms import LargeMultiHeadLayerNorm
 from xlstm_cuda.nn.conv import CausalConv1d
 from xlstm_cuda.nn.gates import GateLinear
 from xlstm_cuda.nn.linear_headwise import LinearHeadwise
@@ -511,21 +512,23 @@ def never_called(monkeypatch: pytest.MonkeyPatch, *kinds: type[nn.Module]) -> It
 FUSED: dict[str, tuple[type[nn.Module], ...]] = {
     "mlstm layer": (GateLinear, nn.Conv1d, mLSTMCell, MultiHeadLayerNorm),
     "slstm layer": (LinearHeadwise, nn.Conv1d),
+    "large": (GateLinear, LargeMultiHeadLayerNorm),
 }
-every_layer = pytest.mark.parametrize("name", FUSED)
+every_fused = pytest.mark.parametrize("name", FUSED)
+every_layer = pytest.mark.parametrize("name", ["mlstm layer", "slstm layer"])  # graphs of whole models take long
 
 
 @every_run
-@every_layer
+@every_fused
 def test_plain_children_are_computed_together(
     name: str, run: Callable[[Any, Tensor], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name)
     with never_called(monkeypatch, *FUSED[name]):
         expected = run(model, inputs(model))
-        run(build(name, torch.bfloat16), inputs(model).bfloat16())
+        run(build(name, torch.bfloat16), inputs(model, dtype=torch.bfloat16))
         with torch.autocast("cpu", torch.bfloat16):
-            run(build(name, torch.float32), inputs(model).float())
+            run(build(name, torch.float32), inputs(model, dtype=torch.float32))
         with pytest.raises(AssertionError, match="was called"):
             run(called(model), inputs(model))
         parameters = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}

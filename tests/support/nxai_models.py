@@ -59,6 +59,16 @@ def without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xlstm.blocks.slstm.cell.sLSTMCellFuncGenerator", lambda training, config: lambda: None)
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, *kinds: type[nn.Module]) -> None:
+    """No module of these kinds is to be called, but those of subclasses that have a forward of their own."""
+
+    def refused(self: nn.Module, *_: Any, **__: Any) -> Tensor:
+        raise AssertionError(f"{type(self).__name__} was called")
+
+    for kind in kinds:
+        monkeypatch.setattr(kind, "forward", refused)
+
+
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Between models with cells of either layout, through the accessors of theirs, which know both."""
     cells = {name: cell for name, cell in source.named_modules() if hasattr(cell, "_recurrent_kernel_")}

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from .. import functional
 from .._states import MLSTMState
-from .feedforward import GatedForward
 
 __all__ = ["MLSTMBackend", "disable", "enable", "patch", "unpatch"]
 
@@ -209,52 +208,38 @@ def _check_gates(model: Any) -> None:
 
 
 def _swap(model: Any) -> None:
-    """Our backends and the hook that sees the mask, in an xLSTMModel."""
+    """Our layers, norms and backends, and the hook that sees the mask, in an xLSTMModel."""
+    _exchange(model, _layers())
     for block in model.blocks:
         layer = block.mlstm_layer
         if not isinstance(layer.mlstm_backend, MLSTMBackend):
             layer.mlstm_backend = MLSTMBackend(layer.mlstm_backend)
-        _exchange_class(block.ffn, *_feed_forwards())
     if _hook_id(model) is None:
         model.register_forward_pre_hook(_empty_padding, with_kwargs=True)
 
 
 def _swap_back(model: Any) -> None:
+    _exchange(model, {patched: original for original, patched in _layers().items()})
     for block in model.blocks:
         layer = block.mlstm_layer
         if isinstance(layer.mlstm_backend, MLSTMBackend):
             layer.mlstm_backend = layer.mlstm_backend.stock
-        _exchange_class(block.ffn, *reversed(_feed_forwards()))
     if (hook := _hook_id(model)) is not None:
         del model._forward_pre_hooks[hook], model._forward_pre_hooks_with_kwargs[hook]
 
 
-def _exchange_class(module: nn.Module, before: type, after: type) -> None:
-    """Parameters, hooks and config stay; what is of another class, such as an adapter, stays as a whole."""
-    if type(module) is before:
-        module.__class__ = after
+def _layers() -> dict[type, type]:
+    """Their classes and ours."""
+    from .transformers_layers import PATCHED
+
+    return PATCHED
 
 
-def _feed_forwards() -> tuple[type, type]:
-    """The class of their feed-forward network, which is that of the package xlstm where it is installed, and ours."""
-    modeling: Any = _modeling()
-    if modeling.external_xlstm:
-        from .nxai.large import FeedForward, PatchedLargeFeedForward
-
-        return FeedForward, PatchedLargeFeedForward
-    return modeling.xLSTMFeedForward, _patched_feed_forward(modeling.xLSTMFeedForward)
-
-
-@functools.cache
-def _patched_feed_forward(theirs: type) -> type:
-    return type("PatchedFeedForward", (GatedForward, theirs), {"__module__": __name__})
-
-
-def __getattr__(name: str) -> Any:
-    """PatchedFeedForward, for pickle: the class that it is made of is there only where xlstm is not installed."""
-    if name == "PatchedFeedForward":
-        return _patched_feed_forward(_modeling().xLSTMFeedForward)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _exchange(model: nn.Module, table: dict[type, type]) -> None:
+    """Parameters, hooks and configs stay where they are; so do modules of subclasses."""
+    for module in model.modules():
+        if type(module) in table:
+            module.__class__ = table[type(module)]
 
 
 def _hook_id(model: nn.Module) -> int | None:

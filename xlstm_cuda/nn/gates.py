@@ -27,3 +27,22 @@ class GateLinear(nn.Linear):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with _autocast.disabled(x.device.type):
             return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+def joined_gates(
+    igate: nn.Linear, fgate: nn.Linear, *inputs: Tensor, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both maps of the concatenated inputs, without concatenating them: i, f (B, H, S), float32 at least.
+
+    inputs: each (B, S, F). cap: of `soft_cap`.
+    """
+    # Rows of tokens, and contiguous weights of each input: gradients are then products of matrices as they lie in memory.
+    weight = torch.cat([igate.weight, fgate.weight]).to(inputs[0].dtype)  # (2H, F of all inputs)
+    bias = torch.cat([igate.bias, fgate.bias])
+    dtype = torch.promote_types(bias.dtype, torch.float32)
+    gates = bias.to(dtype)
+    for x, w in zip(inputs, torch.unflatten(weight, 1, (len(inputs), -1)).transpose(0, 1).contiguous(), strict=True):
+        gates = gates + F.linear(x.flatten(0, 1), w).to(dtype)
+    gates = soft_cap(gates, cap)
+    i, f = gates.view(*inputs[0].shape[:2], -1).mT.contiguous().chunk(2, dim=1)
+    return i, f

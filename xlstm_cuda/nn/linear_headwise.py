@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,17 +62,17 @@ class LinearHeadwise(nn.Module):
 
 def headwise_maps(x: Tensor, *maps: LinearHeadwise) -> list[Tensor]:
     """The maps of one x, two in one pass over it where the kernels take them."""
-    if not _for_kernels(x, *maps):
+    if not for_kernels(x, *maps):
         return [linear.by_products(x) for linear in maps]
     y = functional.headwise_linear(x, [linear.weight for linear in maps], [linear.bias for linear in maps])
     return list(cast(tuple[Tensor, ...], y))
 
 
-def _for_kernels(x: Tensor, *maps: LinearHeadwise) -> bool:
-    """Whether the blocks are small, and what comes out has the dtype of x either way."""
+def for_kernels(x: Tensor, *maps: Any) -> bool:
+    """Whether the blocks are small, and what comes out has the dtype of x either way. maps: with weight and bias."""
     weights = [linear.weight for linear in maps]
     biases = [linear.bias for linear in maps if linear.bias is not None]
-    if not all(map(is_ordinary, (x, *weights, *biases))) or any(w.shape[-1] > MAX_BLOCK for w in weights):
+    if not all(map(is_ordinary, (x, *weights, *biases))) or any(max(w.shape[1:]) > MAX_BLOCK for w in weights):
         return False
     if _autocast.enabled(x.device.type):  # which rounds weights for a product, and no bias
         return all(x.dtype == dtype for dtype in (torch.get_autocast_dtype(x.device.type), *(b.dtype for b in biases)))

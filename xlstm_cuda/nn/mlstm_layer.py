@@ -14,7 +14,7 @@ from .._children import call, is_ordinary, is_plain, only_forward
 from .._states import MLSTMState
 from .config import UpProjectionConfig, check_config, require
 from .conv import CausalConv1d
-from .gates import GateLinear
+from .gates import GateLinear, joined_gates
 from .init import linspace_, small_init_, wang_init_
 from .inputs import check_input, check_reset, layer_state, step_flag
 from .layer import RecurrentLayer
@@ -119,14 +119,7 @@ class mLSTMCell(nn.Module):
         if not is_plain(GateLinear, self.igate, self.fgate):
             x = torch.cat([q, k, v], dim=-1)
             return call(self.igate, x).mT, call(self.fgate, x).mT
-        weight = torch.cat([self.igate.weight, self.fgate.weight])  # (2H, 3I)
-        bias = torch.cat([self.igate.bias, self.fgate.bias])
-        dtype = torch.promote_types(bias.dtype, torch.float32)
-        gates = bias.to(dtype)
-        for u, w in zip((q, k, v), weight.chunk(3, dim=1), strict=True):
-            gates = gates + F.linear(u, w).to(dtype)
-        i, f = gates.mT.chunk(2, dim=1)
-        return i, f
+        return joined_gates(self.igate, self.fgate, q, k, v)
 
     def reset_parameters(self) -> None:
         self.outnorm.reset_parameters()

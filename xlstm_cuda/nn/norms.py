@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._children import is_ordinary
 
 
 class LayerNorm(nn.Module):
@@ -38,6 +41,9 @@ class MultiHeadLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim)) if weight else None
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = widest(x.dtype, self.weight)
+        if self.weight is not None and not (x.device.type == "cpu" and dtype.itemsize == 2):  # where torch is as fast
+            return by_head(x.to(dtype), self.weight, eps=self.eps, weight_offset=1.0)
         y = F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(-2)
         return y if self.weight is None else y * (1 + self.weight)
 
@@ -53,3 +59,30 @@ class MultiHeadLayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, weight={self.weight is not None}, eps={self.eps}"
+
+
+def by_head(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None = None, *, gate: Tensor | None = None, **options: Any
+) -> Tensor:
+    """functional.multihead_norm_gate for any leading dimensions: x (..., H, D), gate (..., H D) -> (..., H D)."""
+    shape = (*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    if not all(
+        t is None or is_ordinary(t) for t in (x, weight, bias, gate)
+    ):  # those of other classes know few functions
+        options["backend"] = "reference"
+    gate = None if gate is None else _tokens(gate, 3)
+    return functional.multihead_norm_gate(_tokens(x, 4), weight, bias, gate=gate, **options).view(shape)
+
+
+def widest(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
+    """What `dtype` and those of the tensors are promoted to."""
+    for x in tensors:
+        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def _tokens(x: Tensor, ndim: int) -> Tensor:
+    """(..., last ndim - 2 dimensions) -> (B, S, them), a view where strides allow."""
+    while x.ndim < ndim:
+        x = x.unsqueeze(0)
+    return x.flatten(0, x.ndim - ndim)

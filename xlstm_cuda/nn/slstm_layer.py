@@ -210,8 +210,9 @@ class sLSTMLayer(RecurrentLayer[SLSTMLayerState]):
         heads = (self.config.num_heads, -1)
         if not is_plain(LinearHeadwise, *gates):
             return torch.stack([gate(x) for gate in gates], 2).unflatten(-1, heads)
-        weight = torch.stack([gate.weight for gate in gates])
-        return torch.einsum("bshd,ghod->bsgho", torch.unflatten(x, -1, heads), weight)
+        weight = torch.cat([gate.weight for gate in gates], dim=1)  # (H, len(gates) D / H out, D / H in)
+        y = torch.einsum("bshd,hod->bsho", torch.unflatten(x, -1, heads), weight)
+        return torch.unflatten(y, -1, (len(gates), -1)).transpose(2, 3)
 
     def reset_parameters(self) -> None:
         for gate in (self.igate, self.fgate, self.zgate, self.ogate):

@@ -13,13 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.nxai_models import CONFIGS, build, copy_weights, ids, randomise, without_compilation
+from tests.support.nxai_models import CONFIGS, build, copy_weights, ids, randomise, refuse, without_compilation
 from xlstm_cuda import PatchReport, patch, unpatch
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
 xlstm = pytest.importorskip("xlstm")
 from xlstm.blocks.slstm import cell as slstm_cell  # noqa: E402
 from xlstm.components.conv import CausalConv1d, CausalConv1dConfig  # noqa: E402
+from xlstm.components.linear_headwise import LinearHeadwiseExpand  # noqa: E402
+from xlstm.components.ln import MultiHeadLayerNorm  # noqa: E402
+
+from xlstm_cuda.interop.nxai.cells import PatchedMultiHeadLayerNorm  # noqa: E402
 
 MIXED = "mixed"  # two mLSTM blocks around an sLSTM block
 
@@ -99,6 +103,23 @@ def test_steps(name: str) -> None:
     assert_close_relative(actual, expected, 1e-5)
     for ours, theirs in zip(tensors(state), tensors(their_state), strict=True):
         assert_close_relative(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "autocast"])
+def test_norms_maps_and_gates_are_ours(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q and k in one pass, norm, skip and gate in one; the children that have a hook are called."""
+    built = patched("mlstm")
+    built = built.bfloat16() if how == "bfloat16" else built
+    with monkeypatch.context() as context, torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        refuse(context, LinearHeadwiseExpand, MultiHeadLayerNorm, PatchedMultiHeadLayerNorm, nn.SiLU)
+        logits = built(ids())
+        assert built(ids(), return_last_state=True)[0].equal(logits)
+        for kind in (MultiHeadLayerNorm, nn.SiLU):
+            child = next(module for module in built.modules() if isinstance(module, kind))
+            handle = child.register_forward_hook(lambda *_: None)
+            with pytest.raises(AssertionError, match="was called"):
+                built(ids())
+            handle.remove()
 
 
 # What is changed, and what is not

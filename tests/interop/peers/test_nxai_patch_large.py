@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.support.nxai_models import randomise
+from tests.support.nxai_models import randomise, refuse
 from xlstm_cuda import patch, unpatch
 from xlstm_cuda.testing import assert_close_relative, gradients, mlstm_inputs, relative_error
 
 pytest.importorskip("xlstm")
 pytest.importorskip("mlstm_kernels")
 from mlstm_kernels.torch.backend_module import mLSTMBackend, mLSTMBackendConfig  # noqa: E402
+from xlstm.xlstm_large.components import MultiHeadLayerNorm, RMSNorm  # noqa: E402
 from xlstm.xlstm_large.model import xLSTMLarge, xLSTMLargeConfig  # noqa: E402
 
 # Kernels that need no GPU; chunks of 16 tokens, with exact gradients or with those of their Triton kernels.
@@ -52,7 +53,8 @@ def test_outputs_and_states_stay_and_come_back(mode: str, weight_mode: str) -> N
     built = large(mode=mode, weight_mode=weight_mode)
     expected, expected_state = built(ids())
     report = patch(built)
-    assert str(report) == "2 mLSTMBackends; 1 xLSTMLarge, 1 xLSTMLargeBlockStack, 2 mLSTMLayers, 2 FeedForwards"
+    layers = "1 xLSTMLarge, 1 xLSTMLargeBlockStack, 5 RMSNorms, 2 mLSTMLayers, 2 FeedForwards"
+    assert str(report) == f"2 mLSTMBackends; {layers}"
     logits, state = built(ids())
     for actual, reference in zip((logits, *flat(state)), (expected, *flat(expected_state)), strict=True):
         assert_close_relative(actual, reference, 1e-5)
@@ -69,6 +71,27 @@ def test_gradients(weight_mode: str) -> None:
     patch(built)
     for key, grad in weight_gradients(built, built(ids())[0]).items():
         assert_close_relative(grad, expected[key], 1e-9, key)
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "autocast"])
+def test_norms_and_the_output_gate_are_ours(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = large(norm_reduction_force_float32=True)
+    built = built.bfloat16() if how == "bfloat16" else built
+    patch(built)
+    with monkeypatch.context() as context, torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        refuse(context, RMSNorm, MultiHeadLayerNorm, nn.Sigmoid)
+        built(ids())
+        built.backbone.blocks[0].mlstm_layer.multihead_norm.register_forward_hook(lambda *_: None)
+        with pytest.raises(AssertionError, match="was called"):
+            built(ids())
+
+
+def test_norms_in_float64_stay() -> None:
+    """Which theirs reduces in float32 unless told otherwise."""
+    built = large(norm_reduction_force_float32=True).double()
+    expected = built(ids())[0]
+    patch(built)
+    assert_close_relative(built(ids())[0], expected, 1e-12)
 
 
 def test_any_length_and_no_states_in_training() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.nxai_models import refuse
 from xlstm_cuda.interop import transformers as integration
 from xlstm_cuda.interop.feedforward import GatedForward
 from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
@@ -104,6 +105,21 @@ def test_options(options: dict[str, Any]) -> None:
     stock, ours = pair(**options)
     with torch.no_grad():
         assert_close_relative(ours(tokens(2, 20)).logits, stock(tokens(2, 20)).logits, 1e-5)
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "autocast"])
+def test_norms_and_the_output_gate_are_ours(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, ours = pair(autocast_kernel_dtype="bfloat16")
+    ours = ours.bfloat16() if how == "bfloat16" else ours
+    multihead_norm = type(stock.backbone.blocks[0].mlstm_layer.multihead_norm)
+    with monkeypatch.context() as context, torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        refuse(context, modeling.xLSTMRMSNorm, multihead_norm, nn.Sigmoid)
+        ours(tokens(2, 9))
+        ours.backbone.blocks[0].mlstm_layer.multihead_norm.register_forward_hook(lambda *_: None)
+        with pytest.raises(AssertionError, match="was called"):
+            ours(tokens(2, 9))
+    unpatch(ours)
+    assert [type(module) for module in ours.modules()] == [type(module) for module in stock.modules()]
 
 
 @pytest.mark.parametrize("use_cache", [False, True])

@@ -1,4 +1,4 @@
-"""The cells and the convolution of the public `xlstm` package, on the functions of xlstm_cuda.
+"""Cells, convolution, norm over heads and headwise maps of the public `xlstm` package, on the functions of xlstm_cuda.
 
 States have the public code's form, the one that its `step` takes and returns:
 conv_state, a tuple of one tensor (B, K, F), the last K inputs of a convolution of width K;
@@ -18,11 +18,15 @@ from torch.nn import functional as F
 from xlstm.blocks.mlstm.cell import mLSTMCell
 from xlstm.blocks.slstm.cell import sLSTMCell_cuda, sLSTMCell_vanilla
 from xlstm.components.conv import CausalConv1d
+from xlstm.components.linear_headwise import LinearHeadwiseExpand
+from xlstm.components.ln import MultiHeadLayerNorm
 from xlstm.components.util import ParameterProxy
 
-from ... import functional
-from ..._children import call, is_plain
+from ... import _autocast, functional
+from ..._children import call, is_ordinary, is_plain
 from ..._states import LSTMState, MLSTMState, SLSTMState
+from ...nn.gates import joined_gates
+from ...nn.linear_headwise import for_kernels
 from .states import shapes
 
 
@@ -30,17 +34,23 @@ class PatchedCausalConv1d(CausalConv1d):
     """The state is the same in `forward` and `step`; `forward` also takes the bare tensor (B, up to K, F) of theirs."""
 
     def forward(
-        self, x: Tensor, conv_state: tuple[Tensor] | Tensor | None = None, return_last_state: bool = False
+        self,
+        x: Tensor,
+        conv_state: tuple[Tensor] | Tensor | None = None,
+        return_last_state: bool = False,
+        activation: str | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor]]:
-        """x (B, S, F) -> (B, S, F), with return_last_state also the state after x."""
+        """x (B, S, F) -> (B, S, F), with return_last_state also the state after x. activation: None or "silu"."""
         width, past = self.config.kernel_size, x[:, :0] if conv_state is None else self._past(x, conv_state)
         window = x if conv_state is None else torch.cat([past, x], dim=1)
         if self._is_depthwise():
             before = F.pad(past, (0, 0, width - 1, 0))[:, past.shape[1] :]
-            y = functional.causal_conv1d(x, self.conv.weight.squeeze(1), self.conv.bias, initial_state=before)
+            weight, bias = self.conv.weight.squeeze(1), self.conv.bias
+            y = functional.causal_conv1d(x, weight, bias, activation=activation, initial_state=before)
         else:
             length = window.shape[1]
             y = self.conv(window.mT)[..., length - x.shape[1] : length].mT
+            y = F.silu(y) if activation == "silu" else y
         if not return_last_state:
             return cast(Tensor, y)
         last = F.pad(window, (0, 0, max(width - window.shape[1], 0), 0))[:, -width:]
@@ -74,6 +84,32 @@ class PatchedCausalConv1d(CausalConv1d):
         return past.to(x.dtype)
 
 
+class PatchedLinearHeadwise(LinearHeadwiseExpand):
+    def forward(self, x: Tensor) -> Tensor:
+        if not for_kernels(x, self):
+            y: Tensor = super().forward(x)
+            return y
+        return cast(Tensor, functional.headwise_linear(x, self.weight, self.bias))
+
+
+class PatchedMultiHeadLayerNorm(MultiHeadLayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, H, S, D) -> (B, H, S, D), each head of a token by itself."""
+        given = [x for x in (input, self.weight, self.bias) if x is not None]
+        if not all(map(is_ordinary, given)) or _autocast.enabled(input.device.type):  # which may make it float32
+            y: Tensor = super().forward(input)
+            return y
+        return torch.unflatten(self.gated(input), -1, (input.shape[1], -1)).transpose(1, 2)
+
+    def gated(self, h: Tensor, **gate_and_skip: Any) -> Tensor:
+        """h (B, H, S, D) -> (B, S, H D), in its dtype. gate_and_skip: as of functional.multihead_norm_gate."""
+        offset = float(self.residual_weight)
+        h = h.transpose(1, 2)
+        return functional.multihead_norm_gate(
+            h, self.weight, self.bias, eps=self.eps, weight_offset=offset, **gate_and_skip
+        )
+
+
 class PatchedMLSTMCell(mLSTMCell):
     """Any S, also beyond context_length. Takes and returns states."""
 
@@ -87,11 +123,18 @@ class PatchedMLSTMCell(mLSTMCell):
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """q, k, v (B, S, H D) -> (B, S, H D), with return_last_state also the state after the last token."""
+        h, state = self.before_norm(q, k, v, mlstm_state)
+        h = self.outnorm(h).transpose(1, 2).flatten(2)
+        return (h, state) if return_last_state else h
+
+    def before_norm(
+        self, q: Tensor, k: Tensor, v: Tensor, mlstm_state: tuple[Tensor, Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """h (B, H, S, D) and the state after the last token."""
         i, f = self._gates(q, k, v)
         q, k, v = (x.transpose(1, 2) for x in self._heads(q, k, v))
         h, state = functional.mlstm(q, k, v, i, f, initial_state=_our_state(mlstm_state), return_state=True, scale=1.0)
-        h = self.outnorm(h).transpose(1, 2).flatten(2)
-        return (h, _their_state(state)) if return_last_state else h
+        return h, _their_state(state)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, mlstm_state: tuple[Tensor, Tensor, Tensor] | None = None, **kwargs: Any
@@ -106,6 +149,11 @@ class PatchedMLSTMCell(mLSTMCell):
 
     def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """i, f (B, H, S)."""
+        gates = self.igate, self.fgate
+        parameters = [x for gate in gates for x in (gate._parameters.get("weight"), gate._parameters.get("bias"))]
+        same_dtype = all(x is not None and x.dtype == q.dtype for x in parameters)
+        if is_plain(nn.Linear, *gates) and same_dtype and not _autocast.enabled(q.device.type):
+            return joined_gates(*gates, q, k, v)
         x = torch.cat([q, k, v], dim=-1)
         return call(self.igate, x).mT, call(self.fgate, x).mT
 
@@ -240,6 +288,8 @@ class PatchedCudaSLSTMCell(_SLSTMCell, sLSTMCell_cuda):
 
 PATCHED: dict[type, type] = {
     CausalConv1d: PatchedCausalConv1d,
+    LinearHeadwiseExpand: PatchedLinearHeadwise,
+    MultiHeadLayerNorm: PatchedMultiHeadLayerNorm,
     mLSTMCell: PatchedMLSTMCell,
     sLSTMCell_vanilla: PatchedVanillaSLSTMCell,
     sLSTMCell_cuda: PatchedCudaSLSTMCell,

@@ -2,12 +2,14 @@
 
 The state of a stack, and of a model, is a dict "block_0", "block_1", ... of the layers' states, each a dict of
 conv_state and mlstm_state or slstm_state (cells.py); None is the empty state. `forward` and `step` may follow each
-other in any order. A `forward` without states is theirs, on patched cells.
+other in any order. A `forward` without states is theirs, but for the mLSTM layer, which computes children together
+where nothing hooks or replaces them.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from xlstm.blocks.mlstm.block import mLSTMBlock
@@ -18,7 +20,11 @@ from xlstm.components.feedforward import GatedFeedForward, get_act_fn
 from xlstm.xlstm_block_stack import xLSTMBlockStack
 from xlstm.xlstm_lm_model import xLSTMLMModel
 
+from ... import _autocast, functional
+from ..._children import is_ordinary, is_plain, only_forward
 from ...nn.feedforward import gated
+from ...nn.linear_headwise import for_kernels
+from .cells import PatchedCausalConv1d, PatchedLinearHeadwise, PatchedMLSTMCell, PatchedMultiHeadLayerNorm
 from .states import check_stack_state, output_and_state
 
 LayerState: TypeAlias = dict[str, Any]
@@ -35,17 +41,55 @@ class PatchedMLSTMLayer(mLSTMLayer):
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, LayerState]:
         """x (B, S, D) -> (B, S, D), with return_last_state also the state after the last token."""
-        if mlstm_state is None and conv_state is None and not return_last_state:
-            y: Tensor = super().forward(x, **kwargs)
-            return y
+        with_states = mlstm_state is not None or conv_state is not None or return_last_state
         inner, z = self.proj_up(x).chunk(2, dim=-1)
-        conv, conv_state = self.conv1d(inner, conv_state, return_last_state=True)
-        conv = self.conv_act_fn(conv)
-        q, k, v = self.q_proj(conv), self.k_proj(conv), self.v_proj(inner)
-        cell = self.mlstm_cell
-        h, mlstm_state = output_and_state(cell, cell(q=q, k=k, v=v, mlstm_state=mlstm_state, return_last_state=True))
-        y = self.dropout(self.proj_down((h + self.learnable_skip * conv) * self.ogate_act_fn(z)))
+        conv, conv_state = self._convolved(inner, conv_state, with_states)
+        q, k = self._queries_and_keys(conv)
+        h, mlstm_state = self._cell_and_gate(q, k, self.v_proj(inner), conv, z, mlstm_state, with_states)
+        y: Tensor = self.dropout(self.proj_down(h))
         return (y, {"mlstm_state": mlstm_state, "conv_state": conv_state}) if return_last_state else y
+
+    def _convolved(self, x: Tensor, state: tuple[Tensor] | None, with_states: bool) -> tuple[Tensor, Any]:
+        options: dict[str, Any] = {"conv_state": state, "return_last_state": True} if with_states else {}
+        joined = only_forward(PatchedCausalConv1d, self.conv1d) and only_forward(nn.SiLU, self.conv_act_fn)
+        if joined:
+            options["activation"] = "silu"
+        result = self.conv1d(x, **options)
+        conv, state = result if with_states else (result, None)
+        return conv if joined else self.conv_act_fn(conv), state
+
+    def _queries_and_keys(self, conv: Tensor) -> Sequence[Tensor]:
+        """Two maps of the same features, in one pass where nothing else is to be done."""
+        maps = self.q_proj, self.k_proj
+        if not (is_plain(PatchedLinearHeadwise, *maps) and for_kernels(conv, *maps)):
+            return [child(conv) for child in maps]
+        weights, biases = [child.weight for child in maps], [child.bias for child in maps]
+        return cast(tuple[Tensor, ...], functional.headwise_linear(conv, weights, biases))
+
+    def _cell_and_gate(
+        self, q: Tensor, k: Tensor, v: Tensor, conv: Tensor, z: Tensor, state: Any, with_states: bool
+    ) -> tuple[Tensor, Any]:
+        """What goes into the down-projection, and the state."""
+        cell, skip = self.mlstm_cell, self.learnable_skip
+        if only_forward(PatchedMLSTMCell, cell) and self._is_gated_at_once(conv, z):
+            h, state = cell.before_norm(q, k, v, state)
+            if h.dtype == conv.dtype:
+                return cell.outnorm.gated(h, gate=z, skip=conv, skip_weight=skip), state
+            h = cell.outnorm(h).transpose(1, 2).flatten(2)
+        elif with_states:
+            h, state = output_and_state(cell, cell(q=q, k=k, v=v, mlstm_state=state, return_last_state=True))
+        else:
+            h = cell(q=q, k=k, v=v)
+        return (h + skip * conv) * self.ogate_act_fn(z), state
+
+    def _is_gated_at_once(self, conv: Tensor, z: Tensor) -> bool:
+        """Whether norm, skip and gate are theirs, of one dtype, or the projection rounds to it."""
+        norm, skip = self.mlstm_cell.outnorm, self.learnable_skip
+        plain = is_plain(PatchedMultiHeadLayerNorm, norm) and only_forward(nn.SiLU, self.ogate_act_fn)
+        if not (plain and is_ordinary(skip) and conv.dtype == z.dtype):
+            return False
+        rounded = _autocast.enabled(z.device.type) and is_plain(nn.Linear, self.proj_down)
+        return rounded or all(x is None or x.dtype == z.dtype for x in (norm.weight, norm.bias, skip))
 
 
 class _Block(nn.Module):

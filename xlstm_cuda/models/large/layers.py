@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ... import functional
+from ... import _autocast, functional
+from ..._children import is_plain
 from ..._states import MLSTMState
 from ...nn.feedforward import gated
-from ...nn.gates import GateLinear, soft_cap
+from ...nn.gates import GateLinear, joined_gates, soft_cap
 from ...nn.init import linspace_, small_init_, wang_init_
 from .config import xLSTMLargeConfig
 from .norms import LargeMultiHeadLayerNorm, RMSNorm
@@ -46,10 +47,19 @@ class LargeMLSTMLayer(nn.Module):
             cell = partial(functional.mlstm_step, state=state)
         q, k, v, o = self._project(x)
         q, k, v = (self._heads(u) for u in (q, k, v))
-        i, f = (gate.mT for gate in self._gates(x))  # (B, H, S)
+        i, f = self._gates(x)
         h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
-        y: Tensor = self.out_proj(torch.sigmoid(o) * self.multihead_norm(h.transpose(1, 2)))
+        y: Tensor = self.out_proj(self._normed_and_gated(h.transpose(1, 2), o))
         return y, state
+
+    def _normed_and_gated(self, h: Tensor, o: Tensor) -> Tensor:
+        """h (B, S, H, D) -> (B, S, H D); in one pass where all of it has one dtype, or the projection rounds to it."""
+        norm = self.multihead_norm
+        if is_plain(LargeMultiHeadLayerNorm, norm) and h.dtype == o.dtype:
+            rounded = _autocast.enabled(h.device.type) and is_plain(nn.Linear, self.out_proj)
+            if norm.wide(h.dtype) == h.dtype or rounded:
+                return norm.gated(h, o)
+        return torch.sigmoid(o) * norm(h)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, width of all heads) -> (B, H, S, D)."""
@@ -63,12 +73,16 @@ class LargeMLSTMLayer(nn.Module):
         return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Capped pre-activations of input and forget gate (B, S, H)."""
-        cap = self.config.gate_soft_cap
+        """Capped pre-activations of input and forget gate (B, H, S)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # once for both, and once in what is saved for backward
+        cap = self.config.gate_soft_cap
         if self.fused:
-            return soft_cap(self.ifgate_preact(x), cap).chunk(2, dim=-1)
-        return soft_cap(self.igate_preact(x), cap), soft_cap(self.fgate_preact(x), cap)
+            return soft_cap(self.ifgate_preact(x), cap).mT.chunk(2, dim=1)
+        gates = self.igate_preact, self.fgate_preact
+        if not is_plain(GateLinear, *gates):
+            return tuple(soft_cap(gate(x), cap).mT for gate in gates)
+        with _autocast.disabled(x.device.type):
+            return joined_gates(*gates, x, cap=cap)
 
     def reset_parameters(self) -> None:
         dim = self.config.embedding_dim
