@@ -13,12 +13,14 @@ import torch
 
 from xlstm_cuda import _ops
 
-from . import accuracy, counters, files, goals, kernels, machine_code, predict
-from .cases import SUITES, Case, UsageError, known, make_case
+from . import accuracy, counters, files, goals, kernels, machine_code, predict, shares
+from .cases import DTYPES, SUITES, Case, UsageError, known, make_case
+from .check import copies, runner
 from .compare import compare, differences
 from .cuda import without_cuda
+from .ops import OPS
 from .report import insert, markdown, plot
-from .runner import Options, run, wrong
+from .runner import Options, choose, run, wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,24 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m bench", description="Benchmarks; see docs/benchmarks.md.")
     commands = top.add_subparsers(
-        required=True, metavar="run|compare|report|kernels|counters|sass|predict|accuracy|goals"
+        required=True, metavar="run|shares|compare|report|kernels|counters|sass|predict|accuracy|goals"
     )
 
     p = commands.add_parser("run", help="check and time implementations")
-    p.set_defaults(command=run_command)
+    p.set_defaults(command=run_command, name="run")
     p.add_argument("--suite", help=f"lists of cases, separated by commas: {', '.join(SUITES)}")
-    p.add_argument("--op", help="one case: mlstm, mlstm_step, slstm, slstm_step, lstm or lstm_step")
-    p.add_argument("--impl", help="implementations, separated by commas (default: all that can run it)")
-    p.add_argument("--shape", help="B=..,H=..,S=..,Dqk=..,Dv=.. (mlstm) or B=..,S=..,H=..,D=.. (slstm, lstm)")
-    p.add_argument("--dtype", help="float32 (default), float64, bfloat16 or float16")
-    p.add_argument("--mode", help="fwd or fwdbwd (default) for sequences, step for steps")
-    p.add_argument("--device", help="cpu (default) or cuda")
+    _add_case_options(p)
     p.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     p.add_argument("--repeats", type=_positive, default=30, help="samples of each implementation")
     p.add_argument("--max-seconds", type=float, default=30.0, help="stop sampling a case after this long")
     p.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="compare with float64 first")
     p.add_argument("--memory", action="store_true", help="also peak memory, each in a process of its own")
     p.add_argument("--json", type=Path, help="write the results there")
+
+    p = commands.add_parser("shares", help="where the time of one case goes, by kind of work")
+    p.set_defaults(command=shares_command, name="shares")
+    _add_case_options(p)
+    p.add_argument("--threads", type=_positive, default=torch.get_num_threads())
 
     p = commands.add_parser("compare", help="times of two result files; exit status 1 if anything became slower")
     p.set_defaults(command=compare_command)
@@ -96,6 +98,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_case_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--op", help=f"one case: {', '.join(OPS)}")
+    p.add_argument("--impl", help="implementations, separated by commas (default: all that can run it)")
+    p.add_argument("--shape", help="B=..,H=..,S=..,Dqk=..,Dv=.. (mlstm), B=..,S=..,H=..,D=.. (slstm, lstm), and so on")
+    p.add_argument("--dtype", help="float32 (default), float64, bfloat16 or float16")
+    p.add_argument("--mode", help="fwd or fwdbwd (default) for sequences, step for steps")
+    p.add_argument("--device", help="cpu (default) or cuda")
+
+
 def _add_table_options(p: argparse.ArgumentParser, compared: str, table: Path) -> None:
     p.add_argument("--case", default="", help="only the cases with this in their name")
     action = p.add_mutually_exclusive_group()
@@ -137,19 +148,37 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         for name in names:
             known("suite", name, tuple(SUITES))
         return _on_devices([case for name in names for case in SUITES[name]], f"--suite {args.suite}")
+    return [_one_case(args)]
+
+
+def _one_case(args: argparse.Namespace) -> Case:
     if args.op is None or args.shape is None:
-        raise UsageError("run needs --suite, or --op and --shape")
+        raise UsageError(f"{args.name} needs --op and --shape{', or --suite' if args.name == 'run' else ''}")
     impls = tuple(args.impl.split(",")) if args.impl else None
     device = args.device or "cpu"
     known("device", device, ("cpu", "cuda"))
     case = make_case(args.op, args.shape, args.mode, args.dtype or "float32", device, impls)
-    return _on_devices([case], f"--device {device}")
+    return _on_devices([case], f"--device {device}")[0]
 
 
 def _on_devices(cases: list[Case], request: str) -> list[Case]:
     if any(case.device == "cuda" for case in cases) and not torch.cuda.is_available():
         raise UsageError(f"{request}: torch finds no CUDA device")
     return cases
+
+
+def shares_command(args: argparse.Namespace) -> int:
+    case = _one_case(args)
+    impls, _ = choose(case, strict=True)
+    torch.set_num_threads(args.threads)
+    inputs = OPS[case.op].draw(case.shape, DTYPES[case.dtype], case.device)
+    found = {}
+    for impl in impls:
+        builder = next(iter(impl.ways(case.op, case.shape, case.mode).values()))
+        call = runner(builder(copies(inputs, case.mode)), case.mode)
+        found[impl.name] = shares.shares(call, case.device)
+    print(f"{case.label}\n\n{shares.markdown(found)}", end="")
+    return 0
 
 
 def compare_command(args: argparse.Namespace) -> int:

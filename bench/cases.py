@@ -60,8 +60,10 @@ def parse_shape(op: str, text: str) -> Shape:
             raise UsageError(f"{op}: unknown shape key {key!r}: {expected}")
         if key in shape:
             raise UsageError(f"{op}: shape key {key} given twice")
-        if not value.isascii() or not value.isdigit() or int(value) == 0:
-            raise UsageError(f"{op}: shape key {key} must be a positive integer, got {value!r}")
+        least = 0 if key in OPS[op].may_be_zero else 1
+        if not value.isascii() or not value.isdigit() or int(value) < least:
+            kind = "an integer >= 0" if least == 0 else "a positive integer"
+            raise UsageError(f"{op}: shape key {key} must be {kind}, got {value!r}")
         shape[key] = int(value)
     missing = [key for key in keys if key not in shape]
     if missing:
@@ -88,10 +90,30 @@ def _on_cuda(
     ]
 
 
+def _of_models() -> list[Case]:
+    """Training and forward of language models, [1:0], [7:1], [1:1] and [0:1]; xLSTMLarge's prefill and decoding."""
+    lm = [
+        _listed("lm", shape, mode, "cpu", "xlstm", "transformer")
+        for shape in (
+            *("B=8,S=256,D=256,M=6,N=0", "B=8,S=256,D=256,M=7,N=1", "B=8,S=256,D=256,M=3,N=3"),
+            *("B=8,S=256,D=256,M=0,N=6", "B=2,S=512,D=1024,M=6,N=0"),
+        )
+        for mode in ("fwdbwd", "fwd")
+    ]
+    sizes, hf = "D=512,L=6", ("transformers", "transformers-patched")
+    return [
+        *lm,
+        *(_listed("large_prefill", f"B={B},S=512,{sizes}", "fwd", *_LARGE, *hf) for B in (1, 8)),
+        *(_listed("large_step", f"B={B},{sizes}", "step", *_LARGE) for B in (1, 8, 64)),
+        _listed("large_generate", f"B=1,S=16,T=64,{sizes}", "fwd", "cpu", "xlstm-large", *hf),
+    ]
+
+
 # the token-by-token reference is left out where it would keep gigabytes or take seconds, the compiled one where
 # compiling takes longer than all the rest
 _SLSTM, _LSTM = ("cpu", "reference", "xlstm"), ("cpu", "torch.nn.LSTM")
 _MLSTM, _MLSTM_STEP = ("cpu", "reference-chunkwise", "mlstm_kernels"), ("cpu", "inplace", "reference", "mlstm_kernels")
+_LARGE = ("cpu", "xlstm-large", "transformer")
 _INPLACE, _INPLACE_16 = ("cuda", "cuda-inplace"), ("cuda-inplace-bf16",)
 _GRAPH_16 = (*_INPLACE_16, "cuda-graph-bf16")
 _LSTM_CELL = ("torch.nn.LSTMCell",)  # in bfloat16 it keeps its state in 16 bits, which costs it the check
@@ -147,6 +169,7 @@ SUITES: dict[str, list[Case]] = {
         _listed("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", "step"),
         _listed("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", "step"),  # a state larger than most caches
     ],
+    "model": _of_models(),
     # Decoding. The state of mlstm_step has 4 MiB a row: that of 8 rows fits the L2 of a large GPU, that of 64 does not.
     "cuda": [
         *_on_cuda("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", *_INPLACE, "cuda-graph", "reference", bfloat16=_GRAPH_16),

@@ -93,6 +93,9 @@ _STEP_SHAPES = ("B=1,H=4,Dqk=64,Dv=64", "B=1,H=8,Dqk=256,Dv=512", "B=64,H=8,Dqk=
 _STEP_IMPLS = ("cpu", "inplace")
 _WIDE, _NARROW = "B=1,H=8,S=1024,Dqk=128,Dv=256", "B=1,H=4,S=1024,Dqk=64,Dv=64"
 
+_ONLY_MLSTM, _HALF_SLSTM = "B=8,S=256,D=256,M=6,N=0", "B=8,S=256,D=256,M=3,N=3"
+_GENERATION = "B=1,S=16,T=64,D=512,L=6"
+
 _CPU: list[Goal] = [
     *_sequences("xlstm", "slstm", "B=16,S=256,H=4,D=64", fwd=25, fwdbwd=20),
     *_sequences("xlstm", "slstm", "B=1,S=256,H=4,D=64", fwd=25, fwdbwd=15),
@@ -104,6 +107,10 @@ _CPU: list[Goal] = [
     *(_goal("mlstm_kernels", "mlstm", shape, "fwdbwd", 4, MEMORY) for shape in (_WIDE, _NARROW)),
     *(_goal("reference", "mlstm_step", s, "step", 8, impl=impl) for s in _STEP_SHAPES for impl in _STEP_IMPLS),
     *(_goal(None, "mlstm_step", _STEP_SHAPES[-1], "step", 60, COPY, impl) for impl in _STEP_IMPLS),
+    *(_goal("xlstm", "lm", shape, "fwdbwd", bound) for shape, bound in ((_ONLY_MLSTM, 2.5), (_HALF_SLSTM, 6))),
+    *(_goal("xlstm", "lm", shape, "fwdbwd", 2, MEMORY) for shape in (_ONLY_MLSTM, _HALF_SLSTM)),
+    _goal("transformers", "large_generate", _GENERATION, "fwd", 2, impl="transformers-patched"),
+    _goal(None, "large_generate", _GENERATION, "fwd", 80, COPY),
 ]
 
 

@@ -6,8 +6,6 @@ LSTM's inputs are u (B, S, H D) and the projection W (4 H D, H D): torch.nn.LSTM
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,32 +14,10 @@ from torch.nn.functional import linear
 
 from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, reference, testing
 
-Shape = dict[str, int]
-Tensors = dict[str, Any]  # name: Tensor; Any, as they are passed on as keyword arguments
-Outputs = tuple[Tensor, ...]
+from .models import MODEL_OPS
+from .op import Op, Outputs, Shape, Tensors
 
 MLSTM_STATE, SLSTM_STATE, LSTM_STATE = MLSTMState._fields, SLSTMState._fields, LSTMState._fields
-
-
-@dataclass(frozen=True)
-class Op:
-    name: str
-    keys: tuple[str, ...]  # of a shape
-    modes: tuple[str, ...]
-    draw: Callable[[Shape, torch.dtype, str], Tensors]  # seeded inputs on a device
-    oracle: Callable[[Tensors], Outputs]  # on float64 inputs: what an implementation has to return
-    outputs: tuple[str, ...]
-    flops: Callable[[Shape], int]  # of the forward
-    traffic: Callable[[Shape, int, int], int]  # bytes of inputs and outputs; sizes of T (data) and A (gates, states)
-
-    def work(self, shape: Shape, mode: str) -> int:
-        """Nominal FLOPs of a call; each product of the forward has two of its size in the backward."""
-        return self.flops(shape) * (3 if mode == "fwdbwd" else 1)
-
-    def bytes(self, shape: Shape, mode: str, dtype: torch.dtype) -> int:
-        """Compulsory bytes of a call; the backward reads inputs, outputs and dh again and writes the gradients."""
-        sizes = dtype.itemsize, torch.promote_types(dtype, torch.float32).itemsize
-        return self.traffic(shape, *sizes) * (3 if mode == "fwdbwd" else 1)
 
 
 def project(t: Tensors) -> Tensor:
@@ -184,7 +160,7 @@ def _lstm_step_traffic(s: Shape, T: int, A: int) -> int:
 _SEQUENCE, _STEP = ("fwd", "fwdbwd"), ("step",)
 _CELL_KEYS, _CELL_STEP_KEYS = ("B", "S", "H", "D"), ("B", "H", "D")
 
-OPS: dict[str, Op] = {
+KERNEL_OPS: dict[str, Op] = {
     op.name: op
     for op in (
         Op(
@@ -207,3 +183,4 @@ OPS: dict[str, Op] = {
         ),
     )
 }
+OPS: dict[str, Op] = KERNEL_OPS | {op.name: op for op in MODEL_OPS}

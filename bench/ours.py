@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import xlstm_cuda
-from xlstm_cuda import reference
+from torch import nn
 
-from . import compiled
+import xlstm_cuda
+from xlstm_cuda import functional, reference
+
+from . import compiled, models
 from .calls import Builder, Call, Implementation
 from .claims import WITHOUT_NORM_GRAD
 from .cuda import graphed, without_cuda, without_kernel
-from .ops import MLSTM_STATE, OPS, Outputs, Tensors, lstm_state, mlstm_state, project, slstm_state
+from .ops import KERNEL_OPS, MLSTM_STATE, Outputs, Tensors, lstm_state, mlstm_state, project, slstm_state
 
 CUDA_CHUNK_SIZES = (64, 128, 256)  # of the chunkwise kernels
 
@@ -46,6 +48,33 @@ def _library(backend: str) -> dict[str, Builder]:
         "slstm_step": call(slstm_step),
         "lstm": call(lambda t: sequence(xlstm_cuda.lstm(project(t), t["R"], t["b"], backend=backend))),
         "lstm_step": call(lstm_step),
+    }
+
+
+def _models(backend: str) -> dict[str, Builder]:
+    """The models of the library, whose layers call its functions with that backend."""
+
+    def built(model: Callable[[Tensors], nn.Module], prepare: models.Prepare) -> Builder:
+        def build(t: Tensors) -> Call:
+            module = models.with_parameters(model(t), t)
+            call = prepare(module, t)
+
+            def run() -> Outputs:
+                with functional.backend(backend):
+                    return call()
+
+            return Call(run, models.leaves_of(module))
+
+        return build
+
+    def large(t: Tensors) -> nn.Module:
+        return models.large(models.large_shape(t))
+
+    return {
+        "lm": built(lambda t: models.lm(models.lm_shape(t)), models.logits),
+        "large_prefill": built(large, models.prefill),
+        "large_step": built(large, models.step),
+        "large_generate": built(large, models.generate),
     }
 
 
@@ -106,8 +135,8 @@ def _on_cuda(name: str, builders: Mapping[str, Builder], graph: bool = False, **
 _CELL_STEPS = {op: builder for op, builder in _library("cuda").items() if op in ("slstm_step", "lstm_step")}
 
 IMPLEMENTATIONS = (
-    Implementation("cpu", _library("cpu"), ("cpu",)),
-    _on_cuda("cuda", _library("cuda")),
+    Implementation("cpu", _library("cpu") | _models("cpu"), ("cpu",)),
+    _on_cuda("cuda", _library("cuda") | _models("cuda")),
     _on_cuda("cuda-norm-grad-off", {"mlstm": _without_norm_grad}, claims={"mlstm": WITHOUT_NORM_GRAD}),
     _on_cuda("cuda-best-chunk", {"mlstm": partial(_in_chunks, size=64)}, choices=lambda *_: _OF_CHUNK_SIZES),
     Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
@@ -119,7 +148,7 @@ IMPLEMENTATIONS = (
     Implementation("reference-chunkwise", {"mlstm": _chunkwise}),
     Implementation(
         "reference-compiled",
-        {op: compiled.builder(op) for op in OPS},
+        {op: compiled.builder(op) for op in KERNEL_OPS},
         ("cpu",),
         missing=compiled.without_compiler,
         refuses=compiled.too_long,

@@ -10,7 +10,7 @@ from .files import title
 from .implementations import OURS
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-COLUMNS = ("implementation", "ms", "p10 - p90", "x ours", "FLOP/s", "% gemm", "GB/s", "% copy", "peak MB")
+COLUMNS = ("implementation", "ms", "p10 - p90", "x ours", "tokens/s", "FLOP/s", "% gemm", "GB/s", "% copy", "peak MB")
 TERA = 1e4  # GFLOP/s of torch.mm from which a table counts in TFLOP/s
 
 
@@ -65,6 +65,7 @@ def _cells(entry: dict[str, Any], relative: dict[str, float], giga: float) -> tu
         f"{1e3 * entry['median']:.4g}",
         f"{1e3 * entry['p10']:.4g} - {1e3 * entry['p90']:.4g}",
         f"{relative[entry['impl']]:.2f}",
+        rounded(entry["tokens_per_second"]) if "tokens_per_second" in entry else "",
         rounded(entry["gflops"] / giga),
         f"{entry['gemm_percent']:.0f}",
         rounded(entry["gbs"]),

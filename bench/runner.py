@@ -40,7 +40,7 @@ def run(
     result of ours is noted under "error" in the place of the times, one of a peer under "wrong" beside them.
     keep: called with the results so far after each case.
     """
-    chosen = [(case, *_choose(case, strict)) for case in cases]  # mistakes come before any work
+    chosen = [(case, *choose(case, strict)) for case in cases]  # mistakes come before any work
     tops: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
     with _threads(options.threads), tqdm(chosen, unit="case") as bar:
@@ -65,7 +65,7 @@ def wrong(results: dict[str, Any], peers: bool = False) -> list[str]:
     ]
 
 
-def _choose(case: Case, strict: bool) -> tuple[list[Implementation], dict[str, str]]:
+def choose(case: Case, strict: bool) -> tuple[list[Implementation], dict[str, str]]:
     """The implementations to run, and why others of the wanted ones cannot."""
     op = OPS[case.op]
     names = case.impls or tuple(
@@ -146,7 +146,7 @@ def _rates(case: Case, timing: Timing, nbytes: int | None, top: dict[str, float]
         "gbs": gbs,
         "gemm_percent": 100 * gflops / top["gemm_gflops"],
         "copy_percent": 100 * gbs / top["copy_gbs"],
-    }
+    } | ({} if op.tokens is None else {"tokens_per_second": op.tokens(case.shape) / timing.median})
 
 
 @contextmanager

@@ -198,9 +198,11 @@ def leaves(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def cast(inputs: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """The same inputs as new leaves of another dtype, gates, biases and states included."""
+    """The same inputs as new leaves of another dtype, gates, biases and states included; integers stay what they are."""
 
     def copy(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x.clone()
         return x.detach().to(dtype, copy=True).requires_grad_(x.requires_grad)
 
     return {

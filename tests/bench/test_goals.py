@@ -81,8 +81,9 @@ def test_goals_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert rows[f"{step}: % copy, cpu"] == ["at least 60", "not measured", "59.00 missed"]
     assert rows[f"{step}: % copy, inplace"] == ["at least 60", "not measured", "118.00 met"]
     cells, mlstm_goals, step_goals = [25, 20, 25, 15, 20, 15, 1.1, 1.3, 0.93, 1.1], [2, 4, 4, 4], [*[8] * 6, 60, 60]
+    model_goals = [2.5, 6, 2, 2, 2, 80]
     bounds = [float(wanted.removeprefix("at least ")) for wanted, *_ in rows.values()]
-    assert bounds == [*cells, *mlstm_goals, *step_goals]
+    assert bounds == [*cells, *mlstm_goals, *step_goals, *model_goals]
 
 
 def on_gpu(path: Path) -> Path:
@@ -168,7 +169,9 @@ def test_goals_count_only_what_was_measured(
 
 @pytest.mark.parametrize("device", GOALS)
 def test_suites_measure_every_goal(device: str) -> None:
-    suites = {"cpu": ("cpu",), "cuda": ("cuda", "cuda-mlstm", "paper-flashrnn")}[device]  # as docs/benchmarks.md says
+    suites = {"cpu": ("cpu", "model"), "cuda": ("cuda", "cuda-mlstm", "paper-flashrnn")}[
+        device
+    ]  # as docs/benchmarks.md says
     cases = [case for name in suites for case in SUITES[name]]
     measured = {(case.label, impl) for case in cases for impl in case.impls or IMPLEMENTATIONS}
     for goal in GOALS[device]:

@@ -22,7 +22,7 @@ from bench.calls import Builder, Call, Implementation
 from bench.cases import Case, make_case
 from bench.check import Checker, WrongResult, copies
 from bench.implementations import IMPLEMENTATIONS
-from bench.ops import OPS, Outputs, Tensors
+from bench.ops import KERNEL_OPS, OPS, Outputs, Tensors
 from tests.support.bench_runs import SHAPES, run, stand_in
 from tests.support.paths import ROOT
 
@@ -115,7 +115,7 @@ def test_inplace_steps_do_not_disturb_each_other() -> None:
 # The compiled reference
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", KERNEL_OPS)
 def test_the_reference_compiled_by_inductor_agrees_and_is_compiled_beforehand(op: str) -> None:
     reason = IMPLEMENTATIONS["reference-compiled"].missing()
     if reason is not None:
@@ -129,7 +129,7 @@ def test_the_reference_compiled_by_inductor_agrees_and_is_compiled_beforehand(op
     checker.errors(builder)
 
 
-@pytest.mark.parametrize("op, mode", [(op, mode) for op in OPS for mode in OPS[op].modes])
+@pytest.mark.parametrize("op, mode", [(op, mode) for op in KERNEL_OPS for mode in OPS[op].modes])
 def test_compiling_takes_one_call_as_it_is_timed(op: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[object] = []
 
