@@ -36,7 +36,7 @@ def joined_gates(
 
     inputs: each (B, S, F). cap: of `soft_cap`.
     """
-    # Rows of tokens, and contiguous weights of each input: gradients are then products of matrices as they lie in memory.
+    # Rows of tokens, contiguous weights of each input: then gradients are products of matrices as they lie in memory.
     weight = torch.cat([igate.weight, fgate.weight]).to(inputs[0].dtype)  # (2H, F of all inputs)
     bias = torch.cat([igate.bias, fgate.bias])
     dtype = torch.promote_types(bias.dtype, torch.float32)
