@@ -198,7 +198,7 @@ def leaves(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def cast(inputs: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """The same inputs as new leaves of another dtype, gates, biases and states included; integers stay what they are."""
+    """The same inputs as new leaves of another dtype, gates, biases and states included; integers stay integers."""
 
     def copy(x: Tensor) -> Tensor:
         if not x.is_floating_point():

@@ -44,5 +44,5 @@ def joined_gates(
     for x, w in zip(inputs, torch.unflatten(weight, 1, (len(inputs), -1)).transpose(0, 1).contiguous(), strict=True):
         gates = gates + F.linear(x.flatten(0, 1), w).to(dtype)
     gates = soft_cap(gates, cap)
-    i, f = gates.view(*inputs[0].shape[:2], -1).mT.contiguous().chunk(2, dim=1)
+    i, f = gates.view(*inputs[0].shape[:2], bias.shape[0]).mT.contiguous().chunk(2, dim=1)
     return i, f
