@@ -22,6 +22,12 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "soft_cap": ("soft_cap_fwd", "soft_cap_bwd"),
     "headwise_linear": ("headwise_linear_fwd", "headwise_linear_bwd"),
 }
+# the functions that the layers of a model call
+_LARGE = ("mlstm", "mlstm_step", "multihead_norm_gate", "gated_activation", "soft_cap")
+MODELS: dict[str, tuple[str, ...]] = {
+    "lm": ("mlstm", "slstm", "causal_conv1d", "multihead_norm_gate", "headwise_linear", "gated_activation"),
+    **dict.fromkeys(("large_prefill", "large_step", "large_generate"), _LARGE),
+}
 
 
 def has_cuda_kernel(kernel: str) -> bool:
@@ -36,7 +42,8 @@ def without_cuda() -> str | None:
 
 
 def without_kernel(op: str, shape: Shape) -> str | None:
-    missing = [kernel for kernel in KERNELS[op] if not has_cuda_kernel(kernel)]
+    kernels = [kernel for function in MODELS.get(op, (op,)) for kernel in KERNELS[function]]
+    missing = [kernel for kernel in kernels if not has_cuda_kernel(kernel)]
     return f"has no CUDA kernel of {', '.join(missing)}" if missing else None
 
 

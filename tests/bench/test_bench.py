@@ -122,7 +122,7 @@ def test_shape_parser_refuses(text: str, message: str) -> None:
         ("run --op slstm --shape B=1,S=2,H=1,D=4 --impl torch.nn.LSTM", "torch.nn.LSTM has no slstm"),
         ("run --op lstm --shape B=1,S=2,H=2,D=4 --impl torch.nn.LSTM", "has one head only"),
         ("run --op slstm --shape B=1,S=2,H=1,D=4 --impl cuda", "cuda does not run on cpu"),
-        ("run --op slstm", "needs --suite, or --op and --shape"),
+        ("run --op slstm", "run needs --op and --shape, or --suite"),
         ("run --suite gpu", "unknown suite 'gpu'"),
         ("run --suite smoke,gpu", "unknown suite 'gpu'"),
         ("run --suite smoke --dtype float64", "--suite does not go together with --dtype"),
