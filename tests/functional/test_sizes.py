@@ -103,6 +103,7 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.headwise_linear_fwd(wide(0, 2**29, 2**20), wide(2**18, 4, 4), None, None, None),
         lambda: ops.headwise_linear_bwd(y, None, wide(0, 2**29, 2**20), wide(2**18, 4, 4), None),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
+        lambda: ops.mlstm_step_out_(q, q, v, i, i, C, n, m, C, n, m, *gates),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match=r"product of the sizes \(.*\) must be less than \d+, where 0 counts"):
