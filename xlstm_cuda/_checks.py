@@ -79,7 +79,7 @@ def mlstm(
 
 def mlstm_step(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, slots: Tensor | None,
-    *, inplace: bool,
+    *, inplace: bool, out: MLSTMState | None,
 ) -> None:  # fmt: skip
     """Tensors of `mlstm_step` after `tensors` and `as_state`."""
     op = "mlstm_step"
@@ -97,6 +97,11 @@ def mlstm_step(
         _slots_values(op, slots, rows)
     if state is not None:
         _mlstm_state(op, "state", state, q, rows_name, (rows, heads, dim_qk, dim_v))
+    if out is not None:
+        if inplace or slots is not None:
+            raise ValueError(f"{op}: out goes with neither inplace=True nor slots")
+        _mlstm_state(op, "out", out, q, "B", (batch, heads, dim_qk, dim_v))
+        _out(op, (q, k, v, i, f), state, out)
     if inplace:
         _inplace(op, (q, k, v, i, f), state)
 
@@ -163,7 +168,7 @@ def causal_conv1d_step(
         if state is not None:
             if state.dtype != x.dtype:
                 _wrong_type(op, "state", f"have dtype {x.dtype} like x with inplace=True", state.dtype)
-            _overwritable(op, "state", state)
+            _overwritable(op, "state", state, "with inplace=True")
 
 
 def activation(op: str, value: Any) -> None:
@@ -340,16 +345,41 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
         if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
             wanted = f"{dtype} or torch.bfloat16" if half else f"{dtype}"
             _wrong_type(op, f"state.{name}", f"have dtype {wanted} with inplace=True", s.dtype)
-        _overwritable(op, f"state.{name}", s)
+        _overwritable(op, f"state.{name}", s, "with inplace=True")
     if state:
-        _apart(op, state)
+        _apart(op, _named("state", state), "with inplace=True")
 
 
-def _overwritable(op: str, name: str, s: Tensor) -> None:
+def _out(op: str, inputs: Sequence[Tensor], state: MLSTMState | None, out: MLSTMState) -> None:
+    if needs_grad(*inputs, *(state or ()), *out):
+        raise ValueError(f"{op}: out does not support inputs that require grad")
+    same = state is not None and same_state(out, state)
+    dtype, named = accumulate_dtype(inputs[0].dtype), _named("out", out)
+    for name, s in named.items():
+        half = same and name == "out.C" and dtype == torch.float32  # as with inplace
+        if s.dtype != dtype and not (half and s.dtype == torch.bfloat16):
+            _wrong_type(op, name, f"have dtype {dtype}", s.dtype)
+        _overwritable(op, name, s, "to be written")
+    _apart(op, named, "to be written")
+    if state is not None and not same:
+        for name, s in _named("state", state).items():
+            for other, x in named.items():
+                _apart(op, {name: s, other: x}, "unless out is the state itself")
+
+
+def same_state(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _named(prefix: str, state: MLSTMState) -> dict[str, Tensor]:
+    return {f"{prefix}.{field}": s for field, s in state._asdict().items()}
+
+
+def _overwritable(op: str, name: str, s: Tensor, when: str) -> None:
     if not _traced(s) and s.is_neg():
-        wrong_value(op, name, "not be a negated view with inplace=True", "one: use resolve_neg()")
+        wrong_value(op, name, f"not be a negated view {when}", "one: use resolve_neg()")
     if (s.shape[-1] > 1 and s.stride(-1) != 1) or _meets_itself(s):
-        expected = "be contiguous in its last dimension and not expanded, nor overlap itself, with inplace=True"
+        expected = f"be contiguous in its last dimension and not expanded, nor overlap itself, {when}"
         wrong_value(op, name, expected, f"strides {s.stride()}")
 
 
@@ -365,16 +395,14 @@ def _meets_itself(x: Tensor) -> bool:
     return False
 
 
-def _apart(op: str, state: MLSTMState) -> None:
-    """No two tensors of a state lie in one range of memory."""
-    if _traced(state[0]):
+def _apart(op: str, named: dict[str, Tensor], when: str) -> None:
+    """No two of these tensors lie in one range of memory."""
+    if any(map(_traced, named.values())):
         return
-    ranges = {name: _range_of(x) for name, x in zip(state._fields, state, strict=True) if x.numel()}
+    ranges = {name: _range_of(x) for name, x in named.items() if x.numel()}
     for (name, (begin, end)), (other, (first, last)) in combinations(ranges.items(), 2):
         if begin < last and first < end:
-            raise ValueError(
-                f"{op}: state.{name} and state.{other} must not lie in one range of memory with inplace=True"
-            )
+            raise ValueError(f"{op}: {name} and {other} must not lie in one range of memory {when}")
 
 
 def _range_of(x: Tensor) -> tuple[int, int]:

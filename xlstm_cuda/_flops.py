@@ -91,6 +91,13 @@ def _mlstm_step_(
     return _mlstm(q, v, normalize)
 
 
+def _mlstm_step_out_(
+    q: Shape, k: Shape, v: Shape, i: Any, f: Any, C: Any, n: Any, m: Any, next_C: Any, next_n: Any, next_m: Any,
+    sigmoid_gate: bool, normalize: bool, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return _mlstm(q, v, normalize)
+
+
 def _mlstm(q: Shape, v: Shape, normaliser: bool) -> int:
     """q (..., Dqk), v (..., Dv), of tokens and heads."""
     return 2 * prod(q) * (2 * v[-1] + normaliser)
@@ -133,6 +140,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "mlstm_bwd": _mlstm_bwd,
     "mlstm_step": _mlstm_step,
     "mlstm_step_": _mlstm_step_,
+    "mlstm_step_out_": _mlstm_step_out_,
     "recurrent_fwd": _recurrent_fwd,
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_fwd,

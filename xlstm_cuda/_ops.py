@@ -279,6 +279,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_bwd": _mlstm_bwd,
     "mlstm_step": _mlstm_step,
     "mlstm_step_": _mlstm_step_,
+    "mlstm_step_out_": _mlstm_step_,
     "recurrent_fwd": _recurrent_fwd,
     "recurrent_bwd": _recurrent_bwd,
     "recurrent_step": _recurrent_step,

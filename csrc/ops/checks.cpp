@@ -80,19 +80,32 @@ bool meets_itself(const Tensor& x, Extent* extent) {
   return meets;
 }
 
+void check_apart(const char* op, const char* name, const Extent& own, const char* other, const Extent& extent) {
+  STD_TORCH_CHECK(own.second <= extent.first || extent.second <= own.first, op, ": ", name, " and ", other,
+                  " must not lie in one range of memory");
+}
+
 }  // namespace
 
-void check_own_memory(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> tensors) {
+void check_own_memory(const char* op, Named tensors) {
   std::vector<std::pair<const char*, Extent>> seen;
   for (const auto& [name, x] : tensors) {
     if (x->numel() == 0) continue;
     Extent own;
     STD_TORCH_CHECK(!meets_itself(*x, &own), op, ": ", name, " must not be expanded, nor overlap itself in memory");
-    for (const auto& [other, extent] : seen) {
-      STD_TORCH_CHECK(own.second <= extent.first || extent.second <= own.first, op, ": ", name, " and ", other,
-                      " must not lie in one range of memory");
-    }
+    for (const auto& [other, extent] : seen) check_apart(op, name, own, other, extent);
     seen.emplace_back(name, own);
+  }
+}
+
+void check_apart(const char* op, Named written, Named read) {
+  for (const auto& [name, x] : written) {
+    for (const auto& [other, y] : read) {
+      if (x->numel() == 0 || y->numel() == 0) continue;
+      Extent own, extent;
+      meets_itself(*x, &own), meets_itself(*y, &extent);
+      check_apart(op, name, own, other, extent);
+    }
   }
 }
 

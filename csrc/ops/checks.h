@@ -31,6 +31,10 @@ using Sizes = std::initializer_list<int64_t>;
 void check_sizes(const char* op, int64_t limit, std::initializer_list<Sizes> products);
 
 // Tensors that an op overwrites: every element has memory of its own, and no two of them share any.
-void check_own_memory(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> tensors);
+using Named = std::initializer_list<std::pair<const char*, const Tensor*>>;
+void check_own_memory(const char* op, Named tensors);
+
+// Tensors that an op writes while it reads others: none of the first shares memory with one of the second.
+void check_apart(const char* op, Named written, Named read);
 
 }  // namespace xlstm::ops

@@ -1,4 +1,4 @@
-// mlstm_step and mlstm_step_: the mLSTM on up to 16 tokens, with the state as an explicit argument.
+// mlstm_step, mlstm_step_ and mlstm_step_out_: the mLSTM on up to 16 tokens, with the state as an explicit argument.
 #include "core/mlstm_step.h"
 
 #include "ops/library.h"
@@ -15,6 +15,11 @@ struct MlstmTokens {
 
 struct StepTensors {
   Tensor C, n, m;
+
+  StepTensors(Tensor C_, Tensor n_, Tensor m_) : C(std::move(C_)), n(std::move(n_)), m(std::move(m_)) {}
+  explicit StepTensors(Arguments& a) : C(a.tensor()), n(a.tensor()), m(a.tensor()) {}
+
+  StepTensors in_dtype(ScalarType type) const { return {as(C, type), as(n, type), as(m, type)}; }
 };
 
 // One call, checked.
@@ -36,6 +41,11 @@ struct MlstmStepCall {
   void check_state(const StepTensors& state, int64_t rows) const;
   // Also that it can be overwritten. C may be bfloat16: half the memory traffic, rounded after every call.
   void check_inplace_state(const StepTensors& state, const OptionalTensor& slots) const;
+  // Also that it can be written while `state` is read.
+  void check_out(const StepTensors& out, const StepTensors& state) const;
+
+ private:
+  void check_writable(const StepTensors& state) const;
 };
 
 MlstmStepCall::MlstmStepCall(const MlstmTokens& in_, int64_t max_dim) : in(in_) {
@@ -89,12 +99,28 @@ void MlstmStepCall::check_inplace_state(const StepTensors& state, const Optional
   const bool half_C = C.scalar_type() == ScalarType::BFloat16 && type == ScalarType::Float;
   STD_TORCH_CHECK((C.scalar_type() == type || half_C) && n.scalar_type() == type && m.scalar_type() == type,
                   "mlstm_step: an in-place state must be of the compute dtype, or C of bfloat16");
-  for (const Tensor* x : {&C, &n, &m}) {
-    STD_TORCH_CHECK(x->size(-1) <= 1 || x->stride(-1) == 1, "mlstm_step: an in-place state must have contiguous rows");
-  }
-  check_own_memory("mlstm_step", {{"C", &C}, {"n", &n}, {"m", &m}});
+  check_writable(state);
   check_shape("mlstm_step", "slots", slots, {shape.batch});
   if (slots && slots->is_cpu()) check_slots(*slots, C.size(0));
+}
+
+void MlstmStepCall::check_out(const StepTensors& out, const StepTensors& state) const {
+  check_state(out, shape.batch);
+  for (const Tensor* x : {&out.C, &out.n, &out.m}) {
+    STD_TORCH_CHECK(x->scalar_type() == type, "mlstm_step: out must be of the compute dtype");
+  }
+  check_writable(out);
+  check_apart("mlstm_step", {{"out.C", &out.C}, {"out.n", &out.n}, {"out.m", &out.m}},
+              {{"C", &state.C}, {"n", &state.n}, {"m", &state.m}});
+}
+
+void MlstmStepCall::check_writable(const StepTensors& state) const {
+  const auto& [C, n, m] = state;
+  for (const Tensor* x : {&C, &n, &m}) {
+    STD_TORCH_CHECK(x->size(-1) <= 1 || x->stride(-1) == 1,
+                    "mlstm_step: a state that is written must have contiguous rows");
+  }
+  check_own_memory("mlstm_step", {{"C", &C}, {"n", &n}, {"m", &m}});
 }
 
 // A state at these addresses.
@@ -110,6 +136,12 @@ StepState<T> state_view(const StepTensors& state, Pointer C_data, Pointer n_data
   view.n = static_cast<T*>(n_data), view.n_batch = n.stride(0), view.n_head = n.stride(1);
   view.m = static_cast<T*>(m_data), view.m_batch = m.stride(0), view.m_head = m.stride(1);
   return view;
+}
+
+// To be written as a whole: what lies between the rows of a tensor stays.
+template <class Session>
+void* written(Session& session, const Tensor& x) {
+  return x.is_contiguous() ? session.out(x) : session.inout(x);
 }
 
 // h from `state` to `next`; without `next` the state is overwritten. All memory is taken before the state changes.
@@ -130,7 +162,7 @@ Tensor step(Session& session, const MlstmStepCall& call, const MlstmOptions& opt
     p.h = view_out<T>(session, h.computed(), call.has_time);
     if (next) {
       p.state = state_view<const T>(state, session.in(state.C), session.in(state.n), session.in(state.m));
-      p.next = state_view<T>(*next, session.out(next->C), session.out(next->n), session.out(next->m));
+      p.next = state_view<T>(*next, written(session, next->C), written(session, next->n), written(session, next->m));
     } else {
       void *C = session.inout(state.C), *n = session.inout(state.n), *m = session.inout(state.m);
       p.state = state_view<const T>(state, C, n, m);
@@ -147,11 +179,11 @@ Tensor step(Session& session, const MlstmStepCall& call, const MlstmOptions& opt
 template <class Session>
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(Arguments& arguments) {
   const MlstmTokens in(arguments);
-  const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
+  const StepTensors given(arguments);
   const MlstmOptions options = mlstm_options(arguments);
   const MlstmStepCall call(in, Session::kMaxDim);
   call.check_state(given, call.shape.batch);
-  const StepTensors state = {as(given.C, call.type), as(given.n, call.type), as(given.m, call.type)};
+  const StepTensors state = given.in_dtype(call.type);
   Session session("mlstm_step", in.q);
   if (call.shape.seqlen == 0) {
     const Tensor h = step(session, call, options, state, nullptr, {});
@@ -166,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlstm_step(Arguments& arguments) {
 template <class Session>
 Tensor mlstm_step_(Arguments& arguments) {
   const MlstmTokens in(arguments);
-  const StepTensors given = {arguments.tensor(), arguments.tensor(), arguments.tensor()};
+  const StepTensors given(arguments);
   const OptionalTensor slots = arguments.optional();
   const MlstmOptions options = mlstm_options(arguments);
   const MlstmStepCall call(in, Session::kMaxDim);
@@ -178,6 +210,20 @@ Tensor mlstm_step_(Arguments& arguments) {
   return h;
 }
 
+template <class Session>
+Tensor mlstm_step_out_(Arguments& arguments) {
+  const MlstmTokens in(arguments);
+  const StepTensors given(arguments), out(arguments);
+  const MlstmOptions options = mlstm_options(arguments);
+  const MlstmStepCall call(in, Session::kMaxDim);
+  call.check_state(given, call.shape.batch);
+  call.check_out(out, given);
+  const StepTensors state = given.in_dtype(call.type);
+  Session session("mlstm_step", in.q);
+  if (call.shape.seqlen == 0) overwrite(out.C, state.C), overwrite(out.n, state.n), overwrite(out.m, state.m);
+  return step(session, call, options, state, &out, {});
+}
+
 }  // namespace
 
 #define XLSTM_TOKENS "Tensor q, Tensor k, Tensor v, Tensor i, Tensor f, "
@@ -185,6 +231,11 @@ Tensor mlstm_step_(Arguments& arguments) {
 XLSTM_OP(mlstm_step, XLSTM_TOKENS "Tensor C, Tensor n, Tensor m, " XLSTM_MLSTM_OPTIONS,
          "(Tensor h, Tensor next_C, Tensor next_n, Tensor next_m)")
 XLSTM_OP(mlstm_step_, XLSTM_TOKENS "Tensor(a!) C, Tensor(b!) n, Tensor(c!) m, Tensor? slots, " XLSTM_MLSTM_OPTIONS,
+         "Tensor")
+XLSTM_OP(mlstm_step_out_,
+         XLSTM_TOKENS
+         "Tensor C, Tensor n, Tensor m, Tensor(a!) next_C, Tensor(b!) next_n, "
+         "Tensor(c!) next_m, " XLSTM_MLSTM_OPTIONS,
          "Tensor")
 
 }  // namespace xlstm::ops

@@ -140,4 +140,4 @@ def test_an_op_that_raises_is_not_called_again(monkeypatch: pytest.MonkeyPatch) 
 
 def test_tensors_without_memory_do_not_overlap() -> None:
     state = MLSTMState(*(torch.zeros(shape, device="meta") for shape in ((B, H, DQK, DV), (B, H, DQK), (B, H))))
-    _checks._apart("mlstm_step", state)
+    _checks._apart("mlstm_step", _checks._named("state", state), "with inplace=True")

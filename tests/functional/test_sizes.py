@@ -109,6 +109,7 @@ def test_raw_ops_refuse_them() -> None:
         lambda: ops.gated_activation_fwd(wide(0, 2**29, 2**20), None, 0),
         lambda: ops.soft_cap_fwd(wide(0, 2**29, 2**20), 1.0),
         lambda: ops.mlstm_step_(q, q, v, i, i, C, n, m, None, *gates),
+        lambda: ops.mlstm_step_out_(q, q, v, i, i, C, n, m, C, n, m, *gates),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match=r"product of the sizes \(.*\) must be less than \d+, where 0 counts"):

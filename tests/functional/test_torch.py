@@ -90,6 +90,8 @@ def test_opcheck_mlstm_step(ops: Any, device: str, S: int, dtype: torch.dtype) -
     two = tuple(s[:2].contiguous() for s in state)
     torch.library.opcheck(ops.mlstm_step.default, (*inputs.values(), *two, *options))
     torch.library.opcheck(ops.mlstm_step_.default, (*inputs.values(), *two, None, *options))
+    out = map(torch.zeros_like, two)
+    torch.library.opcheck(ops.mlstm_step_out_.default, (*inputs.values(), *two, *out, *options))
     slots = torch.tensor([2, 0], dtype=torch.int32, device=device)
     torch.library.opcheck(ops.mlstm_step_.default, (*inputs.values(), *state, slots, *options))
 

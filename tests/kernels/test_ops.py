@@ -62,7 +62,7 @@ def test_limits_are_those_of_the_ops(name: str, file: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("op", ["mlstm_fwd", "mlstm_bwd", "mlstm_step", "mlstm_step_"])
+@pytest.mark.parametrize("op", ["mlstm_fwd", "mlstm_bwd", "mlstm_step", "mlstm_step_", "mlstm_step_out_"])
 def test_options_of_the_mlstm_have_one_order(namespace: str, op: str) -> None:
     """In the schema, in Python and in C++: they travel by their places."""
     (schema,) = [schema for schema in schemas(namespace) if schema.name == f"{namespace}::{op}"]
@@ -92,6 +92,7 @@ SAVED_NAMES = {
     "mlstm_bwd": f"dh dC dn dm q k v i f {INITIAL} cu_seqlens reset h r CT nT kept {GATES}",
     "mlstm_step": f"q k v i f C n m {GATES}",
     "mlstm_step_": f"q k v i f C n m slots {GATES}",
+    "mlstm_step_out_": f"q k v i f C n m next_C next_n next_m {GATES}",
     "recurrent_fwd": f"x R b {RECURRENT_INITIAL} {ROWS} {CELL} save",
     "recurrent_bwd": f"dh dhT dcT dnT dmT R h {RECURRENT_INITIAL} cT nT saved {ROWS} {CELL}",
     "recurrent_step": "x R b h c n m cell",

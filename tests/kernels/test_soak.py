@@ -83,6 +83,8 @@ def mlstm_rows() -> Rows:
     token, (C, n, m) = [halves[name] for name in "qkvif"], halves["initial_state"]
     slots = torch.zeros(1, dtype=torch.int32)
     rows["mlstm_step"] = [partial(ops.mlstm_step.default, *token, C, n, m, *gates)]
+    out = map(torch.empty_like, (C, n, m))
+    rows["mlstm_step_out_"] = [partial(ops.mlstm_step_out_.default, *token, C, n, m, *out, *gates)]
     rows["mlstm_step_"] = [partial(ops.mlstm_step_.default, *token, C.bfloat16(), n, m, slots, *gates)]
     return rows
 

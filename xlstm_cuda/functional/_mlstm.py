@@ -113,6 +113,7 @@ def mlstm_step(
     state: MLSTMState | None,
     *,
     inplace: bool = False,
+    out: MLSTMState | None = None,
     slots: Tensor | None = None,
     input_gate: str = "exp",
     normalize: bool = True,
@@ -132,6 +133,9 @@ def mlstm_step(
             memory (the ranges of C, n and m do not meet); no input may share its memory, which is not checked. C may be
             bfloat16 where A is float32: half the memory traffic on CUDA (the CPU widens it for each call), rounded
             after each call. Refused (ValueError) where an input or the state requires grad.
+        out: a state, of dtype A, to write the new state to and to return: no new memory, and `state` stays. As with
+            inplace: contiguous last dimensions, no overlap, no gradients. It may be `state` itself, which is then
+            overwritten; else the two must lie apart. Not with inplace or slots.
         slots: int32 (B,), all different: row b reads and writes row slots[b] of a state with N rows; other rows stay.
             On CUDA the values are not checked: where slots[b] is no row of the state, h[b] is NaN and no row changes.
         input_gate, normalize, scale, eps, norm_grad, backend: as in `mlstm`.
@@ -145,17 +149,18 @@ def mlstm_step(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     refusal = None
-    usual = is_plain(backend, (q, k, v, i, f, slots), state)
-    if usual and _is_usual(inplace, slots, input_gate, normalize, scale, eps, norm_grad):
+    usual = _is_usual(inplace, out, slots, input_gate, normalize, scale, eps, norm_grad)
+    if usual and is_plain(backend, (q, k, v, i, f, slots, *(out or ())), state):
         try:
-            return _plain_mlstm_step((q, k, v, i, f), state, inplace, slots, input_gate, normalize)  # type: ignore[arg-type]
+            return _plain_mlstm_step((q, k, v, i, f), state, inplace, out, slots, input_gate, normalize)  # type: ignore[arg-type]
         except Exception as error:
             refusal = error
     _checks.tensors("mlstm_step", q=q, k=k, v=v, i=i, f=f)
     _checks.flags("mlstm_step", inplace=inplace, norm_grad=norm_grad)
     q, k, v = in_autocast_dtype(q, k, v)
     state = _checks.as_state("mlstm_step", "state", state, MLSTMState)
-    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace)
+    out = _checks.as_state("mlstm_step", "out", out, MLSTMState)
+    _checks.mlstm_step(q, k, v, i, f, state, slots, inplace=inplace, out=out)
     given: dict[str, Any] = {"input_gate": input_gate, "normalize": normalize, "scale": scale, "eps": eps}
     given |= {"norm_grad": norm_grad}
     options = _options("mlstm_step", q, **given)
@@ -168,9 +173,9 @@ def mlstm_step(
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
     if namespace is None:
         with _autocast.disabled(q.device.type):
-            return reference.mlstm_step(q, k, v, i, f, state, inplace=inplace, slots=slots, **given)
+            return reference.mlstm_step(q, k, v, i, f, state, inplace=inplace, out=out, slots=slots, **given)
     if not needs_grad:
-        return _mlstm_step(namespace, inputs, state, slots, options, inplace)
+        return _mlstm_step(namespace, inputs, state, slots, options, inplace, out)
     if q.ndim == 4:
         return _mlstm_step_with_grad(namespace, inputs, state, slots, options)
     inputs = tuple(x.unsqueeze(2) for x in inputs)
@@ -253,8 +258,13 @@ def _mlstm_step(
     slots: Tensor | None,
     options: MlstmOptions,
     inplace: bool,
+    out: MLSTMState | None,
 ) -> tuple[Tensor, MLSTMState]:
     ops, tokens = library(namespace), [dense(x) for x in inputs]
+    if out is not None and not _checks.same_state(out, state):
+        h = ops.mlstm_step_out_.default(*tokens, *map(dense, state), *out, *options)
+        return h, _overwritten(out)
+    inplace = inplace or out is not None
     if slots is None and not inplace:
         h, C, n, m = ops.mlstm_step.default(*tokens, *map(dense, state), *options)
         return h, MLSTMState(C, n, m)
@@ -262,15 +272,21 @@ def _mlstm_step(
         dtype = accumulate_dtype(inputs[0].dtype)
         state = MLSTMState(*(s.to(dtype, copy=True, memory_format=torch.contiguous_format) for s in state))
     h = ops.mlstm_step_.default(*tokens, *state, dense(slots), *options)
-    if inplace and not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(state)  # a graph that saved the old state must notice
-    return h, state
+    return h, _overwritten(state) if inplace else state
+
+
+def _overwritten(state: MLSTMState) -> MLSTMState:
+    """The state of the caller, after it was: a graph that saved what it held must notice."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(state)
+    return state
 
 
 def _plain_mlstm_step(
     inputs: Sequence[Tensor],
     state: Sequence[Tensor],
     inplace: bool,
+    out: MLSTMState | None,
     slots: Tensor | None,
     input_gate: str,
     normalize: bool,
@@ -278,16 +294,27 @@ def _plain_mlstm_step(
     """mlstm_step where `is_plain` and `_is_usual`."""
     ops, (C, n, m) = library("xlstm_cuda"), state
     options = input_gate == "sigmoid", normalize, inputs[0].shape[-1] ** -0.5, 1e-6
-    if inplace:
+    if inplace or (out is not None and _checks.same_state(out, state)):
         h = ops.mlstm_step_.default(*inputs, C, n, m, slots, *options)
         torch.autograd.graph.increment_version((C, n, m))
+    elif out is not None:
+        h = ops.mlstm_step_out_.default(*inputs, C, n, m, *out, *options)
+        torch.autograd.graph.increment_version(out)
+        return h, out
     else:
         h, C, n, m = ops.mlstm_step.default(*inputs, C, n, m, *options)
     return h, MLSTMState(C, n, m)
 
 
 def _is_usual(
-    inplace: Any, slots: Tensor | None, input_gate: Any, normalize: Any, scale: Any, eps: Any, norm_grad: Any
+    inplace: Any,
+    out: Any,
+    slots: Tensor | None,
+    input_gate: Any,
+    normalize: Any,
+    scale: Any,
+    eps: Any,
+    norm_grad: Any,
 ) -> bool:
     """Whether options of mlstm_step are those of a decoding loop, which need no check."""
     flags = type(inplace) is type(normalize) is type(norm_grad) is bool
@@ -297,7 +324,8 @@ def _is_usual(
         and scale is None
         and type(eps) is float
         and eps == 1e-6
-        and (slots is None or (inplace and slots.dtype == torch.int32))
+        and (slots is None or (inplace and isinstance(slots, Tensor) and slots.dtype == torch.int32))
+        and (out is None or (type(out) is MLSTMState and not inplace and slots is None))
     )
 
 

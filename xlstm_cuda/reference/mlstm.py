@@ -73,6 +73,7 @@ def mlstm_step(
     state: MLSTMState,
     *,
     inplace: bool = False,
+    out: MLSTMState | None = None,
     slots: Tensor | None = None,
     input_gate: str = "exp",
     normalize: bool = True,
@@ -80,7 +81,8 @@ def mlstm_step(
     eps: float = 1e-6,
     norm_grad: bool = True,
 ) -> tuple[Tensor, MLSTMState]:
-    """A few tokens from `state`: h and the next state, which with inplace is `state` itself, overwritten.
+    """A few tokens from `state`: h and the next state, which with inplace is `state` itself, overwritten, or with
+    `out` that one.
 
     q, k (B, H, Dqk), v (B, H, Dv), i, f (B, H) -> h (B, H, Dv); or S tokens at dim 2 of all of them.
     slots (B,): row b reads and writes row slots[b] of the state; the other rows stay as they are.
@@ -99,11 +101,12 @@ def mlstm_step(
         norm_grad=norm_grad,
     )
     h, after = cast("tuple[Tensor, MLSTMState]", result)
-    if inplace:
-        with _overwriting(state):
-            for old, new in zip(state, after, strict=True):
+    if inplace or out is not None:
+        target = state if out is None else out
+        with _overwriting(target):
+            for old, new in zip(target, after, strict=True):
                 old[... if rows is None else rows] = new.to(old.dtype)
-        after = state
+        after = target
     elif rows is not None:
         after = MLSTMState(*(old.to(new.dtype).index_copy(0, rows, new) for old, new in zip(state, after, strict=True)))
     return h.squeeze(2) if one else h, after

@@ -148,20 +148,54 @@ struct StateRef {
   T *C, *n;  // (Dqk, Dv), (Dqk)
 };
 
+// The state, or its gradient, of one head of a sequence.
+template <class T>
+XLSTM_INLINE StateRef<T> state_of(const MlstmState<T>& states, const Sequence& seq, const MlstmShape& shape) {
+  return {states.C + seq.state * shape.head_dim_qk * shape.head_dim_v, states.n + seq.state * shape.head_dim_qk};
+}
+
+// Columns of C, whole panels of products: no bit depends on how C is cut. Who has the first one also has n.
+struct Columns {
+  int64_t begin, end;
+
+  int64_t count() const { return end - begin; }
+  bool has_n() const { return begin == 0; }
+};
+
+// to = from, these columns.
+template <class T, class From>
+XLSTM_INLINE void copy_columns(const StateRef<T>& to, const StateRef<From>& from, const MlstmShape& shape,
+                               Columns columns) {
+  const int64_t dqk = shape.head_dim_qk, dv = shape.head_dim_v;
+  for (int64_t a = 0; a < dqk; ++a) {
+    scale_row<T>(to.C + a * dv + columns.begin, 1, from.C + a * dv + columns.begin, columns.count());
+  }
+  if (columns.has_n()) scale_row<T>(to.n, 1, from.n, dqk);
+}
+
+// state = 0, these columns.
+template <class T>
+XLSTM_INLINE void clear_columns(const StateRef<T>& state, const MlstmShape& shape, Columns columns) {
+  for (int64_t a = 0; a < shape.head_dim_qk; ++a) {
+    fill_row<T>(state.C + a * shape.head_dim_v + columns.begin, 0, columns.count());
+  }
+  if (columns.has_n()) fill_row<T>(state.n, 0, shape.head_dim_qk);
+}
+
 // next = g_bar state + K^T (a_bar V); `next` may be `state`. Where the chunk does not carry, or forgets all, `state` is
 // not read.
 template <class T>
 static void advance_state(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& chunk,
-                          const Gates<T>& gates, StateRef<const T> state, StateRef<T> next, T* weights, T* packed) {
+                          const Gates<T>& gates, const StateRef<T>& state, const StateRef<T>& next, Columns columns,
+                          T* weights, T* packed) {
   const int64_t L = chunk.len, dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
   const T* k = in.k.at(seq.row, seq.head, chunk.begin);
   const T g = chunk.start == Start::carry ? static_cast<T>(gates.g_bar) : 0;
-  const bool apart = g != 0 && state.C != next.C;
+  if (g != 0 && state.C != next.C) copy_columns(next, state, in.shape, columns);
   for (int64_t s = 0; s < L; ++s) weights[s] = static_cast<T>(gates.a_bar[s]);
-  pack_rows(in.v.at(seq.row, seq.head, chunk.begin), in.v.time, L, dv, packed, weights);
-  if (apart) scale_row(next.C, g, state.C, dqk * dv);
-  gemm<T>(dqk, dv, 0, L, {k, 1, in.k.time}, {packed, L}, next.C, dv, apart ? 1 : g);
-  add_rows<T>(next.n, g, state.n, weights, k, in.k.time, L, dqk);
+  pack_rows(in.v.at(seq.row, seq.head, chunk.begin) + columns.begin, in.v.time, L, columns.count(), packed, weights);
+  gemm<T>(dqk, columns.count(), 0, L, {k, 1, in.k.time}, {packed, L}, next.C + columns.begin, dv, g);
+  if (columns.has_n()) add_rows<T>(next.n, g, next.n, weights, k, in.k.time, L, dqk);
 }
 
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

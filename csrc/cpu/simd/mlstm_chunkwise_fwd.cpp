@@ -1,5 +1,6 @@
-// Chunkwise mLSTM, forward: one work item walks the chunks of one head of one sequence.
-#include "cpu/simd/mlstm_chunk.h"
+// Chunkwise mLSTM, forward: one work item walks the chunks of one head of one sequence; or where there are fewer of
+// these than threads, all threads share one (mlstm_split.h).
+#include "cpu/simd/mlstm_split.h"
 #include "cpu/simd/table.h"
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
@@ -54,11 +55,30 @@ void scores(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& c
   }
 }
 
+// h of a chunk, from the state before it. w.gates are of that chunk.
 template <class T>
-void forward_sequence(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t L, const Runtime& runtime) {
+void output(const MlstmForwardParams<T>& in, const Sequence& seq, const Chunk& chunk, const StateRef<T>& state,
+            bool has_state, ForwardBuffers<T>& w) {
   const int64_t dqk = in.shape.head_dim_qk, dv = in.shape.head_dim_v;
+  scores(in, seq, chunk, state.n, has_state, w);
+  T* h = in.h.at(seq.row, seq.head, chunk.begin);
+  if (has_state) {
+    pack_rows(state.C, dv, dqk, dv, w.packed);
+    gemm<T>(chunk.len, dv, 0, dqk, {w.q_scaled, dqk, 1}, {w.packed, dqk}, h, in.h.time, 0);
+  }
+  pack_rows(in.v.at(seq.row, seq.head, chunk.begin), in.v.time, chunk.len, dv, w.packed);
+  gemm_causal<T>(chunk.len, dv, w.P, w.padded, {w.packed, chunk.len}, h, in.h.time, has_state ? 1 : 0);
+}
+
+template <class T>
+bool has_state(const CutSequence<T>& cut, int64_t c) {
+  return (c > 0 || cut.in.initial_state.C) && cut.chunks[c].start == Start::carry;
+}
+
+template <class T>
+void walk(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t L, const Runtime& runtime) {
+  const int64_t dv = in.shape.head_dim_v, num_chunks = cut_chunks(in, seq, L, nullptr);
   Arena count;
-  const int64_t num_chunks = cut_chunks(in, seq, L, nullptr);
   count.take<Chunk>(num_chunks);
   ForwardBuffers<T>(count, in.shape, L);
   Arena arena(runtime.scratch(1, count.used()));
@@ -66,44 +86,66 @@ void forward_sequence(const MlstmForwardParams<T>& in, const Sequence& seq, int6
   ForwardBuffers<T> w(arena, in.shape, L);
   cut_chunks(in, seq, L, chunks);
 
-  T *C = in.final_state.C + seq.state * dqk * dv, *n = in.final_state.n + seq.state * dqk;
-  double M = 0;
-  bool has_state = in.initial_state.C != nullptr;
-  if (has_state) {
-    scale_row<T>(C, 1, in.initial_state.C + seq.state * dqk * dv, dqk * dv);
-    scale_row<T>(n, 1, in.initial_state.n + seq.state * dqk, dqk);
-    M = in.initial_state.m[seq.state];
-  } else {
-    fill_row<T>(C, 0, dqk * dv);
-    fill_row<T>(n, 0, dqk);
-  }
+  double M = in.initial_state.C ? in.initial_state.m[seq.state] : 0;
+  const CutSequence<T> cut = {in, seq, L, chunks, &M};
+  const StateRef<T> state = state_of(in.final_state, seq, in.shape);
+  cut.load_initial(state, {0, dv});
   for (int64_t c = 0; c < num_chunks; ++c) {
-    const Chunk& chunk = chunks[c];
-    has_state = has_state && chunk.start == Start::carry;
-    w.gates.compute(in, seq, chunk, M);
-    scores(in, seq, chunk, n, has_state, w);
-    T* h = in.h.at(seq.row, seq.head, chunk.begin);
-    if (has_state) {
-      pack_rows(C, dv, dqk, dv, w.packed);
-      gemm<T>(chunk.len, dv, 0, dqk, {w.q_scaled, dqk, 1}, {w.packed, dqk}, h, in.h.time, 0);
-    }
-    pack_rows(in.v.at(seq.row, seq.head, chunk.begin), in.v.time, chunk.len, dv, w.packed);
-    gemm_causal<T>(chunk.len, dv, w.P, w.padded, {w.packed, chunk.len}, h, in.h.time, has_state ? 1 : 0);
-    advance_state<T>(in, seq, chunk, w.gates, {C, n}, {C, n}, w.weights, w.packed);
+    w.gates.compute(in, seq, chunks[c], M);
+    output(in, seq, chunks[c], state, has_state(cut, c), w);
+    advance_state<T>(in, seq, chunks[c], w.gates, state, state, {0, dv}, w.weights, w.packed);
     M = w.gates.M_out;
-    has_state = true;
   }
   in.final_state.m[seq.state] = static_cast<T>(M);
+}
+
+template <class T>
+void split(const MlstmForwardParams<T>& in, const Sequence& seq, int64_t L, const Runtime& runtime) {
+  const int64_t num_chunks = cut_chunks(in, seq, L, nullptr), group = split_group<T>(in.shape, num_chunks, runtime);
+  if (num_chunks == 0) return walk(in, seq, L, runtime);
+  Chunk* chunks = nullptr;
+  double* M = nullptr;
+  StateRef<T>* states = nullptr;  // before each chunk of a group, and after the last one
+  const auto place = [&](Arena arena) {
+    chunks = arena.take<Chunk>(num_chunks);
+    M = arena.take<double>(num_chunks + 1);
+    states = place_states<T>(arena, group + 1, in.shape);
+    return arena.used();
+  };
+  place(Arena(runtime.scratch(0, place(Arena()))));
+  cut_chunks(in, seq, L, chunks);
+  M[0] = in.initial_state.C ? in.initial_state.m[seq.state] : 0;
+  const CutSequence<T> cut = {in, seq, L, chunks, M};
+  for (int64_t first = 0; first < num_chunks; first += group) {
+    const int64_t last = min_of(first + group, num_chunks);
+    in_columns<T>(in.shape, group * L, runtime, [&](Columns columns) {
+      if (first == 0)
+        cut.load_initial(states[0], columns);
+      else
+        copy_columns(states[0], states[group], in.shape, columns);
+      cut.advance(first, last, [&](int64_t j) { return states[j]; }, columns, runtime);
+      if (last == num_chunks)
+        copy_columns(state_of(in.final_state, seq, in.shape), states[last - first], in.shape, columns);
+    });
+    runtime.parallel(last - first, 1, [&](int64_t j) {
+      auto w = thread_buffers<ForwardBuffers<T>>(runtime, in.shape, L);
+      w.gates.compute(in, seq, chunks[first + j], M[first + j]);
+      output(in, seq, chunks[first + j], states[j], has_state(cut, first + j), w);
+    });
+  }
+  in.final_state.m[seq.state] = static_cast<T>(M[num_chunks]);
 }
 
 }  // namespace
 
 template <class T>
 void mlstm_fwd(const MlstmForwardParams<T>& p, const Runtime& runtime) {
-  const MlstmShape& shape = p.shape;
-  const int64_t L = chunk_size_of(p);
-  runtime.parallel(shape.num_sequences * shape.num_heads, 1,
-                   [&](int64_t item) { forward_sequence(p, sequence_of(shape, item), L, runtime); });
+  const int64_t L = chunk_size_of(p), sequences = p.shape.num_sequences * p.shape.num_heads;
+  if (worth_splitting(p, L, runtime)) {
+    for (int64_t item = 0; item < sequences; ++item) split(p, sequence_of(p.shape, item), L, runtime);
+    return;
+  }
+  runtime.parallel(sequences, 1, [&](int64_t item) { walk(p, sequence_of(p.shape, item), L, runtime); });
 }
 
 template void mlstm_fwd<float>(const MlstmForwardParams<float>&, const Runtime&);
