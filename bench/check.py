@@ -32,7 +32,7 @@ def affordable(op: Op, shape: Shape, mode: str) -> Shape:
 
     Rows go before the last tokens: a check has to cross the borders of chunks.
     """
-    shape = dict(shape)
+    shape = {key: min(size, op.checked.get(key, size)) for key, size in shape.items()}
     while _too_large(op, shape, mode):
         if shape.get("S", 0) > MANY_TOKENS:
             shape["S"] //= 2

@@ -23,6 +23,7 @@ from .op import Op, Outputs, Shape, Tensors
 
 LM_VOCABULARY, LARGE_VOCABULARY = 512, 8192  # small: what is compared is the blocks, and not the head
 HEADS = 4
+CHECKED = {"B": 2, "S": 80, "T": 8}  # the reference keeps every state of the mLSTM, for each token and block
 
 
 def slstm_positions(M: int, N: int) -> list[int]:
@@ -248,6 +249,7 @@ def _large_op(name: str, keys: tuple[str, ...], mode: str, prepare: Prepare, **m
         (mode,),
         oracle=partial(_large_oracle, prepare),
         depth=lambda s: 1 + s["L"],
+        checked=CHECKED,
         **more,
     )
 
@@ -265,6 +267,7 @@ MODEL_OPS = (
         tokens=lambda s: s["B"] * s["S"],
         depth=lambda s: 1 + s["M"] + s["N"],
         may_be_zero=("M", "N"),
+        checked=CHECKED,
     ),
     _large_op(
         *("large_prefill", ("B", "S", "D", "L"), "fwd", prefill),

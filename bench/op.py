@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Op:
     flops: Callable[[Shape], int]  # of the forward
     traffic: Callable[[Shape, int, int], int]  # bytes of inputs and outputs; sizes of T (data) and A (gates, states)
     may_be_zero: tuple[str, ...] = ()  # of the keys
+    checked: Mapping[str, int] = field(default_factory=dict)  # the largest sizes of a check
     tokens: Callable[[Shape], int] | None = None  # of a call, where tokens per second are what a reader asks for
     depth: Callable[[Shape], int] = lambda _: 1  # functions in a row: its errors may be so many times those of one
 

@@ -13,7 +13,7 @@ import torch
 from bench import models, shares
 from bench.calls import Call
 from bench.cases import Case, UsageError, parse_shape
-from bench.check import Checker, WrongResult, copies, runner
+from bench.check import Checker, WrongResult, affordable, copies, runner
 from bench.implementations import IMPLEMENTATIONS
 from bench.models import MODEL_OPS, lm_shape, slstm_positions
 from bench.op import Shape, Tensors
@@ -82,6 +82,12 @@ def test_where_slstm_blocks_are(M: int, N: int, expected: list[int]) -> None:
 def test_tensors_say_their_shape(M: int, N: int) -> None:
     shape = {"B": 2, "S": 5, "D": 32, "M": M, "N": N}
     assert lm_shape(OPS["lm"].draw(shape, torch.float32, "cpu")) == shape
+
+
+def test_checks_are_of_few_tokens() -> None:
+    large = {"B": 8, "S": 256, "D": 32, "M": 1, "N": 1}
+    assert affordable(OPS["lm"], large, "fwd") == {**large, "B": 2, "S": 80}
+    assert affordable(OPS["lm"], SHAPES["lm"], "fwd") == SHAPES["lm"]
 
 
 def test_no_parameter_is_zero() -> None:

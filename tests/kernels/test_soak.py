@@ -23,10 +23,12 @@ LOST = CALLS * 32  # bytes, at least
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Only this thread's cache of freed pieces is in use."""
+    """Only this thread's cache of freed pieces is in use, and the collector looks at what is made from now on."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

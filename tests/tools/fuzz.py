@@ -380,6 +380,8 @@ def empty_and_huge(draw: Draw) -> Call:
         return x[:0].expand(0, *(sizes["D"] if d == x.ndim - 1 else size for d, size in enumerate(x.shape) if d))
 
     arguments = draw.function(name)
+    if name == "gated_activation":
+        arguments |= {"x": torch.zeros(0, 3, 1), "gate": torch.zeros(0, 3, 1)}
     for key, value in arguments.items():
         if isinstance(value, tuple):
             arguments[key] = type(value)(*map(grown, value))
