@@ -25,24 +25,25 @@ struct NormOptions {
 // Sums over tokens have one row for each in the partial sums of a backward pass.
 enum NormSum { kWeightSum, kBiasSum, kSkipWeightSum, kNormSums };
 
-// T: float or double, or void for data of any type. No output may overlap an input. Views are (B, H, S, D).
+// Views are (B, H, S, D), of one type. No output may overlap an input. T: of the weights, float or double, or void for
+// any type.
 template <class T>
 struct NormForwardParams {
   NormShape shape;
   NormOptions options;
-  ViewOf<const T> h;
+  AnyView h;
   PointerOf<const T> weight, bias;  // (H D,) contiguous, or null
-  ViewOf<const T> gate, skip;       // of the type of h, or null
+  AnyView gate, skip;               // or null
   PointerOf<const T> skip_weight;   // (H D,) contiguous, or null
-  ViewOf<T> y;                      // of the type of h, written
+  AnyView y;                        // written
 };
 
 // A: float or double, the type of the arithmetic. What belongs to an input that was not given is null.
 template <class T, class A = T>
 struct NormBackwardParams {
-  NormForwardParams<T> forward;    // as it was, without y
-  ViewOf<const T> dy;              // of the type of h
-  ViewOf<T> dh, dgate, dskip;      // of the type of h, written
+  NormForwardParams<T> forward;  // as it was, without y
+  AnyView dy;
+  AnyView dh, dgate, dskip;        // written
   A* sums[kNormSums] = {nullptr};  // dweight, dbias, dskip_weight (H D,), written
 };
 

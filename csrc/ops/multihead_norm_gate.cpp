@@ -47,21 +47,17 @@ struct NormCall {
   }
 };
 
-// Memory laid out as x, (B, S, H, D) or (B, S, H D).
-template <class T>
-ViewOf<T> heads_view(const void* data, const Tensor& x, int64_t dim) {
+// Memory laid out as x, (B, S, H, D) or (B, S, H D): kernels take and give elements of every type on every backend.
+AnyView heads_view(const void* data, const Tensor& x, int64_t dim) {
   const int64_t head = x.dim() == 4 ? x.stride(2) : dim;
-  if constexpr (std::is_void_v<T>)
-    return {data, type_of(x), x.stride(0), head, x.stride(1)};
-  else
-    return {static_cast<T*>(const_cast<void*>(data)), x.stride(0), head, x.stride(1)};
+  return {data, type_of(x), x.stride(0), head, x.stride(1)};
 }
 
-template <class T, class Session>
-ViewOf<const T> heads_in(Session& session, const OptionalTensor& x, int64_t dim) {
+template <class Session>
+AnyView heads_in(Session& session, const OptionalTensor& x, const Tensor& h, int64_t dim) {
   if (!x) return {};
-  const Tensor& rows = kept(session, *x, as(*x, session.dtype_for(*x)));
-  return heads_view<const T>(session.in(rows), rows, dim);
+  const Tensor& rows = kept(session, *x, as(*x, h.scalar_type()));
+  return heads_view(session.in(rows), rows, dim);
 }
 
 // All but y.
@@ -69,9 +65,9 @@ template <class T, class Session>
 NormForwardParams<T> forward_params(Session& session, const NormCall& in, const NormShape& s) {
   NormForwardParams<T> p{};
   p.shape = s, p.options = in.options;
-  p.h = heads_in<T>(session, in.h, s.dim);
+  p.h = heads_in(session, in.h, in.h, s.dim);
   p.weight = values_in<T>(session, in.weight), p.bias = values_in<T>(session, in.bias);
-  p.gate = heads_in<T>(session, in.gate, s.dim), p.skip = heads_in<T>(session, in.skip, s.dim);
+  p.gate = heads_in(session, in.gate, in.h, s.dim), p.skip = heads_in(session, in.skip, in.h, s.dim);
   p.skip_weight = values_in<T>(session, in.skip_weight);
   return p;
 }
@@ -81,28 +77,25 @@ Tensor multihead_norm_gate_fwd(Arguments& arguments) {
   const NormCall in(arguments);
   const NormShape s = in.checked_shape(Session::kMaxDim);
   Session session(kName, in.h);
-  const Output y(empty(in.h, {s.batch, s.seqlen, s.features()}, in.h.scalar_type()), session.dtype_for(in.h));
+  const Tensor y = empty(in.h, {s.batch, s.seqlen, s.features()}, in.h.scalar_type());
   session.with_types([&](auto data, auto) {
-    using T = typename decltype(data)::Type;
-    auto p = forward_params<T>(session, in, s);
-    p.y = heads_view<T>(session.out(y.computed()), y.computed(), s.dim);
+    auto p = forward_params<typename decltype(data)::Type>(session, in, s);
+    p.y = heads_view(session.out(y), y, s.dim);
     session.run(p);
   });
   session.finish();
-  return y.result();
+  return y;
 }
 
 // The gradient of an input in its dtype and shape, contiguous; without elements where there is no such input.
-template <class Session>
-Output gradient_of(Session& session, const Tensor& h, const OptionalTensor& x) {
-  const Shape shape = x ? Shape(x->sizes().begin(), x->sizes().end()) : Shape{0};
-  return Output(empty(h, shape, h.scalar_type()), session.dtype_for(h));
+Tensor gradient_of(const Tensor& h, const OptionalTensor& x) {
+  return empty(h, x ? Shape(x->sizes().begin(), x->sizes().end()) : Shape{0}, h.scalar_type());
 }
 
-template <class T, class Session>
-ViewOf<T> gradient_out(Session& session, const Output& x, int64_t dim) {
-  if (x.computed().dim() == 1) return {};
-  return heads_view<T>(session.out(x.computed()), x.computed(), dim);
+template <class Session>
+AnyView gradient_out(Session& session, const Tensor& x, int64_t dim) {
+  if (x.dim() == 1) return {};
+  return heads_view(session.out(x), x, dim);
 }
 
 template <class Session>
@@ -113,8 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multihead_norm_gate_b
   check_given(kName, {&dy});
   check_shape(kName, "dy", dy, {s.batch, s.seqlen, s.features()});
   Session session(kName, in.h);
-  const Output dh = gradient_of(session, in.h, in.h), dgate = gradient_of(session, in.h, in.gate),
-               dskip = gradient_of(session, in.h, in.skip);
+  const Tensor dh = gradient_of(in.h, in.h), dgate = gradient_of(in.h, in.gate), dskip = gradient_of(in.h, in.skip);
   const auto sum_of = [&](const OptionalTensor& x) { return empty(in.h, {x ? s.features() : 0}, compute_type(in.h)); };
   const Tensor sums[kNormSums] = {sum_of(in.weight), sum_of(in.bias), sum_of(in.skip_weight)};
   session.with_types([&](auto data, auto zero) {
@@ -122,17 +114,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multihead_norm_gate_b
     using A = decltype(zero);
     NormBackwardParams<T, A> p{};
     p.forward = forward_params<T>(session, in, s);
-    p.dy = heads_in<T>(session, kept(session, dy, as(dy, in.h.scalar_type())), s.dim);
-    p.dh = gradient_out<T>(session, dh, s.dim);
-    p.dgate = gradient_out<T>(session, dgate, s.dim), p.dskip = gradient_out<T>(session, dskip, s.dim);
+    p.dy = heads_in(session, dy, in.h, s.dim), p.dh = gradient_out(session, dh, s.dim);
+    p.dgate = gradient_out(session, dgate, s.dim), p.dskip = gradient_out(session, dskip, s.dim);
     for (int sum = 0; sum < kNormSums; ++sum) {
       if (sums[sum].size(0)) p.sums[sum] = out_as<A>(session, sums[sum]);
     }
     session.run(p);
   });
   session.finish();
-  return std::tuple(dh.result(), sums[kWeightSum], sums[kBiasSum], dgate.result(), dskip.result(),
-                    sums[kSkipWeightSum]);
+  return std::tuple(dh, sums[kWeightSum], sums[kBiasSum], dgate, dskip, sums[kSkipWeightSum]);
 }
 
 }  // namespace

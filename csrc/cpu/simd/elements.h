@@ -141,4 +141,12 @@ void with_elements(Type type, F f) {
   XLSTM_UNREACHABLE;
 }
 
+// The same for those that are computed in T.
+template <class T, class F>
+void with_elements_of(Type type, F f) {
+  with_elements(type, [&](auto element) {
+    if constexpr (std::is_same_v<ArithmeticOf<decltype(element)>, T>) f(element);
+  });
+}
+
 }  // namespace xlstm::cpu::XLSTM_SIMD_LEVEL

@@ -19,15 +19,16 @@ XLSTM_INLINE void add_to(T* sum, Vec<T> x, int64_t lanes) {
   store_n(sum, load_n(sum, lanes) + x, lanes);
 }
 
-// One row. sums (kNormSums, F) of its run, from its head on.
-template <class T>
+// One row. sums (kNormSums, F) of its run, from its head on; dn (D).
+template <class E, class T = ArithmeticOf<E>>
 struct RowGrad {
   const NormBackwardParams<T>& p;
-  const NormRow<T>& row;
-  const T* dy;
-  T *dh, *dgate, *dskip, *sums;
+  const NormRow<E>& row;
+  const E* dy;
+  E *dh, *dgate, *dskip;
+  T *sums, *dn;
 
-  // dn into dh, and its two means.
+  // dn, and its two means.
   XLSTM_INLINE_MEMBER void before_norm(T& mean, T& mean_n) const {
     const int64_t F = p.forward.shape.features();
     Vec<T> sum = splat<T>(0), sum_n = splat<T>(0);
@@ -35,11 +36,11 @@ struct RowGrad {
       const Vec<T> n = row.n(j, lanes), dp = through_gate(n, j, lanes);
       if (p.sums[kWeightSum]) add_to(sums + kWeightSum * F + j, dp * n, lanes);
       if (p.sums[kBiasSum]) add_to(sums + kBiasSum * F + j, dp, lanes);
-      if (p.sums[kSkipWeightSum]) add_to(sums + kSkipWeightSum * F + j, dp * load_n(row.skip + j, lanes), lanes);
-      if (dskip) store_n(dskip + j, row.skip_weighted(dp, j, lanes), lanes);
-      const Vec<T> dn = first_lanes<T>(row.weighted(dp, j, lanes), lanes);
-      store_n(dh + j, dn, lanes);
-      sum += dn, sum_n += dn * n;
+      if (p.sums[kSkipWeightSum]) add_to(sums + kSkipWeightSum * F + j, dp * load_elements(row.skip + j, lanes), lanes);
+      if (dskip) store_elements(dskip + j, row.skip_weighted(dp, j, lanes), lanes);
+      const Vec<T> grad = first_lanes<T>(row.weighted(dp, j, lanes), lanes);
+      store_n(dn + j, grad, lanes);
+      sum += grad, sum_n += grad * n;
     });
     mean = row.options.rms ? 0 : reduce_add<T>(sum) / static_cast<T>(row.dim);
     mean_n = reduce_add<T>(sum_n) / static_cast<T>(row.dim);
@@ -47,41 +48,31 @@ struct RowGrad {
 
   XLSTM_INLINE_MEMBER void through_norm(T mean, T mean_n) const {
     for_vectors<T>(row.dim, [&](int64_t j, int64_t lanes) {
-      store_n(dh + j, row.rstd * (load_n(dh + j, lanes) - mean - row.n(j, lanes) * mean_n), lanes);
+      store_elements(dh + j, row.rstd * (load_n(dn + j, lanes) - mean - row.n(j, lanes) * mean_n), lanes);
     });
   }
 
  private:
   // dp, and dgate.
   XLSTM_INLINE_MEMBER Vec<T> through_gate(Vec<T> n, int64_t j, int64_t lanes) const {
-    const Vec<T> grad = load_n(dy + j, lanes);
+    const Vec<T> grad = load_elements(dy + j, lanes);
     if (!row.gate) return grad;
-    const Vec<T> gate = load_n(row.gate + j, lanes), sig = sigmoid<T>(gate), rest = static_cast<T>(1) - sig;
+    const Vec<T> gate = load_elements(row.gate + j, lanes), sig = sigmoid<T>(gate), rest = static_cast<T>(1) - sig;
     const Vec<T> slope = row.options.sigmoid ? sig * rest : sig + gate * sig * rest;
-    store_n(dgate + j, grad * row.before_gate(n, j, lanes) * slope, lanes);
+    store_elements(dgate + j, grad * row.before_gate(n, j, lanes) * slope, lanes);
     return grad * (row.options.sigmoid ? sig : gate * sig);
   }
 };
 
-template <class T>
-T* maybe_at(const View<T>& x, int64_t b, int64_t h, int64_t t) {
-  return x ? x.at(b, h, t) : nullptr;
-}
-
-template <class T>
-void run_grad(const NormBackwardParams<T>& p, int64_t run, int64_t head, T* sums) {
+// dn (D)
+template <class E, class T = ArithmeticOf<E>>
+void run_grad(const NormBackwardParams<T>& p, int64_t run, int64_t head, T* sums, T* dn) {
   const NormShape& s = p.forward.shape;
   for (int sum = 0; sum < kNormSums; ++sum) fill_row<T>(sums + sum * s.features(), 0, s.dim);
   for (int64_t token = run * kRun; token < min_of((run + 1) * kRun, s.tokens()); ++token) {
-    const int64_t b = token / s.seqlen, t = token % s.seqlen;
-    const NormRow<T> row(p.forward, head, token);
-    const RowGrad<T> grad{p,
-                          row,
-                          p.dy.at(b, head, t),
-                          p.dh.at(b, head, t),
-                          maybe_at(p.dgate, b, head, t),
-                          maybe_at(p.dskip, b, head, t),
-                          sums};
+    const NormRow<E> row(p.forward, head, token);
+    const auto at = [&](const AnyView& x) { return head_row<E>(x, s, head, token); };
+    const RowGrad<E> grad{p, row, at(p.dy), at(p.dh), at(p.dgate), at(p.dskip), sums, dn};
     T mean, mean_n;
     grad.before_norm(mean, mean_n);
     grad.through_norm(mean, mean_n);
@@ -109,9 +100,12 @@ void norm_bwd(const NormBackwardParams<T>& p, const Runtime& runtime) {
   const NormShape& s = p.forward.shape;
   const int64_t runs = ceil_div(s.tokens(), kRun), F = s.features();
   T* sums = static_cast<T*>(runtime.scratch(0, static_cast<size_t>(runs * kNormSums * F) * sizeof(T)));
-  runtime.parallel(runs * s.heads, ceil_div(int64_t{1} << 8, s.dim), [&](int64_t item) {
-    const int64_t run = item / s.heads, head = item % s.heads;
-    run_grad(p, run, head, sums + run * kNormSums * F + head * s.dim);
+  with_elements_of<T>(p.dy.type, [&](auto element) {
+    runtime.parallel(runs * s.heads, ceil_div(int64_t{1} << 8, s.dim), [&](int64_t item) {
+      const int64_t run = item / s.heads, head = item % s.heads;
+      T* dn = static_cast<T*>(runtime.scratch(1, static_cast<size_t>(s.dim) * sizeof(T)));
+      run_grad<decltype(element)>(p, run, head, sums + run * kNormSums * F + head * s.dim, dn);
+    });
   });
   add_up(p, sums, runs, runtime);
 }

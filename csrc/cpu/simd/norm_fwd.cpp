@@ -4,21 +4,30 @@
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
+namespace {
+
+template <class E, class T = ArithmeticOf<E>>
+void row_fwd(const NormForwardParams<T>& p, int64_t head, int64_t token) {
+  const NormRow<E> row(p, head, token);
+  E* y = head_row<E>(p.y, p.shape, head, token);
+  for_vectors<T>(row.dim, [&](int64_t j, int64_t lanes) {
+    Vec<T> out = row.before_gate(row.n(j, lanes), j, lanes);
+    if (row.gate) {
+      const Vec<T> gate = load_elements(row.gate + j, lanes), sig = sigmoid<T>(gate);
+      out *= p.options.sigmoid ? sig : gate * sig;
+    }
+    store_elements(y + j, out, lanes);
+  });
+}
+
+}  // namespace
+
 template <class T>
 void norm_fwd(const NormForwardParams<T>& p, const Runtime& runtime) {
   const NormShape& s = p.shape;
-  runtime.parallel(s.tokens() * s.heads, ceil_div(int64_t{1} << 14, s.dim), [&](int64_t item) {
-    const int64_t token = item / s.heads, head = item % s.heads;
-    const NormRow<T> row(p, head, token);
-    T* y = p.y.at(token / s.seqlen, head, token % s.seqlen);
-    for_vectors<T>(s.dim, [&](int64_t j, int64_t lanes) {
-      Vec<T> out = row.before_gate(row.n(j, lanes), j, lanes);
-      if (row.gate) {
-        const Vec<T> gate = load_n(row.gate + j, lanes), sig = sigmoid<T>(gate);
-        out *= p.options.sigmoid ? sig : gate * sig;
-      }
-      store_n(y + j, out, lanes);
-    });
+  with_elements_of<T>(p.h.type, [&](auto element) {
+    runtime.parallel(s.tokens() * s.heads, ceil_div(int64_t{1} << 14, s.dim),
+                     [&](int64_t item) { row_fwd<decltype(element)>(p, item % s.heads, item / s.heads); });
   });
 }
 
