@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .._children import only_forward
 from ..nn.feedforward import gated
+from ..nn.linear import mapped
 
 
 class GatedForward:
@@ -25,9 +26,8 @@ class GatedForward:
         """x (..., D) -> (..., D)."""
         act_fn = F.silu if only_forward(nn.SiLU, self.act_fn) else self.act_fn
         if self.config.weight_mode == "fused":
-            up = gated(self.proj_up_gate_z(x), act_fn=act_fn)
+            up = gated(mapped(self.proj_up_gate_z, x), act_fn=act_fn)
         else:
-            gate = self.proj_up_gate(x)
-            up = gated(self.proj_up(x), gate, act_fn=act_fn)
-        y: Tensor = self.proj_down(up)
-        return y
+            gate = mapped(self.proj_up_gate, x)
+            up = gated(mapped(self.proj_up, x), gate, act_fn=act_fn)
+        return mapped(self.proj_down, up)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import _autocast
 from .._children import call, is_ordinary, is_plain, only_forward
 from ..nn.gates import soft_cap
+from ..nn.linear import mapped
 from ..nn.norms import by_head, widest
 
 LayerState: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -62,7 +63,7 @@ class LargeLayer(nn.Module):
         h, state = self.mlstm_backend(
             q=q, k=k, v=v, i=i, f=f, c_initial=C, n_initial=n, m_initial=m, return_last_states=True
         )
-        return self.out_proj(self._normed_and_gated(h.transpose(1, 2), o)), state
+        return mapped(self.out_proj, self._normed_and_gated(h.transpose(1, 2), o)), state
 
     def _normed_and_gated(self, h: Tensor, o: Tensor) -> Tensor:
         """h (B, S, H, D) -> (B, S, H D); in one pass where all of it has one dtype, or the projection rounds to it."""
@@ -78,9 +79,8 @@ class LargeLayer(nn.Module):
     def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
         """q, k, v and the pre-activation of the output gate."""
         if self.config.weight_mode == "single":
-            return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
-        parts: tuple[Tensor, ...] = self.qkv_opreact(x).split([self.qk_dim] * 2 + [self.v_dim] * 2, dim=-1)
-        return parts
+            return tuple(mapped(child, x) for child in (self.q, self.k, self.v, self.ogate_preact))
+        return mapped(self.qkv_opreact, x).split([self.qk_dim] * 2 + [self.v_dim] * 2, dim=-1)
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
         """Input and forget gate pre-activations (B, S, H), capped."""

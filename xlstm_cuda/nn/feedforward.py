@@ -13,6 +13,7 @@ from .. import functional
 from .._children import is_computed
 from .config import UpProjectionConfig, check_config, require
 from .init import small_init_, wang_init_
+from .linear import mapped
 
 
 def _squared_relu(x: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class GatedFeedForward(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dropout(self.proj_down(gated(self.proj_up(x), act_fn=self.act_fn)))
+        y: Tensor = self.dropout(mapped(self.proj_down, gated(mapped(self.proj_up, x), act_fn=self.act_fn)))
         return y
 
     def reset_parameters(self) -> None:

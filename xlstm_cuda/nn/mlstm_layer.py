@@ -18,6 +18,7 @@ from .gates import GateLinear, joined_gates
 from .init import linspace_, small_init_, wang_init_
 from .inputs import check_input, check_reset, layer_state, step_flag
 from .layer import RecurrentLayer
+from .linear import mapped
 from .linear_headwise import LinearHeadwise, headwise_maps
 from .norms import MultiHeadLayerNorm
 from .states import MLSTMLayerState
@@ -158,7 +159,7 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         check_input(x, self.config.embedding_dim)
         check_reset(reset, x)
         conv_state, cell_state = layer_state(state)
-        u, z = self.proj_up(x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
+        u, z = mapped(self.proj_up, x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
         conv, conv_state = self.conv1d(u, conv_state, reset=reset, activation="silu")
         q, k = self._queries_and_keys(conv)
         v = self.v_proj(u)
@@ -170,7 +171,7 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         else:
             h, cell_state = cell(q, k, v, cell_state, reset=reset, **step_flag(is_step))
             h = (h + self.learnable_skip * conv) * F.silu(z)
-        return self.dropout(self.proj_down(h)), MLSTMLayerState(conv_state, cell_state)
+        return self.dropout(mapped(self.proj_down, h)), MLSTMLayerState(conv_state, cell_state)
 
     def _queries_and_keys(self, conv: Tensor) -> list[Tensor]:
         """Two maps of the same features."""

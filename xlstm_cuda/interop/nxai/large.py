@@ -9,6 +9,7 @@ from torch import Tensor
 from xlstm.xlstm_large.components import MultiHeadLayerNorm, RMSNorm
 from xlstm.xlstm_large.model import FeedForward, mLSTMLayer, xLSTMLarge, xLSTMLargeBlockStack
 
+from ...nn.linear import mapped
 from ..feedforward import GatedForward
 from ..large import FusedRMSNorm, LargeLayer, capped
 
@@ -32,7 +33,7 @@ class PatchedXLSTMLarge(xLSTMLarge):
         """ids (B, S) -> logits (B, S, V), and with config.return_last_states the state."""
         assert x.ndim == 2, f"Input must have shape [B, S], got {x.shape}"
         x, state = self.backbone(self.embedding(x), state)
-        logits = capped(self.lm_head(x), self.config.output_logit_soft_cap)
+        logits = capped(mapped(self.lm_head, x), self.config.output_logit_soft_cap)
         return (logits, state) if self.config.return_last_states else logits
 
 

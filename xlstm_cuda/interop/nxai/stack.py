@@ -23,6 +23,7 @@ from xlstm.xlstm_lm_model import xLSTMLMModel
 from ... import _autocast, functional
 from ..._children import is_ordinary, is_plain, only_forward
 from ...nn.feedforward import gated
+from ...nn.linear import mapped
 from ...nn.linear_headwise import for_kernels
 from .cells import PatchedCausalConv1d, PatchedLinearHeadwise, PatchedMLSTMCell, PatchedMultiHeadLayerNorm
 from .states import check_stack_state, output_and_state
@@ -42,11 +43,11 @@ class PatchedMLSTMLayer(mLSTMLayer):
     ) -> Tensor | tuple[Tensor, LayerState]:
         """x (B, S, D) -> (B, S, D), with return_last_state also the state after the last token."""
         with_states = mlstm_state is not None or conv_state is not None or return_last_state
-        inner, z = self.proj_up(x).chunk(2, dim=-1)
+        inner, z = mapped(self.proj_up, x).chunk(2, dim=-1)
         conv, conv_state = self._convolved(inner, conv_state, with_states)
         q, k = self._queries_and_keys(conv)
         h, mlstm_state = self._cell_and_gate(q, k, self.v_proj(inner), conv, z, mlstm_state, with_states)
-        y: Tensor = self.dropout(self.proj_down(h))
+        y: Tensor = self.dropout(mapped(self.proj_down, h))
         return (y, {"mlstm_state": mlstm_state, "conv_state": conv_state}) if return_last_state else y
 
     def _convolved(self, x: Tensor, state: tuple[Tensor] | None, with_states: bool) -> tuple[Tensor, Any]:
@@ -129,7 +130,7 @@ class PatchedGatedFeedForward(GatedFeedForward):
     """Can be pickled, also with an activation that is a lambda in their table."""
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        y: Tensor = self.dropout(self.proj_down(gated(self.proj_up(x), act_fn=self.act_fn)))
+        y: Tensor = self.dropout(mapped(self.proj_down, gated(mapped(self.proj_up, x), act_fn=self.act_fn)))
         return y
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +175,7 @@ class PatchedXLSTMLMModel(xLSTMLMModel):
             return logits
         x = self.emb_dropout(self.token_embedding(idx))
         x, after = self.xlstm_block_stack(x, state=state, return_last_state=True)
-        logits = self.lm_head(x)
+        logits = mapped(self.lm_head, x)
         return (logits, after) if return_last_state else logits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..._states import MLSTMState
 from ...nn.feedforward import gated
 from ...nn.gates import GateLinear, joined_gates, soft_cap
 from ...nn.init import linspace_, small_init_, wang_init_
+from ...nn.linear import mapped
 from .config import xLSTMLargeConfig
 from .norms import LargeMultiHeadLayerNorm, RMSNorm
 
@@ -49,8 +50,7 @@ class LargeMLSTMLayer(nn.Module):
         q, k, v = (self._heads(u) for u in (q, k, v))
         i, f = self._gates(x)
         h, state = cell(q, k, v, i, f, input_gate=self.config.input_gate, eps=self.config.eps)
-        y: Tensor = self.out_proj(self._normed_and_gated(h.transpose(1, 2), o))
-        return y, state
+        return mapped(self.out_proj, self._normed_and_gated(h.transpose(1, 2), o)), state
 
     def _normed_and_gated(self, h: Tensor, o: Tensor) -> Tensor:
         """h (B, S, H, D) -> (B, S, H D); in one pass where all of it has one dtype, or the projection rounds to it."""
@@ -69,8 +69,8 @@ class LargeMLSTMLayer(nn.Module):
         """q, k, v and the output gate's pre-activation, each (B, S, width of all heads)."""
         if self.fused:
             qk, v = self.config.qk_dim, self.config.v_dim
-            return cast(Tensor, self.qkv_opreact(x)).split((qk, qk, v, v), dim=-1)
-        return self.q(x), self.k(x), self.v(x), self.ogate_preact(x)
+            return mapped(self.qkv_opreact, x).split((qk, qk, v, v), dim=-1)
+        return tuple(mapped(child, x) for child in (self.q, self.k, self.v, self.ogate_preact))
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
         """Capped pre-activations of input and forget gate (B, H, S)."""
@@ -117,12 +117,11 @@ class LargeFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
-            up = gated(self.proj_up_gate_z(x))
+            up = gated(mapped(self.proj_up_gate_z, x))
         else:
-            gate = self.proj_up_gate(x)
-            up = gated(self.proj_up(x), gate)
-        y: Tensor = self.proj_down(up)
-        return y
+            gate = mapped(self.proj_up_gate, x)
+            up = gated(mapped(self.proj_up, x), gate)
+        return mapped(self.proj_down, up)
 
     def reset_parameters(self) -> None:
         dim = self.config.embedding_dim

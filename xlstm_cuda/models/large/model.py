@@ -13,6 +13,7 @@ from ...nn.config import check_config, require
 from ...nn.gates import soft_cap
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
+from ...nn.linear import mapped
 from ...nn.loading import CheckedLoading
 from ...nn.tracing import leaf_call
 from ..generation import generate, stream
@@ -128,7 +129,7 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        return soft_cap(self.lm_head(x), self.config.output_logit_soft_cap)
+        return soft_cap(mapped(self.lm_head, x), self.config.output_logit_soft_cap)
 
     def own_layout(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         if self.config.weight_mode == "fused":

@@ -11,6 +11,7 @@ from ...nn import StackState, xLSTMBlockStack
 from ...nn.config import check_config, require
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
+from ...nn.linear import mapped
 from ...nn.loading import CheckedLoading
 from ...nn.tracing import leaf_call
 from ..generation import generate, stream
@@ -49,7 +50,7 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
             return node
         x = self.xlstm_block_stack(self._embed(ids), state, return_state, reset=reset)
         x, state = x if return_state else (x, None)
-        logits: Tensor = self.lm_head(x)
+        logits = mapped(self.lm_head, x)
         return logits if state is None else (logits, state)
 
     def prefill(
@@ -59,13 +60,13 @@ class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
         check_ids(ids)
         require(ids.shape[1] > 0, f"ids must have shape (B, S), S >= 1, got {tuple(ids.shape)}")
         x, state = self.xlstm_block_stack(self._embed(ids), state, True, reset=reset)
-        return self.lm_head(x[:, -1:]), state
+        return mapped(self.lm_head, x[:, -1:]), state
 
     def step(self, ids: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
         """1 to 16 tokens: ids (B, S) -> logits (B, S, V) and the state after them. `state` stays as it is."""
         check_tokens(ids)
         x, state = self.xlstm_block_stack.step(self._embed(ids), state)
-        return self.lm_head(x), state
+        return mapped(self.lm_head, x), state
 
     def generate(self, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor | tuple[Tensor, StackState]:
         """`xlstm_cuda.models.generate` with this model and options."""
