@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from tests.support.threads import threads
 from xlstm_cuda import _ops, causal_conv1d, causal_conv1d_step
 from xlstm_cuda._backend import resolve
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative
@@ -225,14 +226,10 @@ def test_weights_and_states_of_other_dtypes(backend: str, device: str, mixed: to
 def test_same_inputs_same_bits(backend: str, device: str) -> None:
     inputs = draw(2, 150, 40, 4, torch.float32, device)
     first = run(inputs, activation="silu", backend=backend)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        with threads(count):
             again = run(inputs, activation="silu", backend=backend)
             assert all(torch.equal(again[name], x) for name, x in first.items())
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_long_sums_in_bfloat16(backend: str, device: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.threads import threads
 from xlstm_cuda import _ops, headwise_linear, reference
 from xlstm_cuda._backend import resolve
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative
@@ -226,14 +227,10 @@ def test_same_inputs_same_bits(backend: str, device: str) -> None:
     for D in (4, 3):
         inputs = draw((2, 350), 10, D, (4, 4), torch.float32, device)
         first = run(inputs, backend=backend)
-        before = torch.get_num_threads()
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
+        for count in (1, 2, 3):
+            with threads(count):
                 again = run(inputs, backend=backend)
                 assert all(torch.equal(again[name], x) for name, x in first.items())
-        finally:
-            torch.set_num_threads(before)
 
 
 def test_long_sums_in_bfloat16(backend: str, device: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from tests.support.threads import threads
 from xlstm_cuda import _ops, multihead_norm_gate, reference
 from xlstm_cuda._backend import resolve
 from xlstm_cuda.testing import TOLERANCE, assert_close_relative
@@ -209,14 +210,10 @@ def test_weights_of_other_dtypes(backend: str, device: str, mixed: torch.dtype) 
 def test_same_inputs_same_bits(backend: str, device: str) -> None:
     inputs = draw(2, 150, 2, 40, torch.float32, device)
     first = run(inputs, backend=backend)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        with threads(count):
             again = run(inputs, backend=backend)
             assert all(torch.equal(again[name], x) for name, x in first.items())
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_long_sums_in_bfloat16(backend: str, device: str) -> None:

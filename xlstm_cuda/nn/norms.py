@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._children import is_ordinary
+from ..functional._tokens import as_tokens
 
 
 class LayerNorm(nn.Module):
@@ -66,12 +67,10 @@ def by_head(
 ) -> Tensor:
     """functional.multihead_norm_gate for any leading dimensions: x (..., H, D), gate (..., H D) -> (..., H D)."""
     shape = (*x.shape[:-2], x.shape[-2] * x.shape[-1])
-    if not all(
-        t is None or is_ordinary(t) for t in (x, weight, bias, gate)
-    ):  # those of other classes know few functions
-        options["backend"] = "reference"
-    gate = None if gate is None else _tokens(gate, 3)
-    return functional.multihead_norm_gate(_tokens(x, 4), weight, bias, gate=gate, **options).view(shape)
+    if not all(t is None or is_ordinary(t) for t in (x, weight, bias, gate)):
+        options["backend"] = "reference"  # tensors of other classes know few functions
+    gate = None if gate is None else as_tokens(gate)
+    return functional.multihead_norm_gate(as_tokens(x, 4), weight, bias, gate=gate, **options).view(shape)
 
 
 def widest(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
@@ -79,10 +78,3 @@ def widest(dtype: torch.dtype, *tensors: Tensor | None) -> torch.dtype:
     for x in tensors:
         dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
     return dtype
-
-
-def _tokens(x: Tensor, ndim: int) -> Tensor:
-    """(..., last ndim - 2 dimensions) -> (B, S, them), a view where strides allow."""
-    while x.ndim < ndim:
-        x = x.unsqueeze(0)
-    return x.flatten(0, x.ndim - ndim)
