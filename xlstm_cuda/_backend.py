@@ -49,8 +49,8 @@ def backend(name: str | None) -> Iterator[None]:
 
 
 def default_backend() -> bool:
-    """Whether no `backend(...)` is in force in this thread."""
-    return _selected.name is None
+    """Whether a call without a `backend` argument on tensors of a CPU runs the kernels for CPUs, in this thread."""
+    return _selected.name is None or _selected.name == "cpu"
 
 
 def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str | None:

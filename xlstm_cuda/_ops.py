@@ -96,7 +96,7 @@ def register(namespace: str) -> None:
             torch.library.register_vmap(f"{namespace}::{name}", refuse_transforms)
     for name, functions in _BACKWARD_OPS.items():
         torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
-    for name in _FAKES:
+    for name in (*_FAKES, *_CPU_OPS):
         for device_type in ("cpu", "cuda"):
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()):
                 _kernels.add((namespace, name, device_type))
@@ -299,6 +299,7 @@ _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "mlstm_fwd": partial(_mlstm_fwd, executor=True),
     "recurrent_fwd": partial(_recurrent_fwd, executor=True),
 }
+_CPU_OPS = ("few_rows_linear", "large_block_step")  # without gradients and fake kernels: called in eager mode only
 _BACKWARD_OPS = {
     "mlstm_bwd": "mlstm",
     "recurrent_bwd": "slstm and lstm",

@@ -80,5 +80,8 @@ inline void run(const GatedForwardParams& params, const Runtime& runtime) {
 inline void run(const GatedBackwardParams& params, const Runtime& runtime) {
   kernel_table().gated_bwd(params, runtime);
 }
+inline void run(const FewRowsLinearParams& params, const Runtime& runtime) {
+  kernel_table().few_rows_linear(params, runtime);
+}
 
 }  // namespace xlstm::cpu

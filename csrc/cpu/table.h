@@ -3,6 +3,7 @@
 #include "core/conv.h"
 #include "core/gated.h"
 #include "core/headwise.h"
+#include "core/linear.h"
 #include "core/mlstm_chunkwise.h"
 #include "core/mlstm_step.h"
 #include "core/norm.h"
@@ -33,6 +34,7 @@ struct KernelTable {
   // For elements of any type.
   void (*gated_fwd)(const GatedForwardParams&, const Runtime&);
   void (*gated_bwd)(const GatedBackwardParams&, const Runtime&);
+  void (*few_rows_linear)(const FewRowsLinearParams&, const Runtime&);
 };
 
 }  // namespace xlstm::cpu

@@ -37,10 +37,15 @@
 #define XLSTM_IMPLEMENT_ALL(name) XLSTM_IMPLEMENT(CPU, name, CpuSession)
 #endif
 
-// An op for every backend. No op on tensors takes a string: torch's stable ABI never frees the copy that it makes of
-// one. What has a name has a number in xlstm_cuda/_ops.py.
-#define XLSTM_OP(name, arguments, results)      \
+// An op for every backend, or for a CPU only. No op on tensors takes a string: torch's stable ABI never frees the copy
+// that it makes of one. What has a name has a number in xlstm_cuda/_ops.py.
+#define XLSTM_DEFINE(name, arguments, results)  \
   XLSTM_LIBRARY_FRAGMENT(m) {                   \
     m.def(#name "(" arguments ") -> " results); \
-  }                                             \
+  }
+#define XLSTM_OP(name, arguments, results) \
+  XLSTM_DEFINE(name, arguments, results)   \
   XLSTM_IMPLEMENT_ALL(name)
+#define XLSTM_CPU_OP(name, arguments, results) \
+  XLSTM_DEFINE(name, arguments, results)       \
+  XLSTM_IMPLEMENT(CPU, name, CpuSession)

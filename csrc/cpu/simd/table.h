@@ -31,6 +31,7 @@ template <class T>
 void headwise_bwd(const HeadwiseBackwardParams<T>&, const Runtime&);
 void gated_fwd(const GatedForwardParams&, const Runtime&);
 void gated_bwd(const GatedBackwardParams&, const Runtime&);
+void few_rows_linear(const FewRowsLinearParams&, const Runtime&);
 
 extern const KernelTable kTable;
 

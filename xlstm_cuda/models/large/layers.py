@@ -14,6 +14,7 @@ from ..._states import MLSTMState
 from ...nn.feedforward import gated
 from ...nn.gates import GateLinear, joined_gates, soft_cap
 from ...nn.init import linspace_, small_init_, wang_init_
+from ...nn.large_block import BlockClasses, block_step
 from ...nn.linear import mapped
 from .config import xLSTMLargeConfig
 from .norms import LargeMultiHeadLayerNorm, RMSNorm
@@ -150,6 +151,11 @@ class LargeBlock(nn.Module):
         reset (B, S) bool: the state is emptied before that token.
         is_step: 1 <= S <= 16, by `functional.mlstm_step` where there is no reset.
         """
+        if is_step and reset is None and state is not None:
+            config = self.mlstm_layer.config
+            step = block_step(self, _CLASSES, x, state, eps=config.eps, input_gate=config.input_gate)
+            if step is not None:
+                return step
         y, state = self.mlstm_layer(self.norm_mlstm(x), state, reset, is_step)
         x = x + y
         return x + self.ffn(self.norm_ffn(x)), state
@@ -157,6 +163,9 @@ class LargeBlock(nn.Module):
     def reset_parameters(self) -> None:
         for module in (self.norm_mlstm, self.mlstm_layer, self.norm_ffn, self.ffn):
             module.reset_parameters()
+
+
+_CLASSES = BlockClasses(LargeMLSTMLayer, LargeFeedForward, RMSNorm, LargeMultiHeadLayerNorm, GateLinear)
 
 
 def _zero_bias(linear: nn.Linear) -> None:
