@@ -1,5 +1,6 @@
 #pragma once
-// Parameters of y = x W^T + b, or of that plus another tensor, for few rows of x. On a CPU only: elsewhere libraries read the weights as fast as memory.
+// Parameters of y = x W^T + b, or of that plus another tensor, for few rows of x. On a CPU only: elsewhere libraries
+// read the weights as fast as memory.
 #include "core/view.h"
 
 namespace xlstm {

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from .. import _autocast
 from .._children import call, is_ordinary, is_plain, only_forward
+from .._states import MLSTMState
 from ..nn.gates import soft_cap
+from ..nn.large_block import BlockClasses, block_step
 from ..nn.linear import mapped
 from ..nn.norms import by_head, widest
 
@@ -90,10 +92,43 @@ class LargeLayer(nn.Module):
         return capped(call(self.ifgate_preact, x), cap).chunk(2, dim=-1)
 
 
+class LargeBlock(nn.Module):
+    """A decode step is one op where all children are plain."""
+
+    classes: BlockClasses
+    mlstm_layer: Any
+    ffn: Any
+
+    def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
+        """x (B, S, D) -> (B, S, D) and the state as that of the layer."""
+        if state is not None and x.shape[1] == 1 and len(state) == 3 and (eps := self._step_eps()) is not None:
+            C, n, m = state
+            before = MLSTMState(C, n, m.squeeze(-1))
+            step = block_step(self, self.classes, x, before, eps=eps, input_gate="exp")
+            if step is not None:
+                y, (C, n, m) = step
+                return y, (C, n, m.unsqueeze(-1))
+        result: tuple[Tensor, LayerState] = super().forward(x, state)
+        return result
+
+    def _step_eps(self) -> float | None:
+        """The backend's, where what `block_step` does not look at is as it expects."""
+        layer = self.mlstm_layer
+        plain = only_forward(nn.Sigmoid, layer.ogate_act_fn) and only_forward(nn.SiLU, self.ffn.act_fn)
+        if not plain or not _is_cap(layer.config.gate_soft_cap):
+            return None
+        backend = layer.mlstm_backend
+        return getattr(backend, "step_eps", None) if only_forward(type(backend), backend) else None
+
+
+def _is_cap(cap: Any) -> bool:
+    """Whether our functions take it."""
+    return cap is None or (isinstance(cap, (int, float)) and 0 < cap < math.inf)
+
+
 def capped(x: Tensor, cap: Any) -> Tensor:
     """Theirs takes tensors too, and negative numbers."""
-    ours = cap is None or (isinstance(cap, (int, float)) and 0 < cap < math.inf)
-    return soft_cap(x, cap) if ours else cap * torch.tanh(x / cap)
+    return soft_cap(x, cap) if _is_cap(cap) else cap * torch.tanh(x / cap)
 
 
 # Their norms: weight and bias, each or None, eps, force_float32_reductions.

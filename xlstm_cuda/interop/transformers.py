@@ -93,6 +93,11 @@ class MLSTMBackend(nn.Module):
         self.eps: float = config.eps
         self.stock = stock
 
+    @property
+    def step_eps(self) -> float:
+        """The eps of its decode steps, all of which have exponential gates."""
+        return self.eps
+
     def forward(
         self,
         c_initial: Tensor | None = None,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.nxai_models import randomise, refuse
+from tests.support.nxai_models import count_steps, randomise, refuse
 from xlstm_cuda import patch, unpatch
 from xlstm_cuda.testing import assert_close_relative, gradients, mlstm_inputs, relative_error
 
@@ -53,7 +53,7 @@ def test_outputs_and_states_stay_and_come_back(mode: str, weight_mode: str) -> N
     built = large(mode=mode, weight_mode=weight_mode)
     expected, expected_state = built(ids())
     report = patch(built)
-    layers = "1 xLSTMLarge, 1 xLSTMLargeBlockStack, 5 RMSNorms, 2 mLSTMLayers, 2 FeedForwards"
+    layers = "1 xLSTMLarge, 1 xLSTMLargeBlockStack, 2 mLSTMBlocks, 5 RMSNorms, 2 mLSTMLayers, 2 FeedForwards"
     assert str(report) == f"2 mLSTMBackends; {layers}"
     logits, state = built(ids())
     for actual, reference in zip((logits, *flat(state)), (expected, *flat(expected_state)), strict=True):
@@ -62,6 +62,23 @@ def test_outputs_and_states_stay_and_come_back(mode: str, weight_mode: str) -> N
         assert actual.shape == reference.shape
     assert unpatch(built).modules == report.modules
     assert torch.equal(built(ids())[0], expected)
+
+
+@pytest.mark.parametrize("weight_mode", ["single", "fused"])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_decode_step_is_one_op_a_block(hooked: bool, weight_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = large(weight_mode=weight_mode, mode="inference")
+    with torch.no_grad():
+        _, state = built(ids(5))
+        expected, expected_state = built(ids(1), copy.deepcopy(state))
+        patch(built)
+        for block in built.backbone.blocks if hooked else ():
+            block.mlstm_layer.ogate_act_fn.register_forward_hook(lambda *_: None)
+        steps = count_steps(monkeypatch)
+        logits, after = built(ids(1), state)
+    assert steps == ([] if hooked else [True] * 2)
+    for actual, reference in zip((logits, *flat(after)), (expected, *flat(expected_state)), strict=True):
+        assert_close_relative(actual, reference, 1e-5)
 
 
 @pytest.mark.parametrize("weight_mode", ["single", "fused"])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.nxai_models import refuse
+from tests.support.nxai_models import count_steps, refuse
 from xlstm_cuda.interop import transformers as integration
 from xlstm_cuda.interop.feedforward import GatedForward
 from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
@@ -96,6 +96,21 @@ def test_logits_and_cache(length: int) -> None:
         # Only C e^m is given by the formulas: chunkwise kernels start the maximum m differently.
         assert_close_relative(part[0] * part[2].exp()[..., None], C * m.exp()[..., None], 1e-5)
         assert_close_relative(part[1] * part[2].exp(), n * m.exp(), 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_mode": "fused", "eps": 1e-2}, {"use_bias": True}], ids=str)
+def test_a_decode_step_is_one_op_a_block(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, ours = pair(**options)
+    steps = count_steps(monkeypatch)
+    with torch.no_grad():
+        for model in (stock, ours):
+            cache = model(tokens(2, 6), use_cache=True).cache_params
+            for token in tokens(2, 3, seed=3).split(1, dim=1):
+                logits = model(token, cache_params=cache, use_cache=True).logits
+            if model is stock:
+                expected = logits
+    assert_close_relative(logits, expected, 1e-5)
+    assert steps == [not options.get("use_bias", False)] * 6
 
 
 @pytest.mark.parametrize(

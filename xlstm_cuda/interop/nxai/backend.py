@@ -19,6 +19,11 @@ class PatchedMLSTMBackend(mLSTMBackend):
     chunkwise_kernel is one with a sigmoid input gate ("siging") have a meaning. States have float32 at least.
     """
 
+    @property
+    def step_eps(self) -> float | None:
+        """The eps of its decode steps, where these have exponential gates."""
+        return None if "siging" in self.config.chunkwise_kernel else self.config.eps
+
     def forward(
         self,
         q: Tensor,

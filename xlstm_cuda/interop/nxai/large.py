@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from xlstm.xlstm_large.components import MultiHeadLayerNorm, RMSNorm
-from xlstm.xlstm_large.model import FeedForward, mLSTMLayer, xLSTMLarge, xLSTMLargeBlockStack
+from xlstm.xlstm_large.model import FeedForward, mLSTMBlock, mLSTMLayer, xLSTMLarge, xLSTMLargeBlockStack
 
+from ...nn.large_block import BlockClasses
 from ...nn.linear import mapped
 from ..feedforward import GatedForward
-from ..large import FusedRMSNorm, LargeLayer, capped
+from ..large import FusedRMSNorm, LargeBlock, LargeLayer, capped
 
 StackState: TypeAlias = dict[int, Any]  # LayerState, or None before the first token
 
@@ -26,6 +27,13 @@ class PatchedLargeMLSTMLayer(LargeLayer, mLSTMLayer):
 
 class PatchedLargeFeedForward(GatedForward, FeedForward):
     pass
+
+
+CLASSES = BlockClasses(PatchedLargeMLSTMLayer, PatchedLargeFeedForward, PatchedRMSNorm, MultiHeadLayerNorm, nn.Linear)
+
+
+class PatchedLargeBlock(LargeBlock, mLSTMBlock):
+    classes = CLASSES
 
 
 class PatchedXLSTMLarge(xLSTMLarge):
@@ -65,6 +73,7 @@ class PatchedXLSTMLargeBlockStack(xLSTMLargeBlockStack):
 
 PATCHED: dict[type, type] = {
     FeedForward: PatchedLargeFeedForward,
+    mLSTMBlock: PatchedLargeBlock,
     RMSNorm: PatchedRMSNorm,
     mLSTMLayer: PatchedLargeMLSTMLayer,
     xLSTMLarge: PatchedXLSTMLarge,
