@@ -1,7 +1,8 @@
 """Gradients of the sequence functions: autograd.Functions that call only the compiled ops.
 
-The first argument of both is an operator namespace (torch.ops.xlstm_cuda or the test executor's). Gradients are exact,
-for every input, the initial and the final state. Second derivatives raise: the backward ops carry a formula that does.
+The first argument of all is an operator namespace (torch.ops.xlstm_cuda or the test executor's), the second the options
+of the op. Gradients are exact, for every input, the initial and the final state. Each class says where rows and heads
+lie in its inputs and outputs, and `_transforms` makes second derivatives and torch.func of these.
 """
 
 from __future__ import annotations
@@ -11,23 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from xlstm_cuda._ops import CELLS, library, refuse_transforms
+from xlstm_cuda._batching import NEVER, SHARED, Axes, Tensors
+from xlstm_cuda._kept import worth_keeping
+from xlstm_cuda._ops import CELLS, accumulate_dtype, library, on_cuda_kernels
+from xlstm_cuda._transforms import Call, FirstOrder, dense, gradients, is_differentiated
 
 
-class MLSTM(Function):
-    """h, C, n, m = MLSTM.apply(namespace, options, keep, q, k, v, i, f, *initial_state, cu_seqlens, reset)
+class MLSTM(FirstOrder):
+    """h, C, n, m = MLSTM.apply(namespace, options, q, k, v, i, f, *initial_state, cu_seqlens, reset)
 
     options: MlstmOptions. initial_state: C, n and m, or three times None. Saved for backward: the inputs, h, and
-    r (B, H, S), the product of query and normaliser state of each token. keep: also what CUDA kernels would compute
-    again, and with it the final C and n.
+    r (B, H, S), the product of query and normaliser state of each token. Where it is worth its memory also what CUDA
+    kernels would compute again, and with it the final C and n.
     """
+
+    ROWS = Axes((*[0] * 8, NEVER, 0), (0,) * 4)
+    HEADS = Axes((*[1] * 8, SHARED, SHARED), (1,) * 4)
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: str, options: tuple[Any, ...], keep: bool, *inputs: Tensor | None
+        ctx: Any, namespace: str, options: Any, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        keep = _keeps(namespace, options, *inputs)
         h, C, n, m, r, kept = library(namespace).mlstm_fwd.default(*inputs, *options, keep)
         ctx.save_for_backward(*inputs, h, r, *((C, n, kept) if keep else (None,) * 3))
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:8])
@@ -37,161 +44,219 @@ class MLSTM(Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, saved[:10], (dh, *dstate))
         dh = torch.zeros_like(saved[10]) if dh is None else dense(dh)
         results = library(ctx.namespace).mlstm_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
-        return (None, None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[3:11]), None, None)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:10]), None, None)
 
 
-class Recurrent(Function):
+class Recurrent(FirstOrder):
     """h, hT, cT, nT, mT = Recurrent.apply(namespace, options, x, R, b, *initial_state, lengths, reset)
 
-    options: RecurrentOptions. initial_state: h, c, n and m, each or None. nT and mT are empty for the LSTM. Saved for
-    backward: R, h, the initial state, the final c and n, and five values per hidden unit and token, on CUDA in the
-    dtype of h, on a CPU in the state's.
+    options: RecurrentOptions. initial_state: h, c, n and m, each or None. The LSTM has neither nT nor mT. Saved for
+    backward: the inputs, h, the final c and n, and five values per hidden unit and token, on CUDA in the dtype of h, on
+    a CPU in the state's. x and b are for second derivatives only.
     """
 
+    ROWS = Axes((0, SHARED, SHARED, *[0] * 6), (0,) * 5)
+    HEADS = Axes((3, 1, 1, *[1] * 4, SHARED, SHARED), (2, *[1] * 4))
+    INNER = True
+
     @staticmethod
-    def forward(
-        ctx: Any, namespace: str, options: Any, *inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def with_heads(options: Any, factor: int) -> Any:
+        return options._replace(reversed_heads=options.reversed_heads * factor)
+
+    @staticmethod
+    def shared_gradients(options: Any, inputs: Tensors, dx: Tensor, h: Tensor, size: int) -> dict[int, Tensor]:
+        """Those of R and b: with more heads R would be read once for each element of the batch."""
+        _, _, b, h0, *_, lengths, reset = inputs
+        wide, before = accumulate_dtype(h.dtype), _h_before(h, h0, lengths, reset, options.reversed_heads)
+        # The rows of an element are every size-th one.
+        dx, before = (x.to(wide).unflatten(0, (x.shape[0] // size, size)) for x in (dx, before))
+        grads = {1: torch.einsum("bvsghi,bvshj->vghij", dx, before).to(h.dtype)}
+        return grads if b is None else grads | {2: dx.sum((0, 2)).to(b.dtype)}
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, *options, True)
-        ctx.save_for_backward(inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:])
+        ctx.save_for_backward(*inputs, h, cT, nT, saved)
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:7])
         ctx.set_materialize_grads(False)
-        return h, hT, cT, nT, mT
+        return (h, hT, cT) if options.cell == CELLS["lstm"] else (h, hT, cT, nT, mT)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        dh = torch.zeros_like(saved[1]) if dh is None else dense(dh)
-        if ctx.options.cell == CELLS["lstm"]:
-            dstate = (*dstate[:2], None, None)
-        results = library(ctx.namespace).recurrent_bwd.default(dh, *map(dense, dstate), *saved, *ctx.options)
+        *inputs, h, cT, nT, saved = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, inputs, (dh, *dstate))
+        dh = torch.zeros_like(h) if dh is None else dense(dh)
+        dstate = (*map(dense, dstate), None, None)[:4]
+        tensors = inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:]
+        results = library(ctx.namespace).recurrent_bwd.default(dh, *dstate, *tensors, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)
 
 
-class CausalConv1d(Function):
-    """y, state = CausalConv1d.apply(namespace, silu, x, weight, bias, initial_state, cu_seqlens, reset)
+class CausalConv1d(FirstOrder):
+    """y, state = CausalConv1d.apply(namespace, options, x, weight, bias, initial_state, cu_seqlens, reset)
 
-    Saved for backward: the inputs.
+    options: ConvOptions. Saved for backward: the inputs.
     """
 
+    ROWS = Axes((0, SHARED, SHARED, 0, NEVER, 0), (0, 0))
+    HEADS = Axes((2, 0, 0, 2, SHARED, SHARED), (2, 2))  # a feature by itself is a head
+
     @staticmethod
-    def forward(ctx: Any, namespace: str, silu: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, state = library(namespace).causal_conv1d_fwd.default(*inputs, silu)
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state = library(namespace).causal_conv1d_fwd.default(*inputs, *options)
         ctx.save_for_backward(*inputs)
-        ctx.namespace, ctx.silu, ctx.dtypes = namespace, silu, _dtypes(inputs[:4])
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:4])
         ctx.set_materialize_grads(False)
         return y, state
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, saved, (dy, dstate))
         dy = torch.zeros_like(saved[0]) if dy is None else dense(dy)
-        results = library(ctx.namespace).causal_conv1d_bwd.default(dy, dense(dstate), *saved, ctx.silu)
+        results = library(ctx.namespace).causal_conv1d_bwd.default(dy, dense(dstate), *saved, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:6]), None, None)
 
 
-class MultiheadNormGate(Function):
-    """y = MultiheadNormGate.apply(namespace, options, h, weight, bias, gate, skip, skip_weight)
+class MultiheadNormGate(FirstOrder):
+    """(y,) = MultiheadNormGate.apply(namespace, options, h, weight, bias, gate, skip, skip_weight)
 
     options: NormOptions. Saved for backward: the inputs.
     """
 
+    ROWS = Axes((0, SHARED, SHARED, 0, 0, SHARED), (0,))
+    HEADS = Axes((2, 0, 0, 2, 2, 0), (2,))
+
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: tuple[Any, ...], *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor]:
         y: Tensor = library(namespace).multihead_norm_gate_fwd.default(*inputs, *options)
         ctx.save_for_backward(*inputs)
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs)
-        return y
+        return (y,)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        results = library(ctx.namespace).multihead_norm_gate_bwd.default(dense(dy), *ctx.saved_tensors, *ctx.options)
+        saved = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, saved, (dy,))
+        results = library(ctx.namespace).multihead_norm_gate_bwd.default(dense(dy), *saved, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:]))
 
 
-class HeadwiseLinear(Function):
-    """y0, y1 = HeadwiseLinear.apply(namespace, x, weight0, weight1, bias0, bias1)
+class HeadwiseLinear(FirstOrder):
+    """y0, y1 = HeadwiseLinear.apply(namespace, options, x, weight0, weight1, bias0, bias1)
 
-    y1 is empty without weight1. Saved for backward: x and the weights.
+    options: HeadwiseOptions. No y1 without weight1. Saved for backward: the inputs; the biases are for second
+    derivatives only.
     """
 
-    @staticmethod
-    def forward(ctx: Any, namespace: str, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        y0, y1 = library(namespace).headwise_linear_fwd.default(*inputs)
-        ctx.save_for_backward(*inputs[:3])
-        ctx.namespace, ctx.dtypes = namespace, _dtypes(inputs)
-        ctx.set_materialize_grads(False)
-        return y0, y1
+    ROWS = Axes((0, *[SHARED] * 4), (0, 0))
+    HEADS = Axes((2, *[0] * 4), (2, 2))
 
     @staticmethod
-    def backward(ctx: Any, dy0: Tensor | None, dy1: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        y0, y1 = library(namespace).headwise_linear_fwd.default(*inputs)
+        ctx.save_for_backward(*inputs)
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs)
+        ctx.set_materialize_grads(False)
+        return (y0,) if inputs[2] is None else (y0, y1)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
         """A map whose output nobody used is left out."""
-        x, *weights = ctx.saved_tensors
-        used = [n for n, (dy, w) in enumerate(zip((dy0, dy1), weights, strict=True)) if not (dy is None or w is None)]
+        saved = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, saved, dys)
+        x, *weights = saved[:3]
+        used = [n for n, dy in enumerate(dys) if dy is not None]
         if not used:
-            return (None,) * 6
+            return (None,) * 7
         absent = [None] * (2 - len(used))
-        dys = [dense((dy0, dy1)[n]) for n in used]
         results = library(ctx.namespace).headwise_linear_bwd.default(
-            *dys, *absent, x, *(weights[n] for n in used), *absent
+            *(dense(dys[n]) for n in used), *absent, x, *(weights[n] for n in used), *absent
         )
         grads: list[Tensor | None] = [results[0], None, None, None, None]
         for place, n in enumerate(used):
             grads[1 + n], grads[3 + n] = results[1 + place], results[3 + place]
-        return (None, *_for_inputs(grads, ctx.dtypes, ctx.needs_input_grad[1:]))
+        return (None, None, *_for_inputs(grads, ctx.dtypes, ctx.needs_input_grad[2:]))
 
 
-class GatedActivation(Function):
-    """y = GatedActivation.apply(namespace, activation, x, gate)
+class GatedActivation(FirstOrder):
+    """(y,) = GatedActivation.apply(namespace, options, x, gate)
 
-    Saved for backward: the inputs. Without a gate the gradient is one tensor.
+    options: GatedOptions. Saved for backward: the inputs. Without a gate the gradient is one tensor.
     """
 
+    ROWS = Axes((0, 0), (0,))
+
     @staticmethod
-    def forward(ctx: Any, namespace: str, activation: int, x: Tensor, gate: Tensor | None) -> Tensor:
-        y: Tensor = library(namespace).gated_activation_fwd.default(x, gate, activation)
+    def forward(ctx: Any, namespace: str, options: Any, x: Tensor, gate: Tensor | None) -> tuple[Tensor]:
+        y: Tensor = library(namespace).gated_activation_fwd.default(x, gate, *options)
         ctx.save_for_backward(x, gate)
-        ctx.namespace, ctx.activation = namespace, activation
-        return y
+        ctx.namespace, ctx.options = namespace, options
+        return (y,)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gate = ctx.saved_tensors
-        dx, dgate = library(ctx.namespace).gated_activation_bwd.default(dense(dy), x, gate, ctx.activation)
+        if is_differentiated():
+            return _differentiated(ctx, (x, gate), (dy,))
+        dx, dgate = library(ctx.namespace).gated_activation_bwd.default(dense(dy), x, gate, *ctx.options)
         return None, None, dx, None if gate is None else dgate
 
 
-class SoftCap(Function):
-    """y = SoftCap.apply(namespace, cap, x)
+class SoftCap(FirstOrder):
+    """(y,) = SoftCap.apply(namespace, options, x)
 
-    Saved for backward: x.
+    options: CapOptions. Saved for backward: x.
     """
 
+    ROWS = Axes((0,), (0,))
+
     @staticmethod
-    def forward(ctx: Any, namespace: str, cap: float, x: Tensor) -> Tensor:
-        y: Tensor = library(namespace).soft_cap_fwd.default(x, cap)
+    def forward(ctx: Any, namespace: str, options: Any, x: Tensor) -> tuple[Tensor]:
+        y: Tensor = library(namespace).soft_cap_fwd.default(x, *options)
         ctx.save_for_backward(x)
-        ctx.namespace, ctx.cap = namespace, cap
-        return y
+        ctx.namespace, ctx.options = namespace, options
+        return (y,)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, library(ctx.namespace).soft_cap_bwd.default(dense(dy), *ctx.saved_tensors, ctx.cap)
+        (x,) = ctx.saved_tensors
+        if is_differentiated():
+            return _differentiated(ctx, (x,), (dy,))
+        return None, None, library(ctx.namespace).soft_cap_bwd.default(dense(dy), x, *ctx.options)
 
 
-def check_transforms() -> None:
-    """Raises RuntimeError inside of torch.func's transforms, for which these functions have no rules."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        refuse_transforms()
+def _h_before(
+    h: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, reversed_heads: int
+) -> Tensor:
+    """What R multiplies at each token (B, S, H, D): h of the token before it, in the order of each head."""
+    seqlen, cut = h.shape[1], h.shape[2] - reversed_heads
+    first = h.new_zeros(h.shape[0], 1, *h.shape[2:]) if h0 is None else h0.to(h.dtype).unsqueeze(1)
+    forward = torch.cat([first[:, :, :cut], h[:, :, :cut]], 1)[:, :seqlen]
+    backward = torch.cat([h[:, :, cut:], first[:, :, cut:]], 1)[:, 1:]
+    if lengths is not None:
+        last = torch.arange(1, seqlen + 1, device=h.device) == lengths[:, None]
+        backward = torch.where(last[..., None, None], first[:, :, cut:], backward)
+    before = torch.cat([forward, backward], 2)
+    return before if reset is None else before.masked_fill(reset[..., None, None], 0)
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    """x, copied if its last dimension is not contiguous: what the ops require of every tensor."""
-    if x is None or x.stride(-1) == 1 or x.shape[-1] == 1:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)  # x.contiguous() keeps the strides of empty tensors
+def _keeps(namespace: str, options: Any, q: Any, k: Any, v: Any, *_: Any) -> bool:
+    return on_cuda_kernels(namespace, q) and worth_keeping(q, v, options.chunk_size)
+
+
+def _differentiated(ctx: Any, inputs: Tensors, grads: Tensors) -> tuple[Tensor | None, ...]:
+    """What the backward pass of a function here returns where `is_differentiated`."""
+    call = Call(ctx._forward_cls, ctx.namespace, ctx.options)
+    return None, None, *gradients(call, ctx.needs_input_grad[2:], inputs, grads)
 
 
 def _dtypes(inputs: tuple[Tensor | None, ...]) -> tuple[torch.dtype | None, ...]:

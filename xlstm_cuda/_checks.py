@@ -164,7 +164,9 @@ def causal_conv1d_step(
         _shape(op, "state", state, "B K-1 F", (batch, taps - 1, features))
     if inplace:
         if needs_grad(x, weight, bias, state):
-            raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
+            raise ValueError(
+                f"{op}: inplace=True does not support inputs that require grad, forward mode and torch.func"
+            )
         if state is not None:
             if state.dtype != x.dtype:
                 _wrong_type(op, "state", f"have dtype {x.dtype} like x with inplace=True", state.dtype)
@@ -273,8 +275,8 @@ def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def needs_grad(*inputs: Tensor | None) -> bool:
-    """Whether autograd has to see a call on these tensors, if only to refuse forward-mode differentiation."""
-    if forward_ad._current_level >= 0:
+    """Whether autograd, forward mode or a transform of torch.func has to see a call on these tensors."""
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     if torch.is_grad_enabled():
         for x in inputs:
@@ -338,7 +340,7 @@ def _state_tensors(
 
 def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> None:
     if needs_grad(*inputs, *(state or ())):
-        raise ValueError(f"{op}: inplace=True does not support inputs that require grad")
+        raise ValueError(f"{op}: inplace=True does not support inputs that require grad, forward mode and torch.func")
     dtype = accumulate_dtype(inputs[0].dtype)
     for name, s in state._asdict().items() if state else ():
         half = name == "C" and dtype == torch.float32  # may be stored in 16 bits: half the memory traffic
@@ -352,7 +354,7 @@ def _inplace(op: str, inputs: Sequence[Tensor], state: MLSTMState | None) -> Non
 
 def _out(op: str, inputs: Sequence[Tensor], state: MLSTMState | None, out: MLSTMState) -> None:
     if needs_grad(*inputs, *(state or ()), *out):
-        raise ValueError(f"{op}: out does not support inputs that require grad")
+        raise ValueError(f"{op}: out does not support inputs that require grad, forward mode and torch.func")
     same = state is not None and same_state(out, state)
     dtype, named = accumulate_dtype(inputs[0].dtype), _named("out", out)
     for name, s in named.items():
@@ -434,6 +436,16 @@ def _cu_seqlens(op: str, cu_seqlens: Tensor, first: Tensor, first_name: str, seq
     _cu_seqlens_values(op, cu_seqlens, seqlen)
 
 
+def cu_seqlens_for_all(op: str, cu_seqlens: Tensor | None) -> None:
+    """Where a function is computed in plain PyTorch, which cuts the row at these places."""
+    if cu_seqlens is None or torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(cu_seqlens):
+        raise RuntimeError(
+            f"{op}: torch.vmap over cu_seqlens goes with neither second derivatives nor forward mode: make single calls"
+        )
+
+
 def _cu_seqlens_values(op: str, cu_seqlens: Tensor, seqlen: int) -> None:
     if not _readable(cu_seqlens):
         return
@@ -467,7 +479,12 @@ def _range(op: str, name: str, x: Tensor, top_name: str, top: int) -> None:
 
 def _readable(x: Tensor) -> bool:
     """Whether x's values may be looked at."""
-    return x.device.type == "cpu" and not _traced(x) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.device.type == "cpu" and not hidden(x)
+
+
+def hidden(x: Tensor) -> bool:
+    """Whether x's values are those of another time, or of a whole batch, so that no decision can be made by them."""
+    return _traced(x) or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _traced(x: Tensor) -> bool:

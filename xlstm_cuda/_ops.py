@@ -1,4 +1,4 @@
-"""The compiled operators: loading, fake kernels (torch.compile, torch.export) and the refusal of second derivatives.
+"""The compiled operators: loading, fake kernels (torch.compile, torch.export), and what they refuse by themselves.
 
 The schemas live in csrc/ops. The library `xlstm_cuda._C` carries them (namespace xlstm_cuda); for tests only there is
 the executor of the CUDA kernels on the CPU, plain and with its race detector: of their sources (xlstm_cuda_simt and
@@ -87,15 +87,15 @@ def _target(namespace: str) -> str:
 
 
 def register(namespace: str) -> None:
-    """Register fake kernels and flops of a namespace's ops, and backward formulas that raise for its backward ops."""
+    """Register fake kernels and flops of a namespace's ops, and formulas that raise for what is above the ops."""
     fakes = _FAKES if namespace == NAMESPACE else _FAKES | _EXECUTOR_FAKES
     for name, fake in fakes.items():
         torch.library.register_fake(f"{namespace}::{name}", _traced(fake))
     for name in _FAKES:
         if not name.endswith("_"):  # torch itself refuses to batch an op that writes to its inputs
-            torch.library.register_vmap(f"{namespace}::{name}", refuse_transforms)
-    for name, functions in _BACKWARD_OPS.items():
-        torch.library.register_autograd(f"{namespace}::{name}", _refuse(functions))
+            torch.library.register_vmap(f"{namespace}::{name}", _refuse)
+        if name.endswith("_bwd"):
+            torch.library.register_autograd(f"{namespace}::{name}", _refuse)
     for name in (*_FAKES, *_CPU_OPS):
         for device_type in ("cpu", "cuda"):
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()):
@@ -104,10 +104,9 @@ def register(namespace: str) -> None:
     _registered.add(namespace)
 
 
-def refuse_transforms(*_: object, **__: object) -> NoReturn:
+def _refuse(*_: object, **__: object) -> NoReturn:
     raise RuntimeError(
-        "xlstm_cuda: torch.func (vmap, grad, jvp, and what is made of them, such as per-sample gradients) is not "
-        "supported by the compiled ops, but by the recurrence in plain PyTorch: with xlstm_cuda.backend('reference')"
+        "xlstm_cuda: second derivatives and torch.vmap are supported by the public functions, not by the ops below them"
     )
 
 
@@ -127,13 +126,6 @@ def _traced(fake: Callable[..., Any]) -> Callable[..., Any]:
 
 def _exports_to_onnx() -> bool:
     return "torch.onnx._internal.exporter" in sys.modules and torch.onnx.is_in_onnx_export()
-
-
-def _refuse(functions: str) -> Callable[..., NoReturn]:
-    def backward(*_: object) -> NoReturn:
-        raise RuntimeError(f"xlstm_cuda: second derivatives of {functions} are not supported")
-
-    return backward
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -300,15 +292,6 @@ _EXECUTOR_FAKES: dict[str, Callable[..., Any]] = {
     "recurrent_fwd": partial(_recurrent_fwd, executor=True),
 }
 _CPU_OPS = ("few_rows_linear", "large_block_step")  # without gradients and fake kernels: called in eager mode only
-_BACKWARD_OPS = {
-    "mlstm_bwd": "mlstm",
-    "recurrent_bwd": "slstm and lstm",
-    "causal_conv1d_bwd": "causal_conv1d",
-    "multihead_norm_gate_bwd": "multihead_norm_gate",
-    "headwise_linear_bwd": "headwise_linear",
-    "gated_activation_bwd": "gated_activation",
-    "soft_cap_bwd": "soft_cap",
-}
 
 _extension.refuse_second_copy(NAMESPACE)
 try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.support.against_reference import check, run
 from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, _ops, lstm, lstm_step, mlstm, mlstm_step, slstm, slstm_step
@@ -167,27 +166,6 @@ def test_graphs_notice_a_state_changed_in_place(backend: str, device: str) -> No
         loss.backward()
 
 
-@pytest.mark.parametrize("function", [mlstm, slstm, lstm, mlstm_step, slstm_step, lstm_step])
-def test_forward_mode_is_refused(backend: str, device: str, function: Callable[..., Any]) -> None:
-    if function in (mlstm, mlstm_step):
-        inputs = mlstm_inputs(1, 1, 3, 4, 4, device=device)
-    else:
-        make = {slstm: slstm_inputs, slstm_step: slstm_inputs}.get(function, lstm_inputs)
-        inputs = make(1, 3, 1, 4, device=device)
-    if function.__name__.endswith("_step"):
-        inputs["state"] = None
-        if "x" in inputs:
-            inputs["x"] = inputs["x"][:, 0]
-    name = next(iter(inputs))
-
-    def call(x: Tensor) -> Tensor:
-        result = function(**{**inputs, name: x}, backend=backend)
-        return result[0] if isinstance(result, tuple) else result
-
-    with pytest.raises(RuntimeError, match=r"torch.func .* with xlstm_cuda.backend\('reference'\)"):
-        torch.func.jvp(call, (inputs[name],), (torch.ones_like(inputs[name]),))
-
-
 def test_raw_ops_refuse_empty_dimensions() -> None:
     """The last line of defence, below the checks of the public functions."""
     ops, x, R = torch.ops.xlstm_cuda, torch.zeros(1, 2, 4, 1, 0), torch.zeros(4, 1, 0, 0)
@@ -214,21 +192,6 @@ def test_saved_states_load_without_pickle(cls: Any, tmp_path: Any) -> None:
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert type(loaded) is cls and all(torch.equal(a, b) for a, b in zip(loaded, state, strict=True))
-
-
-def test_vmap_is_refused(backend: str, device: str) -> None:
-    x, R, q, gate = (
-        torch.randn(3, *shape, device=device) for shape in [(1, 2, 4, 1, 4), (4, 1, 4, 4), (1, 1, 2, 4), (1, 1, 2)]
-    )
-    calls: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
-        (lambda x, R: slstm(x, R, backend=backend), (x, R)),
-        (lambda x, R: lstm(x, R, backend=backend), (x, R)),
-        (lambda q, gate: mlstm(q, q, q, gate, gate, backend=backend), (q, gate)),
-    ]
-    for function, inputs in calls:
-        for grad in (True, False):
-            with pytest.raises(RuntimeError, match=r"torch.func .* with xlstm_cuda.backend\('reference'\)"):
-                torch.func.vmap(function)(*(t.detach().requires_grad_(grad) for t in inputs))
 
 
 @cells

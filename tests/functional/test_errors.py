@@ -305,13 +305,13 @@ STEP_CASES: list[Case] = [
         mlstm_step,
         {"inplace": True, "v": zeros(B, H, S, DV).requires_grad_()},
         ValueError,
-        "mlstm_step: inplace=True does not support inputs that require grad",
+        "mlstm_step: inplace=True does not support inputs that require grad, forward mode and torch.func",
     ),
     (
         mlstm_step,
         {"inplace": True, "state": state(MLSTMState, m=zeros(B, H).requires_grad_())},
         ValueError,
-        "mlstm_step: inplace=True does not support inputs that require grad",
+        "mlstm_step: inplace=True does not support inputs that require grad, forward mode and torch.func",
     ),
     (
         mlstm_step,

@@ -289,14 +289,6 @@ def test_autocast_changes_nothing(backend: str, device: str, D: int) -> None:
     assert all(map(torch.equal, *grads))
 
 
-def test_second_derivatives_raise(backend: str, device: str) -> None:
-    inputs = draw((1, 4), 2, 4, (4,), device=device)
-    (y,) = outputs_of(inputs, backend=backend)
-    (grad,) = torch.autograd.grad(y.square().sum(), inputs["weight0"], create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of headwise_linear are not supported"):
-        grad.sum().backward()
-
-
 def test_flops(backend: str, device: str) -> None:
     """As many as torch counts for the products."""
     inputs = draw((2, 9), 3, 4, (4, 2), device=device)

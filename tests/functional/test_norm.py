@@ -261,14 +261,6 @@ def test_autocast_changes_nothing(backend: str, device: str) -> None:
     assert_close_relative(slow, expected["y"], 1e-5)
 
 
-def test_second_derivatives_raise(backend: str, device: str) -> None:
-    inputs = draw(1, 4, 1, 3, device=device)
-    y = multihead_norm_gate(**inputs, backend=backend)
-    (grad,) = torch.autograd.grad(y.sum(), inputs["weight"], create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of multihead_norm_gate are not supported"):
-        grad.sum().backward()
-
-
 # Refusals.
 
 FLOATS = "bfloat16, float16, float32 or float64"

@@ -1,4 +1,4 @@
-"""Life inside torch: opcheck, compile, export, autocast, retain_graph, second derivatives, pickling, determinism."""
+"""Life inside torch: opcheck, compile, export, autocast, retain_graph, pickling, determinism."""
 
 from __future__ import annotations
 
@@ -342,52 +342,6 @@ def test_same_inputs_same_bits(backend: str, device: str, function: Any, make: A
         h, final = function(**inputs, return_state=True, backend=backend)
         results.append((h, *final, *gradients((h, *final), inputs)))
     assert equal(results[0], results[1]) and equal(results[0], results[2])
-
-
-LOSSES: dict[str, Callable[[Tensor, tuple[Tensor, ...]], Tensor]] = {
-    "linear in h": lambda h, state: h.sum(),
-    "square of h": lambda h, state: (h * h).sum(),
-    "linear in the state": lambda h, state: state[1].sum(),
-}
-
-
-@sequences
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("use_compile", [False, True])
-def test_second_derivatives_raise(
-    backend: str, device: str, loss: Any, use_compile: bool, function: Any, make: Any
-) -> None:
-    inputs = make(state=True, requires_grad=True, device=device)
-    call = compiled(function) if use_compile else function
-    sources = list(leaves(inputs).values())
-    h, final = call(**inputs, return_state=True, backend=backend)
-    with pytest.raises(RuntimeError, match="second derivatives of .* are not supported|not .*support.*double backward"):
-        first = torch.autograd.grad(loss(h, final), sources, create_graph=True, allow_unused=True)
-        for grad in first:
-            if grad is not None and grad.requires_grad:
-                torch.autograd.grad(grad.sum(), sources, allow_unused=True, retain_graph=True)
-
-
-@sequences
-def test_second_derivatives_raise_for_every_input(backend: str, device: str, function: Any, make: Any) -> None:
-    """Also where only one input requires grad, and the loss is linear in h."""
-    for name in leaves(make(state=True, device=device)):
-        inputs = make(state=True, device=device)
-        source = leaves(inputs)[name].requires_grad_()
-        h = function(**inputs, backend=backend)
-        (grad,) = torch.autograd.grad(h.sum(), source, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of .* are not supported"):
-            torch.autograd.grad(grad.sum(), source)
-
-
-def test_second_derivatives_of_steps_raise(backend: str, device: str) -> None:
-    inputs = mlstm_inputs(1, 1, 2, 3, 3, state=True, requires_grad=True, device=device)
-    h, _ = mlstm_step(
-        **{"state" if name == "initial_state" else name: x for name, x in inputs.items()}, backend=backend
-    )
-    (grad,) = torch.autograd.grad(h.sum(), inputs["v"], create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives of mlstm are not supported"):
-        grad.sum().backward()
 
 
 @pytest.mark.parametrize("cls", [MLSTMState, SLSTMState, LSTMState])

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, models, slstm, slstm_step
 from xlstm_cuda import nn as xnn
-from xlstm_cuda.functional import backend as use_backend
-from xlstm_cuda.testing import assert_close_relative, lstm_inputs, mlstm_inputs, slstm_inputs
+from xlstm_cuda.testing import assert_close_relative
 
 WAY_OUT = r"with xlstm_cuda.backend\('reference'\)"
 RNNS = [xnn.LSTM, xnn.sLSTM, xnn.mLSTM]
@@ -110,56 +110,56 @@ def test_a_wrapped_function_is_recorded() -> None:
     assert torch.equal(torch.fx.symbolic_trace(Model())(x, R), lstm(x, R).sum(1))
 
 
+# A layer, two directions in two layers, and a projection.
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two": {"bidirectional": True, "num_layers": 2},
+    "p": {"proj_size": 4},
+}
+
+
 @rnns
-def test_torch_func_names_the_way_out(cls: Any) -> None:
-    rnn, x = cls(4, 8, dtype=torch.float64), torch.randn(5, 3, 4, dtype=torch.float64)
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+def test_per_sample_gradients(cls: Any, options: dict[str, Any]) -> None:
+    rnn, x = cls(4, 8, dtype=torch.float64, **options), torch.randn(5, 3, 4, dtype=torch.float64)
     parameters = dict(rnn.named_parameters())
 
     def loss(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
         return functional_call(rnn, parameters, (row[:, None],))[0].square().sum()
 
-    tangent = {name: torch.ones_like(value) for name, value in parameters.items()}
-    transforms: dict[str, Callable[[], Any]] = {
-        "vmap of grad": lambda: vmap(grad(loss), (None, 1))(parameters, x),
-        "grad": lambda: grad(loss)(parameters, x[:, 0]),
-        "vmap": lambda: vmap(loss, (None, 1))({k: v.detach() for k, v in parameters.items()}, x),
-        "jvp": lambda: jvp(lambda p: loss(p, x[:, 0]), (parameters,), (tangent,)),
-    }
-    for transform in transforms.values():
-        with pytest.raises(RuntimeError, match=WAY_OUT):
-            transform()
-    with use_backend("reference"):
-        per_sample = transforms["vmap of grad"]()
-        for transform in transforms.values():
-            transform()
+    per_sample = vmap(grad(loss), (None, 1))(parameters, x)
     for row in range(3):
         exact = torch.autograd.grad(loss(parameters, x[:, row]), list(parameters.values()))
         for name, expected in zip(parameters, exact, strict=True):
             assert_close_relative(per_sample[name][row], expected, 1e-10, name)
-
-
-@pytest.mark.parametrize("cell", ["slstm", "lstm", "mlstm"])
-def test_vmap_over_states(cell: str) -> None:
-    """Values of a state are not looked at: under vmap nobody can."""
-    make, function = {"slstm": (slstm_inputs, slstm), "lstm": (lstm_inputs, lstm), "mlstm": (mlstm_inputs, mlstm)}[cell]
-    inputs = make(3, 2, 1, 4, *[5] * (cell == "mlstm"), state=True, dtype=torch.float64)
-    kind, state = type(inputs["initial_state"]), inputs.pop("initial_state")
-    shared = {name: inputs.pop(name) for name in ("R", "b") if name in inputs}
-
-    def call(row: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
-        arguments = dict(zip(inputs, (x[None] for x in row), strict=True))
-        return function(**arguments, **shared, initial_state=kind(*(s[None] for s in before)))[0]
-
-    rows = tuple(inputs.values()), tuple(state)
-    with pytest.raises(RuntimeError, match=WAY_OUT):
-        vmap(call)(*rows)
-    with use_backend("reference"):
-        found = vmap(call)(*rows)
-    assert_close_relative(found, function(**inputs, **shared, initial_state=state), 1e-10, "h")
+    tangent = {name: torch.ones_like(value) for name, value in parameters.items()}
+    value, slope = jvp(lambda p: loss(p, x[:, 0]), (parameters,), (tangent,))
+    gradient = grad(loss)(parameters, x[:, 0])
+    assert_close_relative(value, loss(parameters, x[:, 0]), 1e-10, "loss")
+    assert_close_relative(slope, sum(g.sum() for g in gradient.values()), 1e-9, "slope")
 
 
 @rnns
-def test_opacus_with_the_reference(cls: Any) -> None:
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+def test_ensembles(cls: Any, options: dict[str, Any]) -> None:
+    """Weights with a batch of their own, and states that have one."""
+    models = [cls(4, 8, dtype=torch.float64, **options) for _ in range(3)]
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    parameters, buffers = stack_module_state(models)
+    states = [model(x)[1] for model in models]
+    stacked = type(states[0])(*map(torch.stack, zip(*states, strict=True)))
+
+    def call(parameters: Any, buffers: Any, state: Any) -> Tensor:
+        return functional_call(models[0], (parameters, buffers), (x, state))[0]
+
+    found = vmap(call)(parameters, buffers, stacked)
+    for y, model, state in zip(found, models, states, strict=True):
+        assert_close_relative(y, model(x, state)[0], 1e-10, "output")
+
+
+@rnns
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+def test_opacus(cls: Any, mode: str) -> None:
     """Per-sample gradients. Opacus wants a module with parameters to return one tensor."""
     opacus = pytest.importorskip("opacus")
 
@@ -169,15 +169,19 @@ def test_opacus_with_the_reference(cls: Any) -> None:
 
     model = nn.Sequential(Outputs(4, 8, batch_first=True), nn.Linear(8, 2)).double()
     x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match=WAY_OUT):
-        opacus.GradSampleModule(copy.deepcopy(model), loss_reduction="sum")(x).square().sum().backward()
-    wrapped = opacus.GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
-    with use_backend("reference"):
-        wrapped(x).square().sum().backward()
+    wrapped = opacus.GradSampleModule(copy.deepcopy(model), loss_reduction="sum", force_functorch=mode == "functorch")
+    wrapped(x).square().sum().backward()
     for row in range(3):
         exact = torch.autograd.grad(model(x[row : row + 1]).square().sum(), list(model.parameters()))
         for parameter, expected in zip(wrapped.parameters(), exact, strict=True):
             assert_close_relative(parameter.grad_sample[row], expected, 1e-10, "gradient")
+
+
+def test_expanded_weights_are_refused_by_torch() -> None:
+    """They know the modules of torch alone; vmap(grad) does the same."""
+    model = call_for_per_sample_grads(xnn.LSTM(4, 8, batch_first=True), batch_size=3)
+    with pytest.raises(RuntimeError, match="Expanded Weights encountered but cannot handle function"):
+        model(torch.randn(3, 5, 4))
 
 
 @rnns

@@ -4,7 +4,8 @@ Everywhere: T is the dtype of q, k, v (of x, R): bfloat16, float16, float32 or f
 arithmetic, states and accumulators, is float64 if T is float64 and float32 otherwise. Gates, biases and states may
 come in any of the four dtypes. All tensors are on one device. Strides are free; a tensor whose last dimension is not
 contiguous is copied. S = 0 and B = 0 are allowed. All gradients are exact, through every input, the initial and the
-final state, and have their input's dtype; second derivatives and forward-mode differentiation raise RuntimeError.
+final state, and have their input's dtype. So are second and higher derivatives, forward mode and what torch.func makes
+of a function, where kernels or plain PyTorch compute as docs/migrate.md says.
 Under autocast q, k, v, x and R are cast; gates, biases and states never.
 
 `backend`: "cpu", "cuda", "reference" (pure PyTorch), "simt" or "ptx" (test libraries), or None: the one of the context

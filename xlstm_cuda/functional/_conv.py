@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import CausalConv1d, check_transforms, dense
+from xlstm_cuda._autograd import CausalConv1d
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import library
+from xlstm_cuda._transforms import dense, differentiable
 
 
 def causal_conv1d(
@@ -122,6 +125,32 @@ def causal_conv1d_step(
 # Below the arguments.
 
 
+class ConvOptions(NamedTuple):
+    """What the ops take after their tensors."""
+
+    silu: bool
+
+    def plain(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        cu_seqlens: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        _checks.cu_seqlens_for_all("causal_conv1d", cu_seqlens)
+        y, after = reference.causal_conv1d(
+            *(x, weight, bias),
+            activation="silu" if self.silu else None,
+            initial_state=state,
+            return_state=True,
+            reset=reset,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, after
+
+
 def _convolve(
     namespace: str,
     activation: str | None,
@@ -133,10 +162,9 @@ def _convolve(
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     inputs = [dense(t) for t in (x, weight, bias, state, cu_seqlens, reset)]
-    silu = activation == "silu"
+    options = ConvOptions(activation == "silu")
     if _checks.needs_grad(*inputs):
-        check_transforms()
-        y, after = CausalConv1d.apply(namespace, silu, *inputs)
+        y, after = differentiable(CausalConv1d, namespace, options, inputs)
     else:
-        y, after = library(namespace).causal_conv1d_fwd.default(*inputs, silu)
+        y, after = library(namespace).causal_conv1d_fwd.default(*inputs, *options)
     return y, after

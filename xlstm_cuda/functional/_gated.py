@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import GatedActivation, SoftCap, check_transforms, dense
+from xlstm_cuda._autograd import GatedActivation, SoftCap
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import ACTIVATIONS, library
+from xlstm_cuda._transforms import dense, differentiable
 from xlstm_cuda.functional._tokens import as_tokens
 
 
@@ -47,13 +50,12 @@ def gated_activation(
     if namespace is None:
         with _autocast.disabled(x.device.type):
             return reference.gated_activation(x, gate, activation=activation)
-    number = ACTIVATIONS[activation]
+    options = GatedOptions(ACTIVATIONS[activation])
     rows = dense(as_tokens(x)), None if gate is None else dense(as_tokens(gate))
     if _checks.needs_grad(*rows):
-        check_transforms()
-        y: Tensor = GatedActivation.apply(namespace, number, *rows)
+        (y,) = differentiable(GatedActivation, namespace, options, rows)
     else:
-        y = library(namespace).gated_activation_fwd.default(*rows, number)
+        y = library(namespace).gated_activation_fwd.default(*rows, *options)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -81,10 +83,31 @@ def soft_cap(x: Tensor, cap: float, *, backend: str | None = None) -> Tensor:
     if namespace is None:
         with _autocast.disabled(x.device.type):
             return reference.soft_cap(x, cap)
-    rows = dense(as_tokens(x))
+    rows, options = dense(as_tokens(x)), CapOptions(float(cap))
     if _checks.needs_grad(rows):
-        check_transforms()
-        y: Tensor = SoftCap.apply(namespace, float(cap), rows)
+        (y,) = differentiable(SoftCap, namespace, options, (rows,))
     else:
-        y = library(namespace).soft_cap_fwd.default(rows, float(cap))
+        y = library(namespace).soft_cap_fwd.default(rows, *options)
     return y.view(x.shape)
+
+
+# Below the arguments.
+
+
+class GatedOptions(NamedTuple):
+    """What the ops take after their tensors."""
+
+    activation: int  # of ACTIVATIONS
+
+    def plain(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, ...]:
+        (name,) = (name for name, number in ACTIVATIONS.items() if number == self.activation)
+        return (reference.gated_activation(x, gate, activation=name),)
+
+
+class CapOptions(NamedTuple):
+    """What the ops take after their tensor."""
+
+    cap: float
+
+    def plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (reference.soft_cap(x, self.cap),)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import HeadwiseLinear, check_transforms, dense
+from xlstm_cuda._autograd import HeadwiseLinear
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import library
+from xlstm_cuda._transforms import dense, differentiable
 from xlstm_cuda.functional._tokens import as_tokens
 
 MAX_BLOCK = 16  # features in and out of a block that the kernels take, as in csrc/core/headwise.h
@@ -73,12 +74,20 @@ def headwise_linear(
 # Below the arguments.
 
 
+class HeadwiseOptions(NamedTuple):
+    """There are none."""
+
+    def plain(self, x: Tensor, *maps: Tensor | None) -> tuple[Tensor, ...]:
+        """maps: weight0, weight1, bias0, bias1."""
+        weights = [w for w in maps[:MAPS] if w is not None]
+        return cast(tuple[Tensor, ...], reference.headwise_linear(x, weights, maps[MAPS : MAPS + len(weights)]))
+
+
 def _by_kernels(namespace: str, x: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:
     absent = [None] * (MAPS - len(maps))
     inputs = [dense(t) for t in (x, *(w for w, _ in maps), *absent, *(b for _, b in maps), *absent)]
     if _checks.needs_grad(*inputs):
-        check_transforms()
-        outputs = HeadwiseLinear.apply(namespace, *inputs)
+        outputs = differentiable(HeadwiseLinear, namespace, HeadwiseOptions(), inputs)
     else:
         outputs = library(namespace).headwise_linear_fwd.default(*inputs)
     return outputs[: len(maps)]

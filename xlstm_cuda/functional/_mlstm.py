@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import MLSTM, check_transforms, dense
+from xlstm_cuda._autograd import MLSTM
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._kept import worth_keeping
-from xlstm_cuda._ops import accumulate_dtype, library, on_cuda_kernels
+from xlstm_cuda._ops import accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
+from xlstm_cuda._transforms import dense, differentiable
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
 
@@ -64,6 +64,7 @@ def mlstm(
         chunk_size: tokens per chunk, None for the kernel's own choice; changes speed and rounding only. The CPU kernel
             uses at most 512.
         norm_grad: False drops the gradient through the denominator: faster, exact if a scale-invariant norm follows.
+            It has neither second derivatives nor forward mode: RuntimeError.
         backend: see help(xlstm_cuda.functional).
 
     Returns:
@@ -200,6 +201,32 @@ class MlstmOptions(NamedTuple):
     allow_tf32: bool = False
     norm_grad: bool = True
 
+    def plain(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
+        """rest: C0, n0, m0, or None for each, cu_seqlens, reset. The chunkwise form: memory is linear in S."""
+        if not self.norm_grad:
+            raise RuntimeError(
+                "mlstm: norm_grad=False leaves out a part of the gradient, so that second derivatives and forward-mode "
+                "differentiation have no meaning: use norm_grad=True"
+            )
+        C, n, m, cu_seqlens, reset = rest
+        _checks.cu_seqlens_for_all("mlstm", cu_seqlens)
+        # The plain form masks resets and need not know where they are, which a batch or a trace hides.
+        masked = reset is not None and _checks.hidden(reset)
+        form = reference.mlstm_recurrent if masked else reference.mlstm_chunkwise
+        h, final = form(
+            *(q, k, v, i, f),
+            initial_state=None if C is None or n is None or m is None else MLSTMState(C, n, m),
+            return_state=True,
+            input_gate="sigmoid" if self.sigmoid_gate else "exp",
+            normalize=self.normalize,
+            scale=self.scale,
+            eps=self.eps,
+            cu_seqlens=cu_seqlens,
+            reset=reset,
+            chunk_size=min(64, max(1, q.shape[2])),
+        )
+        return h, *final
+
 
 def _options(
     op: str,
@@ -243,9 +270,7 @@ def _mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
     if _checks.needs_grad(*every):
-        check_transforms()
-        keep = on_cuda_kernels(namespace, inputs[0]) and worth_keeping(inputs[0], inputs[2], options.chunk_size)
-        h, C, n, m = MLSTM.apply(namespace, options, keep, *every)
+        h, C, n, m = differentiable(MLSTM, namespace, options, every)
     else:
         h, C, n, m, _, _ = library(namespace).mlstm_fwd.default(*every, *options)
     return h, MLSTMState(C, n, m)

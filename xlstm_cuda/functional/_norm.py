@@ -7,9 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import MultiheadNormGate, check_transforms, dense
+from xlstm_cuda._autograd import MultiheadNormGate
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import library
+from xlstm_cuda._transforms import dense, differentiable
 
 
 class NormOptions(NamedTuple):
@@ -19,6 +20,27 @@ class NormOptions(NamedTuple):
     sigmoid: bool
     eps: float
     weight_offset: float
+
+    def plain(
+        self,
+        h: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        gate: Tensor | None,
+        skip: Tensor | None,
+        skip_weight: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        y = reference.multihead_norm_gate(
+            *(h, weight, bias),
+            gate=gate,
+            gate_activation="sigmoid" if self.sigmoid else "silu",
+            skip=skip,
+            skip_weight=skip_weight,
+            norm="rms" if self.rms else "layer",
+            eps=self.eps,
+            weight_offset=self.weight_offset,
+        )
+        return (y,)
 
 
 def multihead_norm_gate(
@@ -86,8 +108,7 @@ def multihead_norm_gate(
     options = NormOptions(norm == "rms", gate_activation == "sigmoid", float(eps), float(weight_offset))
     inputs = [dense(x) for x in (h, weight, bias, gate, skip, skip_weight)]
     if _checks.needs_grad(*inputs):
-        check_transforms()
-        y: Tensor = MultiheadNormGate.apply(namespace, options, *inputs)
+        (y,) = differentiable(MultiheadNormGate, namespace, options, inputs)
     else:
         y = library(namespace).multihead_norm_gate_fwd.default(*inputs, *options)
     return y

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
-from xlstm_cuda._autograd import Recurrent, check_transforms, dense
+from xlstm_cuda._autograd import Recurrent
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
+from xlstm_cuda._transforms import dense, differentiable
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
 
@@ -60,9 +61,9 @@ def slstm(
         h (B, S, H, D) of dtype T. With return_state (h, SLSTMState), the state in A, its h rounded to T (the
         recurrence uses the rounded h).
 
-    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
-    bfloat16 data that is 12 and 22 bytes. On a CPU such a call takes 42 bytes beside its inputs, these included, its
-    backward pass 32: it computes on float32 copies.
+    Saved for backward, per token and hidden unit: x (for second derivatives), h of dtype T, and five values, of dtype T
+    on CUDA and A on a CPU. With bfloat16 data that is 20 and 30 bytes. On a CPU such a call takes 42 bytes beside its
+    inputs, h and the five values included, its backward pass 32: it computes on float32 copies.
 
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
@@ -138,8 +139,8 @@ def lstm(
         h (B, S, H, D) of dtype T. With return_state (h, LSTMState), the state in A, its h rounded to T (the
         recurrence uses the rounded h).
 
-    Saved for backward, per token and hidden unit: h of dtype T and five values, of dtype T on CUDA and A on a CPU. With
-    bfloat16 data that is 12 and 22 bytes.
+    Saved for backward, per token and hidden unit: x (for second derivatives), h of dtype T, and five values, of dtype T
+    on CUDA and A on a CPU. With bfloat16 data that is 20 and 30 bytes.
 
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
@@ -180,6 +181,18 @@ class RecurrentOptions(NamedTuple):
     cell: int  # of CELLS
     reversed_heads: int = 0
     allow_tf32: bool = False
+
+    def plain(self, x: Tensor, R: Tensor, b: Tensor | None, *rest: Tensor | None) -> tuple[Tensor, ...]:
+        """rest: h0, c0, n0, m0, or None for each that is not there, lengths, reset."""
+        *state, lengths, reset = rest
+        given: dict[str, Any] = {"lengths": lengths, "reset": reset, "reversed_heads": self.reversed_heads}
+        given |= {"initial_state": None if state[0] is None else [s for s in state if s is not None]}
+        if self.cell == CELLS["lstm"]:
+            h, final = reference.lstm(x, R, b, return_state=True, **given)
+        else:
+            forget_gate = "exp" if self.cell == CELLS["slstm_exp"] else "sigmoid"
+            h, final = reference.slstm(x, R, b, return_state=True, forget_gate=forget_gate, **given)
+        return h, *final
 
 
 def _slstm_cell(op: str, forget_gate: str) -> int:
@@ -277,8 +290,7 @@ def _scan(
     inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(initial_state), lengths, reset))]
     options = RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
     if _checks.needs_grad(*inputs):
-        check_transforms()
-        h, *final = Recurrent.apply(namespace, options, *inputs)
+        h, *final = differentiable(Recurrent, namespace, options, inputs)
     else:
         h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)
     return h, cls(*final[: len(cls._fields)])
