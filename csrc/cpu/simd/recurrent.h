@@ -7,7 +7,7 @@
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/recurrent_cells.h"
 #include "cpu/simd/rows.h"
-#include "cpu/simd/team.h"
+#include "cpu/team.h"
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
