@@ -50,16 +50,19 @@ struct Tile {
   }
 };
 
-// The cut of the work: heads first; where there are fewer heads than threads, the hidden units of a head in `parts`
-// (each thread then reads only its part of R), and where there are threads left its batch rows.
+// The cut of the work: heads first. Where there are fewer heads than threads, the batch rows of a head, as long as each
+// thread has several of them for every weight it reads. Where there are still threads left, the hidden units in `parts`
+// (each thread then reads only its part of R), and at last single rows.
 template <class T>
 class Cut {
  public:
   Cut(const RecurrentShape& shape, int num_threads, bool may_meet)
       : s_(shape), panels_(ceil_div(s_.head_dim, kPanel<T>)) {
-    const int64_t spare = max_of(1, num_threads / s_.num_heads);
-    const int64_t step = kGates * s_.head_dim * s_.head_dim * max_of(1, s_.batch);  // multiplications
-    parts = may_meet ? max_of(1, min_of(min_of(spare, panels_), step / kWorkPerPart)) : 1;
+    const int64_t spare = max_of(1, num_threads / s_.num_heads), weights = kGates * s_.head_dim * s_.head_dim;
+    const bool cached = weights * static_cast<int64_t>(sizeof(T)) <= kCachedWeights;
+    const int64_t tiles = cached ? max_of(1, min_of(spare, s_.batch / kRowsPerWeight)) : 1;
+    const int64_t step = weights * max_of(1, s_.batch / tiles);  // multiplications
+    parts = may_meet ? max_of(1, min_of(min_of(spare / tiles, panels_), step / kWorkPerPart)) : 1;
     row_tiles = max_of(1, min_of(s_.batch, ceil_div(num_threads, s_.num_heads * parts)));
     tile_rows = ceil_div(s_.batch, row_tiles);
   }
@@ -79,6 +82,8 @@ class Cut {
 
  private:
   static constexpr int64_t kWorkPerPart = int64_t{1} << 16;  // some microseconds: well above the cost of a meeting
+  // Measured, docs/kernels/recurrent.md. Bytes of R that a core reads about as fast as it multiplies that many rows.
+  static constexpr int64_t kRowsPerWeight = 4, kCachedWeights = int64_t{4} << 20;
   const RecurrentShape s_;
   const int64_t panels_;
 };
