@@ -46,7 +46,7 @@ def results(name: str, call: dict[str, Any]) -> list[Tensor]:
     return [h.detach(), *(s.detach() for s in state), *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("B", [1, 2, 3, 5, 13])
+@pytest.mark.parametrize("B", [1, 2, 3, 9, 13])  # 9 on 5 threads: rows are cut, and units too
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["slstm", "lstm"])
 def test_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype, B: int) -> None:

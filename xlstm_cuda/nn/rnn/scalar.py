@@ -13,6 +13,7 @@ from ... import functional
 from ..._states import LSTMState, SLSTMState
 from ..init import linspace_
 from .base import RNN
+from .blocks import tokens_per_block
 from .checks import check_heads
 from .sequences import join, merge_directions, split_directions
 
@@ -47,7 +48,6 @@ class ScalarRNN(RNN[State]):
         """Both directions are one call: the heads of the second one are reversed."""
         gates = (4, self.num_heads, self.head_dim)
         W = join([w.unflatten(0, gates) for w in self._each("weight_ih", layer)], 1)
-        x = F.linear(x, W.flatten(0, 2)).unflatten(-1, W.shape[:3])
         R = join([w.unflatten(0, gates) for w in self._each("weight_hh", layer)], 1)
         b = None
         if self.bias:
@@ -58,13 +58,36 @@ class ScalarRNN(RNN[State]):
             initial_state = self.state_type(*(merge_directions(s.unflatten(-1, (self.num_heads, -1))) for s in state))
         if self.proj_size:
             P = join([w.unflatten(0, (self.num_heads, -1)) for w in self._each("weight_hr", layer)], 0)
-            h, final = self._projected_scan(x, R, b, P, initial_state, lengths)
+            h, final = self._projected_scan(_gates(x, W), R, b, P, initial_state, lengths)
         else:
-            h, final = self._scan(x, R, b, initial_state, lengths)
+            block = x.shape[1] if self.bidirectional else tokens_per_block(x, W, R, b, *(initial_state or ()))
+            h, final = self._scan_in_blocks(x, W, R, b, initial_state, lengths, block)
             final = final._replace(h=final.h.to(h.dtype))  # exact: the kernel rounded it
         directions = self.num_directions
         output = h.unflatten(2, (directions, self.num_heads)).flatten(3)
         return output, self.state_type(*(split_directions(s, directions).flatten(2) for s in final))
+
+    def _scan_in_blocks(
+        self,
+        x: Tensor,
+        W: Tensor,
+        R: Tensor,
+        b: Tensor | None,
+        state: State | None,
+        lengths: Tensor | None,
+        block: int,
+    ) -> tuple[Tensor, State]:
+        """_scan of the projection of x (B, S, F) by W (4, H, D, F), `block` tokens at a time: the same numbers."""
+        if block >= x.shape[1]:
+            return self._scan(_gates(x, W), R, b, state, lengths)
+        outputs = []
+        for first in range(0, x.shape[1], block):
+            part = x[:, first : first + block]
+            left = None if lengths is None else (lengths - first).clamp(0, part.shape[1])
+            h, state = self._scan(_gates(part, W), R, b, state, left)
+            outputs.append(h)
+        assert state is not None  # there was a block
+        return torch.cat(outputs, 1), state
 
     def _scan(
         self, x: Tensor, R: Tensor, b: Tensor | None, initial_state: State | None, lengths: Tensor | None
@@ -91,6 +114,11 @@ class ScalarRNN(RNN[State]):
         if initial_state is None or x.shape[1]:
             p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
         return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
+
+
+def _gates(x: Tensor, W: Tensor) -> Tensor:
+    """x (B, S, F) and W (4, H, D, F) -> (B, S, 4, H, D)."""
+    return F.linear(x, W.flatten(0, 2)).unflatten(-1, W.shape[:3])
 
 
 def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
