@@ -101,7 +101,7 @@ class LargeBlock(nn.Module):
 
     def forward(self, x: Tensor, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """x (B, S, D) -> (B, S, D) and the state as that of the layer."""
-        if state is not None and x.shape[1] == 1 and len(state) == 3 and (eps := self._step_eps()) is not None:
+        if state is not None and x.shape[1] == 1 and len(state) == 3 and (eps := self._eps_of_step()) is not None:
             C, n, m = state
             before = MLSTMState(C, n, m.squeeze(-1))
             step = block_step(self, self.classes, x, before, eps=eps, input_gate="exp")
@@ -111,14 +111,14 @@ class LargeBlock(nn.Module):
         result: tuple[Tensor, LayerState] = super().forward(x, state)
         return result
 
-    def _step_eps(self) -> float | None:
+    def _eps_of_step(self) -> float | None:
         """The backend's, where what `block_step` does not look at is as it expects."""
         layer = self.mlstm_layer
         plain = only_forward(nn.Sigmoid, layer.ogate_act_fn) and only_forward(nn.SiLU, self.ffn.act_fn)
         if not plain or not _is_cap(layer.config.gate_soft_cap):
             return None
         backend = layer.mlstm_backend
-        return getattr(backend, "step_eps", None) if only_forward(type(backend), backend) else None
+        return getattr(backend, "_step_eps", None) if only_forward(type(backend), backend) else None
 
 
 def _is_cap(cap: Any) -> bool:

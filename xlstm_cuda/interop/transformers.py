@@ -94,7 +94,7 @@ class MLSTMBackend(nn.Module):
         self.stock = stock
 
     @property
-    def step_eps(self) -> float:
+    def _step_eps(self) -> float:
         """The eps of its decode steps, all of which have exponential gates."""
         return self.eps
 

@@ -20,7 +20,7 @@ class PatchedMLSTMBackend(mLSTMBackend):
     """
 
     @property
-    def step_eps(self) -> float | None:
+    def _step_eps(self) -> float | None:
         """The eps of its decode steps, where these have exponential gates."""
         return None if "siging" in self.config.chunkwise_kernel else self.config.eps
 
