@@ -11,6 +11,7 @@
 #define XLSTM_INLINE static inline __attribute__((always_inline))
 #define XLSTM_INLINE_MEMBER inline __attribute__((always_inline))
 #define XLSTM_UNROLL _Pragma("GCC unroll 16")
+#define XLSTM_ROLLED _Pragma("GCC unroll 1")  // where copies of the body would not find enough registers
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
