@@ -48,18 +48,13 @@ struct TokenRows {
 };
 
 // Lane l of the result is lane l / kBlock kBlock + kFeature of x.
-template <int kBlock, int kFeature, class V, int... kLane>
-XLSTM_INLINE V spread_lanes(V x, std::integer_sequence<int, kLane...>) {
-#if __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(x, x, (kLane / kBlock * kBlock + kFeature)...);
-#else
-  using Index = std::conditional_t<sizeof(x[0]) == 4, IntVec<float>, IntVec<double>>;
-  return __builtin_shuffle(x, Index{(kLane / kBlock * kBlock + kFeature)...});
-#endif
+template <class T, int kBlock, int kFeature, int... kLane>
+XLSTM_INLINE Vec<T> spread_lanes(Vec<T> x, std::integer_sequence<int, kLane...>) {
+  return shuffled<T, (kLane / kBlock * kBlock + kFeature)...>(x);
 }
 template <class T, int kBlock, int kFeature>
 XLSTM_INLINE Vec<T> spread(Vec<T> x) {
-  return spread_lanes<kBlock, kFeature>(x, std::make_integer_sequence<int, kLanes<T>>{});
+  return spread_lanes<T, kBlock, kFeature>(x, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 // f(std::integral_constant<int, i>) for every feature of a block.
