@@ -19,31 +19,31 @@ struct ConvShape {
   XLSTM_HOST_DEVICE int64_t past() const { return taps - 1; }  // inputs in a state
 };
 
-// T: float or double, or void for data of any type. No output may overlap an input, but `next` may be `state` where a
-// sequence is no longer than a run.
+// Views are (B, S, F), the head of a view is 0, or (N, K - 1, F) of a state; all are of one type. No output may overlap
+// an input, but `next` may be `state` where a sequence is no longer than a run. T: of the weights, float or double, or
+// void for any type.
 template <class T>
 struct ConvForwardParams {
   ConvShape shape;
   bool silu = false;
-  ViewOf<const T> x;          // (B, S, F); the head of a view is 0 here
+  AnyView x;
   PointerOf<const T> weight;  // (F, K) contiguous
   PointerOf<const T> bias;    // (F,) contiguous, or null
   Flags reset;                // (B, S): inputs before that token count as zeros from there on
-  ViewOf<const T> state;      // (N, K - 1, F), of the type of x; null: zeros
-  ViewOf<T> y;                // (B, S, F), written
-  ViewOf<T> next;             // (N, K - 1, F), written
+  AnyView state;              // null: zeros
+  AnyView y, next;            // written
 };
 
 // A: float or double, the type of the arithmetic.
 template <class T, class A = T>
 struct ConvBackwardParams {
   ConvForwardParams<T> forward;  // as it was, without its outputs
-  ViewOf<const T> dy;            // (B, S, F), of the type of x
-  const A* dnext = nullptr;      // (N, K - 1, F) contiguous, or null: zero
-  ViewOf<T> dx;                  // (B, S, F), written
-  A* dweight = nullptr;          // (F, K) contiguous, written
-  A* dbias = nullptr;            // (F,), written
-  A* dstate = nullptr;           // (N, K - 1, F) contiguous, written
+  AnyView dy;
+  const A* dnext = nullptr;  // (N, K - 1, F) contiguous, or null: zero
+  AnyView dx;                // written
+  A* dweight = nullptr;      // (F, K) contiguous, written
+  A* dbias = nullptr;        // (F,), written
+  A* dstate = nullptr;       // (N, K - 1, F) contiguous, written
 };
 
 // ---- Runs: so many tokens at most, of one sequence ----

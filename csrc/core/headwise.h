@@ -22,24 +22,25 @@ struct HeadwiseShape {
   XLSTM_HOST_DEVICE int64_t all_sums() const { return sums(0) + (maps > 1 ? sums(1) : 0); }
 };
 
-// T: float or double, or void for data of any type. No output may overlap an input. The head of a view is 0.
+// Views are (B, S, F), of one type. No output may overlap an input. The head of a view is 0. T: of the weights, float
+// or double, or void for any type.
 template <class T>
 struct HeadwiseForwardParams {
   HeadwiseShape shape;
-  ViewOf<const T> x;
+  AnyView x;
   PointerOf<const T> weight[kHeadwiseMaps];  // (N, O, I) contiguous
   PointerOf<const T> bias[kHeadwiseMaps];    // (N O,) contiguous, or null
-  ViewOf<T> y[kHeadwiseMaps];                // of the type of x, written
+  AnyView y[kHeadwiseMaps];                  // written
 };
 
 // A: float or double, the type of the arithmetic.
 template <class T, class A = T>
 struct HeadwiseBackwardParams {
-  HeadwiseForwardParams<T> forward;   // as it was, without biases and y
-  ViewOf<const T> dy[kHeadwiseMaps];  // of the type of x
-  ViewOf<T> dx;                       // of the type of x, written
-  A* dweight[kHeadwiseMaps];          // (N, O, I) contiguous, written
-  A* dbias[kHeadwiseMaps];            // (N O,), written
+  HeadwiseForwardParams<T> forward;  // as it was, without biases and y
+  AnyView dy[kHeadwiseMaps];
+  AnyView dx;                 // written
+  A* dweight[kHeadwiseMaps];  // (N, O, I) contiguous, written
+  A* dbias[kHeadwiseMaps];    // (N O,), written
 };
 
 }  // namespace xlstm

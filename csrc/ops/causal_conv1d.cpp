@@ -70,7 +70,7 @@ ConvForwardParams<T> forward_params(Session& session, const ConvTensors& in, con
   p.shape = shape;
   p.shape.cu_seqlens = contiguous_in<int32_t>(session, in.cu_seqlens, ScalarType::Int);
   p.silu = silu;
-  p.x = times_in<T>(session, in.x);
+  p.x = elements_in(session, in.x, in.x.scalar_type());
   p.weight = values_in<T>(session, in.weight), p.bias = values_in<T>(session, in.bias);
   p.reset = flags_in(session, in.reset);
   return p;
@@ -78,8 +78,8 @@ ConvForwardParams<T> forward_params(Session& session, const ConvTensors& in, con
 
 // A state counts as rounded to the dtype of x: the inputs that it stands for are.
 template <class Session>
-const Tensor& rounded_state(Session& session, const ConvTensors& in) {
-  return kept(session, *in.state, as(*in.state, in.x.scalar_type()));
+AnyView state_in(Session& session, const ConvTensors& in) {
+  return in.state ? elements_in(session, *in.state, in.x.scalar_type()) : AnyView{};
 }
 
 template <class Session>
@@ -88,20 +88,18 @@ std::tuple<Tensor, Tensor> causal_conv1d_fwd(Arguments& arguments) {
   const bool silu = arguments.flag();
   const ConvShape s = checked_shape(in, Session::kMaxDim);
   Session session(kName, in.x);
-  const ScalarType dtype = session.dtype_for(in.x);
-  const Output y(empty(in.x, {s.batch, s.seqlen, s.features}, in.x.scalar_type()), dtype);
-  const Output next(empty(in.x, {s.num_sequences, s.past(), s.features}, in.x.scalar_type()), dtype);
-  if (s.batch == 0) return std::tuple(y.result(), next.result());  // before weights of any size are copied
-  return session.with_types([&](auto data, auto) {
-    using T = typename decltype(data)::Type;
-    auto p = forward_params<T>(session, in, s, silu);
-    if (in.state) p.state = times_in<T>(session, rounded_state(session, in));
-    p.y = time_view<T>(session.out(y.computed()), y.computed());
-    p.next = time_view<T>(session.out(next.computed()), next.computed());
+  const ScalarType dtype = in.x.scalar_type();
+  const Tensor y = empty(in.x, {s.batch, s.seqlen, s.features}, dtype);
+  const Tensor next = empty(in.x, {s.num_sequences, s.past(), s.features}, dtype);
+  if (s.batch == 0) return std::tuple(y, next);  // before weights of any size are copied
+  session.with_types([&](auto data, auto) {
+    auto p = forward_params<typename decltype(data)::Type>(session, in, s, silu);
+    p.state = state_in(session, in);
+    p.y = elements_out(session, y), p.next = elements_out(session, next);
     session.run(p);
-    session.finish();
-    return std::tuple(y.result(), next.result());
   });
+  session.finish();
+  return std::tuple(y, next);
 }
 
 template <class Session>
@@ -115,24 +113,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd(Arguments& argument
   check_shape(kName, "dnext", dnext, {s.num_sequences, s.past(), s.features});
   const ScalarType type = compute_type(in.x), dtype = in.x.scalar_type();
   Session session(kName, in.x);
-  return session.with_types([&](auto data, auto zero) {
+  const Tensor dx = empty(in.x, {s.batch, s.seqlen, s.features}, dtype);
+  const Tensor dweight = empty(in.x, {s.features, s.taps}, type), dbias = empty(in.x, {s.features}, type);
+  const Tensor dstate = empty(in.x, {s.num_sequences, s.past(), s.features}, type);
+  session.with_types([&](auto data, auto zero) {
     using T = typename decltype(data)::Type;
     using A = decltype(zero);
     ConvBackwardParams<T, A> p{};
     p.forward = forward_params<T>(session, in, s, silu);
-    if (in.state) p.forward.state = times_in<T>(session, rounded_state(session, in));
-    p.dy = times_in<T>(session, kept(session, dy, as(dy, dtype)));
+    p.forward.state = state_in(session, in);
+    p.dy = elements_in(session, dy, dtype), p.dx = elements_out(session, dx);
     p.dnext = contiguous_in<A>(session, dnext, type);
-    const Output dx(empty(in.x, {s.batch, s.seqlen, s.features}, dtype), session.dtype_for(in.x));
-    const Tensor dweight = empty(in.x, {s.features, s.taps}, type), dbias = empty(in.x, {s.features}, type);
-    const Tensor dstate = empty(in.x, {s.num_sequences, s.past(), s.features}, type);
-    p.dx = time_view<T>(session.out(dx.computed()), dx.computed());
     p.dweight = out_as<A>(session, dweight), p.dbias = out_as<A>(session, dbias);
     p.dstate = out_as<A>(session, dstate);
     session.run(p);
-    session.finish();
-    return std::tuple(dx.result(), dweight, dbias, dstate);
   });
+  session.finish();
+  return std::tuple(dx, dweight, dbias, dstate);
 }
 
 // x (B, S, F), or (B, F) for one token; the state (B, K - 1, F) is overwritten.
@@ -172,25 +169,19 @@ Tensor causal_conv1d_step_(Arguments& arguments) {
   const StepCall call(arguments);
   const ConvShape s = call.checked_shape(Session::kMaxDim);
   Session session(kStepName, call.x);
-  const ScalarType dtype = session.dtype_for(call.x);
-  const Tensor state = as(call.state, dtype);
-  const Shape shape(call.x.sizes().begin(), call.x.sizes().end());
-  const Output y(empty(call.x, shape, call.x.scalar_type()), dtype);
-  if (s.batch == 0) return y.result();  // before weights of any size are copied
+  const Tensor y = empty(call.x, Shape(call.x.sizes().begin(), call.x.sizes().end()), call.x.scalar_type());
+  if (s.batch == 0) return y;  // before weights of any size are copied
   session.with_types([&](auto data, auto) {
     using T = typename decltype(data)::Type;
     ConvForwardParams<T> p{};
     p.shape = s, p.silu = call.silu;
-    p.x = times_in<T>(session, call.x);
+    p.x = elements_in(session, call.x, call.x.scalar_type()), p.y = elements_out(session, y);
     p.weight = values_in<T>(session, call.weight), p.bias = values_in<T>(session, call.bias);
-    void* memory = session.inout(state);
-    p.state = time_view<const T>(memory, state), p.next = time_view<T>(memory, state);
-    p.y = time_view<T>(session.out(y.computed()), y.computed());
+    p.state = p.next = time_view(session.inout(call.state), call.state);
     session.run(p);
   });
   session.finish();
-  if (state.get() != call.state.get()) overwrite(call.state, state);
-  return y.result();
+  return y;
 }
 
 }  // namespace

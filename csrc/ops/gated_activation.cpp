@@ -20,17 +20,6 @@ Shape shape_of(const Tensor& x) {
   return Shape(x.sizes().begin(), x.sizes().end());
 }
 
-// These kernels take and give elements of every type on every backend.
-template <class Session>
-AnyView elements_in(Session& session, const Tensor& x, ScalarType dtype) {
-  const Tensor& rows = kept(session, x, as(x, dtype));
-  return time_view<void>(session.in(rows), rows);
-}
-template <class Session>
-AnyView elements_out(Session& session, const Tensor& x) {
-  return time_view<void>(session.out(x), x);
-}
-
 // The half of it that starts with this feature.
 AnyView half_of(AnyView x, int64_t feature) {
   x.data = static_cast<const char*>(x.data) + feature * bytes_of(x.type);

@@ -49,16 +49,14 @@ template <class T, class Session>
 HeadwiseForwardParams<T> forward_params(Session& session, const HeadwiseTensors& in, const HeadwiseShape& shape) {
   HeadwiseForwardParams<T> p{};
   p.shape = shape;
-  p.x = times_in<T>(session, in.x);
+  p.x = elements_in(session, in.x, in.x.scalar_type());
   for (int map = 0; map < shape.maps; ++map) p.weight[map] = values_in<T>(session, in.weight[map]);
   return p;
 }
 
 // (B, S, N O) of each map; without elements where there is no such map.
-template <class Session>
-Output output_of(Session& session, const Tensor& x, const HeadwiseShape& s, int map) {
-  const Shape shape = map < s.maps ? Shape{s.batch, s.seqlen, s.blocks * s.out[map]} : Shape{0};
-  return Output(empty(x, shape, x.scalar_type()), session.dtype_for(x));
+Tensor output_of(const Tensor& x, const HeadwiseShape& s, int map) {
+  return empty(x, map < s.maps ? Shape{s.batch, s.seqlen, s.blocks * s.out[map]} : Shape{0}, x.scalar_type());
 }
 
 template <class Session>
@@ -72,18 +70,18 @@ std::tuple<Tensor, Tensor> headwise_linear_fwd(Arguments& arguments) {
     if (bias[map]) check_float(kName, "bias", *bias[map]);
   }
   Session session(kName, in.x);
-  const Output y[kHeadwiseMaps] = {output_of(session, in.x, s, 0), output_of(session, in.x, s, 1)};
+  const Tensor y[kHeadwiseMaps] = {output_of(in.x, s, 0), output_of(in.x, s, 1)};
   session.with_types([&](auto data, auto) {
     using T = typename decltype(data)::Type;
     auto p = forward_params<T>(session, in, s);
     for (int map = 0; map < s.maps; ++map) {
       p.bias[map] = values_in<T>(session, bias[map]);
-      p.y[map] = time_view<T>(session.out(y[map].computed()), y[map].computed());
+      p.y[map] = elements_out(session, y[map]);
     }
     session.run(p);
   });
   session.finish();
-  return std::tuple(y[0].result(), y[1].result());
+  return std::tuple(y[0], y[1]);
 }
 
 template <class Session>
@@ -97,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> headwise_linear_bwd(Arguments
     check_shape(kName, "dy", dy[map], {s.batch, s.seqlen, s.blocks * s.out[map]});
   }
   Session session(kName, in.x);
-  const ScalarType type = compute_type(in.x);
-  const Output dx(empty(in.x, {s.batch, s.seqlen, s.blocks * s.in}, in.x.scalar_type()), session.dtype_for(in.x));
+  const ScalarType type = compute_type(in.x), dtype = in.x.scalar_type();
+  const Tensor dx = empty(in.x, {s.batch, s.seqlen, s.blocks * s.in}, dtype);
   const auto sums = [&](int map, const Shape& shape) { return empty(in.x, map < s.maps ? shape : Shape{0}, type); };
   const Tensor dweight[kHeadwiseMaps] = {sums(0, {s.blocks, s.out[0], s.in}), sums(1, {s.blocks, s.out[1], s.in})};
   const Tensor dbias[kHeadwiseMaps] = {sums(0, {s.blocks * s.out[0]}), sums(1, {s.blocks * s.out[1]})};
@@ -107,15 +105,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> headwise_linear_bwd(Arguments
     using A = decltype(zero);
     HeadwiseBackwardParams<T, A> p{};
     p.forward = forward_params<T>(session, in, s);
-    p.dx = time_view<T>(session.out(dx.computed()), dx.computed());
+    p.dx = elements_out(session, dx);
     for (int map = 0; map < s.maps; ++map) {
-      p.dy[map] = times_in<T>(session, kept(session, *dy[map], as(*dy[map], in.x.scalar_type())));
+      p.dy[map] = elements_in(session, *dy[map], dtype);
       p.dweight[map] = out_as<A>(session, dweight[map]), p.dbias[map] = out_as<A>(session, dbias[map]);
     }
     session.run(p);
   });
   session.finish();
-  return std::tuple(dx.result(), dweight[0], dweight[1], dbias[0], dbias[1]);
+  return std::tuple(dx, dweight[0], dweight[1], dbias[0], dbias[1]);
 }
 
 }  // namespace

@@ -39,6 +39,12 @@ for dtype in (torch.float64, torch.float32):
     for D in (1, 2, 4, 8, 16, 5):
         for N in (1, 3, 33):
             test_headwise.check(test_headwise.draw((2, 37), N, D, (D, 4), dtype), "cpu")
+for dtype in (torch.bfloat16, torch.float16):  # as they lie in memory
+    for B, S, F, K in ((2, 70, 21, 4), (1, 9, 7, 3)):
+        test_conv.check(test_conv.draw(B, S, F, K, dtype), "cpu", activation="silu", reset=torch.rand(B, S) < 0.2)
+    test_norm.check(test_norm.draw(2, 7, 2, 21, dtype), "cpu", norm="layer", weight_offset=1.0, eps=0.1)
+    for D in (4, 8, 3):
+        test_headwise.check(test_headwise.draw((2, 37), 9, D, (D, 4), dtype), "cpu")
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
     for activation in (*ACTIVATIONS, "soft_cap"):
         test_gated.check((2, 3), 37, True, dtype, activation, "cpu")

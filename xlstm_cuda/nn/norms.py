@@ -42,11 +42,9 @@ class MultiHeadLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim)) if weight else None
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = widest(x.dtype, self.weight)
-        if self.weight is not None and not (x.device.type == "cpu" and dtype.itemsize == 2):  # where torch is as fast
-            return by_head(x.to(dtype), self.weight, eps=self.eps, weight_offset=1.0)
-        y = F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(-2)
-        return y if self.weight is None else y * (1 + self.weight)
+        if self.weight is None:
+            return F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(-2)
+        return by_head(x.to(widest(x.dtype, self.weight)), self.weight, eps=self.eps, weight_offset=1.0)
 
     def gated(self, h: Tensor, skip: Tensor, skip_weight: Tensor, gate: Tensor) -> Tensor:
         """(self(h) + skip_weight skip) silu(gate) in one pass: h (B, S, H, D), skip, gate (B, S, H D) of one dtype."""

@@ -125,6 +125,13 @@ XLSTM_INLINE void store_elements(E* p, Vec<ArithmeticOf<E>> x, int64_t n) {
   }
 }
 
+// The row of a view at one place, null where there is none.
+template <class E>
+E* row_of(const AnyView& x, int64_t b, int64_t h, int64_t t) {
+  if (x.data == nullptr) return nullptr;
+  return static_cast<E*>(const_cast<void*>(x.data)) + x.offset(b, h, t);
+}
+
 // f(E{}) for the type of elements.
 template <class F>
 void with_elements(Type type, F f) {

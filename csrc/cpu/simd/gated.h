@@ -37,8 +37,8 @@ struct GatedPiece {
 
   template <class E>
   E* of(const AnyView& x) const {
-    if (x.data == nullptr) return nullptr;
-    return static_cast<E*>(const_cast<void*>(x.data)) + x.offset(batch, 0, token) + feature;
+    E* row = row_of<E>(x, batch, 0, token);
+    return row ? row + feature : nullptr;
   }
 };
 

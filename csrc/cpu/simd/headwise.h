@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/simd/elements.h"
 #include "cpu/simd/rows.h"
 #include "cpu/simd/table.h"
 
@@ -25,32 +26,35 @@ struct BlockSizes {
   int64_t width() const { return blocks * out; }
 };
 
-template <class T>
-struct TokenRows {
-  T* row[kHeadwiseTokens];
-};
-
-// Those of tokens [token, token + count).
-template <class T>
-TokenRows<T> token_rows(const View<T>& x, const HeadwiseShape& shape, int64_t token, int count) {
-  TokenRows<T> rows{};
-  for (int t = 0; t < count; ++t) rows.row[t] = x.at((token + t) / shape.seqlen, 0, (token + t) % shape.seqlen);
-  return rows;
+// f(std::integral_constant<int, n>, token) for each n tokens of [first, end) from `token` on, n: kHeadwiseTokens, or 1
+// at the end.
+template <class F>
+XLSTM_INLINE void for_tokens(int64_t first, int64_t end, F f) {
+  int64_t token = first;
+  for (; token + kHeadwiseTokens <= end; token += kHeadwiseTokens) {
+    f(std::integral_constant<int, kHeadwiseTokens>{}, token);
+  }
+  for (; token < end; ++token) f(std::integral_constant<int, 1>{}, token);
 }
 
+template <class E, int kCount>
+struct TokenRows {
+  E* row[kCount];
+
+  // Those of tokens [token, token + kCount).
+  TokenRows(const AnyView& x, const HeadwiseShape& shape, int64_t token) {
+    for (int t = 0; t < kCount; ++t) row[t] = row_of<E>(x, (token + t) / shape.seqlen, 0, (token + t) % shape.seqlen);
+  }
+};
+
 // Lane l of the result is lane l / kBlock kBlock + kFeature of x.
-template <int kBlock, int kFeature, class V, int... kLane>
-XLSTM_INLINE V spread_lanes(V x, std::integer_sequence<int, kLane...>) {
-#if __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(x, x, (kLane / kBlock * kBlock + kFeature)...);
-#else
-  using Index = std::conditional_t<sizeof(x[0]) == 4, IntVec<float>, IntVec<double>>;
-  return __builtin_shuffle(x, Index{(kLane / kBlock * kBlock + kFeature)...});
-#endif
+template <class T, int kBlock, int kFeature, int... kLane>
+XLSTM_INLINE Vec<T> spread_lanes(Vec<T> x, std::integer_sequence<int, kLane...>) {
+  return shuffled<T, (kLane / kBlock * kBlock + kFeature)...>(x);
 }
 template <class T, int kBlock, int kFeature>
 XLSTM_INLINE Vec<T> spread(Vec<T> x) {
-  return spread_lanes<kBlock, kFeature>(x, std::make_integer_sequence<int, kLanes<T>>{});
+  return spread_lanes<T, kBlock, kFeature>(x, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 // f(std::integral_constant<int, i>) for every feature of a block.
@@ -80,47 +84,105 @@ void with_block(const BlockSizes& s, F f) {
   f(std::integral_constant<int, 0>{});
 }
 
-// to = start + sum_i W_i spread_i(from), in `count` rows; start (width), or null: what the rows hold.
-template <class T, int kBlock>
-XLSTM_INLINE void map_rows(const TokenRows<T>& to, const T* start, const T* columns, const TokenRows<const T>& from,
-                           int count, const BlockSizes& s) {
+// One of the maps whose results are added up: its columns, and the rows that it maps.
+template <class E, int kCount, class T = ArithmeticOf<E>>
+struct BlockMap {
+  const T* columns;
+  TokenRows<const E, kCount> from;
+  BlockSizes sizes;
+};
+
+// Blocks of any size go by plain loops, over the values of so many of them.
+constexpr int64_t kPieceBlocks = 16;
+template <class T>
+using PieceValues = T[kPieceBlocks * kHeadwiseBlock];
+
+// to = from, n elements of any two types that are computed in T.
+template <class T, class To, class From>
+XLSTM_INLINE void copy_row(To* to, const From* from, int64_t n) {
+  for_vectors<T>(n, [&](int64_t j, int64_t lanes) { store_elements(to + j, load_elements(from + j, lanes), lanes); });
+}
+
+// f(first block, number of blocks) of each piece.
+template <class F>
+XLSTM_INLINE void for_pieces(int64_t blocks, F f) {
+  for (int64_t n = 0; n < blocks; n += kPieceBlocks) f(n, min_of(kPieceBlocks, blocks - n));
+}
+
+// map_rows for token t of the maps.
+template <class E, int kCount, class T = ArithmeticOf<E>>
+void map_row_by_loops(E* to, const T* start, const BlockMap<E, kCount>* maps, int count, int t) {
+  const int64_t out = maps[0].sizes.out, width = maps[0].sizes.width();
+  for_pieces(maps[0].sizes.blocks, [&](int64_t first, int64_t blocks) {
+    PieceValues<T> x, y;
+    copy_row<T>(y, start + first * out, blocks * out);
+    for (int m = 0; m < count; ++m) {
+      const int64_t in = maps[m].sizes.in;
+      copy_row<T>(x, maps[m].from.row[t] + first * in, blocks * in);
+      for (int64_t n = 0; n < blocks; ++n) {
+        for (int64_t i = 0; i < in; ++i) {
+          const T value = x[n * in + i], *w = maps[m].columns + i * width + (first + n) * out;
+          for (int64_t o = 0; o < out; ++o) y[n * out + o] += w[o] * value;
+        }
+      }
+    }
+    copy_row<T>(to + first * out, y, blocks * out);
+  });
+}
+
+// add_products for one token.
+template <class E, class T = ArithmeticOf<E>>
+void add_products_by_loops(T* sums, const E* dy, const E* x, const BlockSizes& s) {
   const int64_t width = s.width();
+  for_pieces(s.blocks, [&](int64_t first, int64_t blocks) {
+    PieceValues<T> grad, input;
+    copy_row<T>(grad, dy + first * s.out, blocks * s.out);
+    copy_row<T>(input, x + first * s.in, blocks * s.in);
+    axpby_row<T>(sums + s.in * width + first * s.out, 1, 1, grad, blocks * s.out);
+    for (int64_t n = 0; n < blocks; ++n) {
+      for (int64_t i = 0; i < s.in; ++i) {
+        T* sum = sums + i * width + (first + n) * s.out;
+        for (int64_t o = 0; o < s.out; ++o) sum[o] += grad[n * s.out + o] * input[n * s.in + i];
+      }
+    }
+  });
+}
+
+// to = start + sum_i W_i spread_i(from), of `count` maps to blocks of the same features. start (width)
+template <int kBlock, class E, int kCount, class T = ArithmeticOf<E>>
+XLSTM_INLINE void map_rows(const TokenRows<E, kCount>& to, const T* start, const BlockMap<E, kCount>* maps, int count) {
+  const int64_t width = maps[0].sizes.width();
   if constexpr (kBlock > 0) {
     for_vectors<T>(width, [&](int64_t j, int64_t lanes) {
-      Vec<T> w[kBlock];
-      for (int i = 0; i < kBlock; ++i) w[i] = load_n(columns + i * width + j, lanes);
-      for (int t = 0; t < count; ++t) {
-        const Vec<T> x = load_n(from.row[t] + j, lanes);
-        Vec<T> sum = load_n((start ? start : to.row[t]) + j, lanes);
-        each_feature<kBlock>([&](auto i) { sum += w[i] * spread<T, kBlock, i>(x); });
-        store_n(to.row[t] + j, sum, lanes);
+      Vec<T> sum[kCount];
+      for (int t = 0; t < kCount; ++t) sum[t] = load_n(start + j, lanes);
+      for (int m = 0; m < count; ++m) {
+        Vec<T> w[kBlock];
+        for (int i = 0; i < kBlock; ++i) w[i] = load_n(maps[m].columns + i * width + j, lanes);
+        for (int t = 0; t < kCount; ++t) {
+          const Vec<T> x = load_elements(maps[m].from.row[t] + j, lanes);
+          each_feature<kBlock>([&](auto i) { sum[t] += w[i] * spread<T, kBlock, i>(x); });
+        }
       }
+      for (int t = 0; t < kCount; ++t) store_elements(to.row[t] + j, sum[t], lanes);
     });
     return;
   }
-  for (int t = 0; t < count; ++t) {
-    if (start) scale_row<T>(to.row[t], 1, start, width);
-    for (int64_t n = 0; n < s.blocks; ++n) {
-      T* block = to.row[t] + n * s.out;
-      for (int64_t i = 0; i < s.in; ++i) {
-        const T x = from.row[t][n * s.in + i], *w = columns + i * width + n * s.out;
-        for (int64_t o = 0; o < s.out; ++o) block[o] += w[o] * x;
-      }
-    }
-  }
+  for (int t = 0; t < kCount; ++t) map_row_by_loops(to.row[t], start, maps, count, t);
 }
 
-// sums_i += dy spread_i(x), and the last row of sums += dy, over `count` rows. sums (in + 1, width).
-template <class T, int kBlock>
-XLSTM_INLINE void add_products(T* sums, const TokenRows<const T>& dy, const TokenRows<const T>& x, int count,
+// sums_i += dy spread_i(x), and the last row of sums += dy, over the tokens. sums (in + 1, width).
+template <int kBlock, class E, int kCount, class T = ArithmeticOf<E>>
+XLSTM_INLINE void add_products(T* sums, const TokenRows<const E, kCount>& dy, const TokenRows<const E, kCount>& x,
                                const BlockSizes& s) {
   const int64_t width = s.width();
   if constexpr (kBlock > 0) {
     for_vectors<T>(width, [&](int64_t j, int64_t lanes) {
       Vec<T> sum[kBlock + 1];
       for (int i = 0; i <= kBlock; ++i) sum[i] = load_n(sums + i * width + j, lanes);
-      for (int t = 0; t < count; ++t) {
-        const Vec<T> grad = load_n(dy.row[t] + j, lanes), input = load_n(x.row[t] + j, lanes);
+      XLSTM_ROLLED
+      for (int t = 0; t < kCount; ++t) {
+        const Vec<T> grad = load_elements(dy.row[t] + j, lanes), input = load_elements(x.row[t] + j, lanes);
         each_feature<kBlock>([&](auto i) { sum[i] += grad * spread<T, kBlock, i>(input); });
         sum[kBlock] += grad;
       }
@@ -128,17 +190,7 @@ XLSTM_INLINE void add_products(T* sums, const TokenRows<const T>& dy, const Toke
     });
     return;
   }
-  for (int t = 0; t < count; ++t) {
-    axpby_row<T>(sums + s.in * width, 1, 1, dy.row[t], width);
-    for (int64_t n = 0; n < s.blocks; ++n) {
-      const T* grad = dy.row[t] + n * s.out;
-      for (int64_t i = 0; i < s.in; ++i) {
-        const T input = x.row[t][n * s.in + i];
-        T* sum = sums + i * width + n * s.out;
-        for (int64_t o = 0; o < s.out; ++o) sum[o] += grad[o] * input;
-      }
-    }
-  }
+  for (int t = 0; t < kCount; ++t) add_products_by_loops(sums, dy.row[t], x.row[t], s);
 }
 
 // Runs of tokens are worth a thread by so many.

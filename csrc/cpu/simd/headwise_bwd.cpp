@@ -22,25 +22,25 @@ void store_transposed(T* to, const T* weight, int64_t blocks, int64_t out, int64
 }
 
 // sums: of the run, for all maps, (I + 1, N O) each. zeros (N I).
-template <class T>
+template <class E, class T = ArithmeticOf<E>>
 void run_grad(const HeadwiseBackwardParams<T>& p, int64_t run, const T* const* transposed, const T* zeros, T* sums) {
   const HeadwiseShape& s = p.forward.shape;
   fill_row<T>(sums, 0, s.all_sums());
-  const int64_t end = min_of((run + 1) * kHeadwiseRun, s.tokens());
-  for (int64_t token = run * kHeadwiseRun; token < end; token += kHeadwiseTokens) {
-    const int count = static_cast<int>(min_of(kHeadwiseTokens, end - token));
-    const TokenRows<const T> x = token_rows(p.forward.x, s, token, count);
-    const TokenRows<T> dx = token_rows(p.dx, s, token, count);
+  for_tokens(run * kHeadwiseRun, min_of((run + 1) * kHeadwiseRun, s.tokens()), [&](auto count, int64_t token) {
+    using Map = BlockMap<E, decltype(count)::value>;
+    using Rows = TokenRows<const E, decltype(count)::value>;
+    const Rows x(p.forward.x, s, token), dy[] = {{p.dy[0], s, token}, {p.dy[s.maps - 1], s, token}};
+    const Map back[] = {{transposed[0], dy[0], {s.blocks, s.out[0], s.in}},
+                        {transposed[s.maps - 1], dy[1], {s.blocks, s.out[s.maps - 1], s.in}}};
+    const TokenRows<E, decltype(count)::value> dx(p.dx, s, token);
+    const BlockSizes& odd = back[back[0].sizes.in == s.in].sizes;  // a map that is not square, where there is one
+    with_block<T>(odd, [&](auto block) { map_rows<decltype(block)::value>(dx, zeros, back, s.maps); });
     for (int map = 0; map < s.maps; ++map) {
-      const TokenRows<const T> dy = token_rows(p.dy[map], s, token, count);
-      const BlockSizes forth{s.blocks, s.in, s.out[map]}, back{s.blocks, s.out[map], s.in};
+      const BlockSizes forth{s.blocks, s.in, s.out[map]};
       T* own = sums + (map ? s.sums(0) : 0);
-      with_block<T>(forth, [&](auto block) {
-        map_rows<T, decltype(block)::value>(dx, map ? nullptr : zeros, transposed[map], dy, count, back);
-        add_products<T, decltype(block)::value>(own, dy, x, count, forth);
-      });
+      with_block<T>(forth, [&](auto block) { add_products<decltype(block)::value>(own, dy[map], x, forth); });
     }
-  }
+  });
 }
 
 // One sum of a map, (I + 1, N O), to its place among the gradients.
@@ -87,8 +87,11 @@ void headwise_bwd(const HeadwiseBackwardParams<T>& p, const Runtime& runtime) {
   for (int map = 0; map < s.maps; ++map) {
     store_transposed(transposed[map], p.forward.weight[map], s.blocks, s.out[map], s.in);
   }
-  runtime.parallel(runs, headwise_grain(s, 2),
-                   [&](int64_t run) { run_grad(p, run, transposed, zeros, sums + run * s.all_sums()); });
+  with_elements_of<T>(p.dx.type, [&](auto element) {
+    runtime.parallel(runs, headwise_grain(s, 2), [&](int64_t run) {
+      run_grad<decltype(element)>(p, run, transposed, zeros, sums + run * s.all_sums());
+    });
+  });
   add_up(p, sums, runs, runtime);
 }
 

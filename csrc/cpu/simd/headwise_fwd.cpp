@@ -12,21 +12,18 @@ void store_columns(T* to, const T* weight, const BlockSizes& s) {
   }
 }
 
-template <class T>
+template <class E, class T = ArithmeticOf<E>>
 void map_run(const HeadwiseForwardParams<T>& p, int64_t run, const T* const* columns, const T* const* starts) {
   const HeadwiseShape& s = p.shape;
-  const int64_t end = min_of((run + 1) * kHeadwiseRun, s.tokens());
-  for (int64_t token = run * kHeadwiseRun; token < end; token += kHeadwiseTokens) {
-    const int count = static_cast<int>(min_of(kHeadwiseTokens, end - token));
-    const TokenRows<const T> x = token_rows(p.x, s, token, count);
+  for_tokens(run * kHeadwiseRun, min_of((run + 1) * kHeadwiseRun, s.tokens()), [&](auto count, int64_t token) {
+    constexpr int kCount = decltype(count)::value;
+    const TokenRows<const E, kCount> x(p.x, s, token);
     for (int map = 0; map < s.maps; ++map) {
-      const BlockSizes sizes{s.blocks, s.in, s.out[map]};
-      const TokenRows<T> y = token_rows(p.y[map], s, token, count);
-      with_block<T>(sizes, [&](auto block) {
-        map_rows<T, decltype(block)::value>(y, starts[map], columns[map], x, count, sizes);
-      });
+      const BlockMap<E, kCount> forth{columns[map], x, {s.blocks, s.in, s.out[map]}};
+      const TokenRows<E, kCount> y(p.y[map], s, token);
+      with_block<T>(forth.sizes, [&](auto block) { map_rows<decltype(block)::value>(y, starts[map], &forth, 1); });
     }
-  }
+  });
 }
 
 }  // namespace
@@ -53,8 +50,10 @@ void headwise_fwd(const HeadwiseForwardParams<T>& p, const Runtime& runtime) {
     else
       fill_row<T>(starts[map], 0, width);
   }
-  runtime.parallel(ceil_div(s.tokens(), kHeadwiseRun), headwise_grain(s, 1),
-                   [&](int64_t run) { map_run(p, run, columns, starts); });
+  with_elements_of<T>(p.x.type, [&](auto element) {
+    runtime.parallel(ceil_div(s.tokens(), kHeadwiseRun), headwise_grain(s, 1),
+                     [&](int64_t run) { map_run<decltype(element)>(p, run, columns, starts); });
+  });
 }
 
 template void headwise_fwd<float>(const HeadwiseForwardParams<float>&, const Runtime&);

@@ -9,12 +9,10 @@
 
 namespace xlstm::cpu::XLSTM_SIMD_LEVEL {
 
-// The row of a view, null where there is none.
+// Null where there is none.
 template <class E>
 E* head_row(const AnyView& x, const NormShape& shape, int64_t head, int64_t token) {
-  if (x.data == nullptr) return nullptr;
-  E* data = static_cast<E*>(const_cast<void*>(x.data));
-  return data + x.offset(token / shape.seqlen, head, token % shape.seqlen);
+  return row_of<E>(x, token / shape.seqlen, head, token % shape.seqlen);
 }
 
 // Of elements of E, computed in T. Null where there is none.

@@ -39,19 +39,19 @@ ViewOf<T> view_out(Session& session, const Tensor& x, bool has_time = true) {
 }
 
 // Memory laid out as x, (B, S, F); (B, F) is one token.
-template <class T>
-ViewOf<T> time_view(const void* data, const Tensor& x) {
-  const int64_t time = x.dim() == 3 ? x.stride(1) : 0;
-  if constexpr (std::is_void_v<T>)
-    return {data, type_of(x), x.stride(0), 0, time};
-  else
-    return {static_cast<T*>(const_cast<void*>(data)), x.stride(0), 0, time};
+inline AnyView time_view(const void* data, const Tensor& x) {
+  return {data, type_of(x), x.stride(0), 0, x.dim() == 3 ? x.stride(1) : 0};
 }
 
-template <class T, class Session>
-ViewOf<const T> times_in(Session& session, const Tensor& x) {
-  const Tensor& rows = kept(session, x, as(x, session.dtype_for(x)));
-  return time_view<const T>(session.in(rows), rows);
+// The same as kernels take and give it that know elements of every type on every backend.
+template <class Session>
+AnyView elements_in(Session& session, const Tensor& x, ScalarType dtype) {
+  const Tensor& rows = kept(session, x, as(x, dtype));
+  return time_view(session.in(rows), rows);
+}
+template <class Session>
+AnyView elements_out(Session& session, const Tensor& x) {
+  return time_view(session.out(x), x);
 }
 
 // The elements of x as they are.
