@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "interop/large": {"nn", "_autocast", "_children", "_states"},
     "interop/nxai": {"interop", "nn", "functional", "_autocast", "_children", "_states"},
     "interop/tirex": {"functional"},
-    "interop/transformers": {"interop", "functional", "_states"},
+    "interop/transformers": {"interop", "nn", "functional", "_states"},
     "interop/transformers_layers": {"interop", "nn"},
     "_moved": set(),
     "convert": {"_moved"},

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from .._states import MLSTMState
+from ..nn.linear import DecodingLinear
 
 __all__ = ["MLSTMBackend", "disable", "enable", "patch", "unpatch"]
 
@@ -46,12 +47,15 @@ def patch(model: nn.Module | None = None) -> None:
     modeling = _modeling()
     if model is None:
         _replace(modeling.xLSTMModel, "__init__", _swapping)
+        _replace(modeling.xLSTMForCausalLM, "__init__", _swapping_head)
     else:
         parts = _models_in(model, modeling)
         for part in parts:
             _check_gates(part)
         for part in parts:
             _swap(part)
+        for head in _heads_in(model, modeling):
+            _exchange(head, {nn.Linear: DecodingLinear})
     _hand_masks_on(modeling)
 
 
@@ -64,6 +68,8 @@ def unpatch(model: nn.Module | None = None) -> None:
     if model is not None:
         for part in _models_in(model, modeling):
             _swap_back(part)
+        for head in _heads_in(model, modeling):
+            _exchange(head, {DecodingLinear: nn.Linear})
         return
     for (cls, name), original in _originals.items():
         setattr(cls, name, original)
@@ -162,6 +168,10 @@ def _models_in(model: nn.Module, modeling: ModuleType) -> list[nn.Module]:
     return found
 
 
+def _heads_in(model: nn.Module, modeling: ModuleType) -> list[nn.Module]:
+    return [part.lm_head for part in model.modules() if isinstance(part, modeling.xLSTMForCausalLM)]
+
+
 def _replace(cls: type, name: str, wrapper: Callable[[Any], Any]) -> None:
     """Replace a method by wrapper(method), once."""
     if (cls, name) not in _originals:
@@ -177,6 +187,17 @@ def _swapping(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
         _check_gates(self)
         _swap(self)
+
+    return wrapped
+
+
+def _swapping_head(init: Callable[..., None]) -> Callable[..., None]:
+    """xLSTMForCausalLM.__init__, and then our head."""
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        _exchange(self.lm_head, {nn.Linear: DecodingLinear})
 
     return wrapped
 

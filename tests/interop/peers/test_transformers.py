@@ -21,6 +21,7 @@ from tests.support.nxai_models import count_steps, refuse
 from xlstm_cuda.interop import transformers as integration
 from xlstm_cuda.interop.feedforward import GatedForward
 from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
+from xlstm_cuda.nn import linear
 from xlstm_cuda.testing import assert_close_relative, relative_error
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -111,6 +112,24 @@ def test_a_decode_step_is_one_op_a_block(options: dict[str, Any], monkeypatch: p
                 expected = logits
     assert_close_relative(logits, expected, 1e-5)
     assert steps == [not options.get("use_bias", False)] * 6
+
+
+def test_the_head_reads_its_weights_once_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own kernel, whether it was there or is built afterwards; unpatch() gives the class back."""
+    stock, ours = pair()
+    calls: list[int] = []
+    real = linear.few_rows_linear
+    monkeypatch.setattr(linear, "few_rows_linear", lambda x, *rest: calls.append(len(x)) or real(x, *rest))
+    patch()
+    for model in (ours, build()):
+        assert isinstance(model.lm_head, nn.Linear)
+        calls.clear()
+        with torch.no_grad():
+            assert_close_relative(model(tokens(2, 4)).logits[:, -1], stock(tokens(2, 4)).logits[:, -1], 1e-5)
+            model.lm_head(torch.randn(2, 1, 128))
+        assert 2 in calls
+    unpatch(ours)
+    assert type(ours.lm_head) is nn.Linear
 
 
 @pytest.mark.parametrize(
