@@ -96,7 +96,7 @@ def register(namespace: str) -> None:
             torch.library.register_vmap(f"{namespace}::{name}", _refuse)
         if name.endswith("_bwd"):
             torch.library.register_autograd(f"{namespace}::{name}", _refuse)
-    for name in (*_FAKES, *_CPU_OPS):
+    for name in (*_FAKES, *_CPU_OPS) if namespace == NAMESPACE else _FAKES:
         for device_type in ("cpu", "cuda"):
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device_type.upper()):
                 _kernels.add((namespace, name, device_type))

@@ -12,11 +12,10 @@ constexpr int panels_for(int rows) {
   return panels;
 }
 
-// Rows [0, ROWS) and PANELS panels, the first `width` columns of them.
-template <class T, class W, int ROWS, int PANELS>
+// Rows [0, ROWS) and kVecs vectors of columns, the first `width` columns of them.
+template <class T, class W, int ROWS, int kVecs>
 XLSTM_INLINE void gemm_tile(int64_t K, const T* A, int64_t row, int64_t col, const W* B, int64_t panel, T* C,
                             int64_t ldc, int64_t width, T beta) {
-  constexpr int kVecs = PANELS * kTileVecs;
   Vec<T> acc[ROWS][kVecs] = {};
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> b[kVecs];
@@ -54,18 +53,18 @@ struct Product {
   T beta;
 };
 
-// Rows [m, m + ROWS) of the product, columns from n on: as many panels as the tile takes.
-template <class T, class W, int ROWS, int PANELS>
+// Rows [m, m + ROWS) of the product, columns from n on: as many vectors as the tile takes.
+template <class T, class W, int ROWS, int kVecs = kTileVecs>
 XLSTM_INLINE void tile_at(const Product<T, W>& p, int64_t m, int64_t n) {
-  gemm_tile<T, W, ROWS, PANELS>(p.k1 - p.k0, p.A.data + m * p.A.row + p.k0 * p.A.col, p.A.row, p.A.col,
-                                p.B.data + n * p.B.K + p.k0 * kPanel<T>, p.B.K * kPanel<T>, p.C + m * p.ldc + n, p.ldc,
-                                p.N - n, p.beta);
+  gemm_tile<T, W, ROWS, kVecs>(p.k1 - p.k0, p.A.data + m * p.A.row + p.k0 * p.A.col, p.A.row, p.A.col,
+                               p.B.data + n * p.B.K + p.k0 * kPanel<T>, p.B.K * kPanel<T>, p.C + m * p.ldc + n, p.ldc,
+                               p.N - n, p.beta);
 }
 
-// At least that many rows, at most kTileRows.
+// At least that many rows, at most kTileRows. Of a last panel the vectors that are in use.
 template <class T, class W, int ROWS = kTileRows>
 XLSTM_INLINE void one_panel(const Product<T, W>& p, int64_t rows, int64_t m, int64_t n) {
-  if (rows == ROWS) return tile_at<T, W, ROWS, 1>(p, m, n);
+  if (rows == ROWS) return p.N - n > kLanes<T> ? tile_at<T, W, ROWS>(p, m, n) : tile_at<T, W, ROWS, 1>(p, m, n);
   if constexpr (ROWS > 1) one_panel<T, W, ROWS - 1>(p, rows, m, n);
 }
 
@@ -78,8 +77,8 @@ XLSTM_INLINE void few_rows(const Product<T, W>& p) {
   }
   constexpr int64_t kWide = panels_for(ROWS) * kPanel<T>;
   int64_t n = 0;
-  for (; n + kWide <= p.N; n += kWide) tile_at<T, W, ROWS, panels_for(ROWS)>(p, 0, n);
-  for (; n < p.N; n += kPanel<T>) tile_at<T, W, ROWS, 1>(p, 0, n);
+  for (; n + kWide <= p.N; n += kWide) tile_at<T, W, ROWS, panels_for(ROWS) * kTileVecs>(p, 0, n);
+  for (; n < p.N; n += kPanel<T>) tile_at<T, W, ROWS>(p, 0, n);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ template <class T, class W = T>
 void gemm(int64_t M, int64_t N, int64_t k0, int64_t k1, Strided<T> A, PackedB<T, W> B, T* C, int64_t ldc, T beta);
 
 // Products with a causal (lower triangular) L x L matrix, in bands of rows, skipping most of what is zero.
-constexpr int64_t kBand = 2 * kTileRows;
+constexpr int64_t kBand = kTileRows;
 
 // out = A B, elements with column <= row only; the rest of `out` is not defined.
 template <class T>

@@ -55,12 +55,13 @@ static int64_t cut_chunks(const MlstmForwardParams<T>& in, const Sequence& seq, 
 
 // Buffers of a chunk grow with the square of its size.
 constexpr int64_t kMaxChunk = 512;
-// From this many elements of C on, a pass over C costs more than the larger triangle of a chunk twice as long.
-constexpr int64_t kLargeState = 256 * 512;
+// With more elements of C a pass over C costs more than the larger triangle of a chunk twice as long.
+constexpr int64_t kSmallState = 64 * 64, kLargeState = 256 * 512 - 1;
 
 template <class T>
 XLSTM_INLINE int64_t chunk_size_of(const MlstmForwardParams<T>& in) {
-  const int64_t state = in.shape.head_dim_qk * in.shape.head_dim_v, chosen = state < kLargeState ? 64 : 128;
+  const int64_t state = in.shape.head_dim_qk * in.shape.head_dim_v;
+  const int64_t chosen = state <= kSmallState ? 32 : state <= kLargeState ? 64 : 128;
   const int64_t wanted = in.options.chunk_size > 0 ? in.options.chunk_size : chosen;
   return max_of(1, min_of(min_of(wanted, kMaxChunk), in.shape.seqlen));
 }
