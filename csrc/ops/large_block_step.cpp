@@ -88,8 +88,7 @@ void LargeBlockCall::check() const {
                {s.heads, s.dim_qk, s.features},
                {s.heads, s.dim_v, s.features}});
   check_dims(kName, {s.features, s.heads, s.dim_qk, s.dim_v});
-  STD_TORCH_CHECK(s.rows() <= kFewRows && s.seqlen <= kMaxStepTokens, "large_block_step: takes at most 16 rows, got ",
-                  s.rows());
+  STD_TORCH_CHECK(s.rows() >= 1 && s.rows() <= kFewRows, "large_block_step: takes 1 to 16 rows, got ", s.rows());
   const int64_t D = s.features, H = s.heads;
   check_matrix("x", x, {s.batch, s.seqlen, D});
   check_matrix("norm_mlstm", norm_mlstm, {D}), check_matrix("norm_ffn", norm_ffn, {D});

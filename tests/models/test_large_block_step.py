@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import xlstm_cuda
+from tests.support.block_steps import counted
 from xlstm_cuda import MLSTMState
 from xlstm_cuda.models import xLSTMLarge, xLSTMLargeConfig
 from xlstm_cuda.models.large import layers
@@ -34,17 +35,7 @@ def some_state(batch: int) -> MLSTMState:
 
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each decode step of a block whether it was one op."""
-    calls: list[bool] = []
-    real = layers.block_step
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        calls.append(result is not None)
-        return result
-
-    monkeypatch.setattr(layers, "block_step", counting)
-    return calls
+    return counted(monkeypatch, layers)
 
 
 @pytest.mark.parametrize(("batch", "seqlen"), [(1, 1), (8, 1), (3, 2), (1, 7), (0, 1)])

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlstm_cuda.interop import large
-
 CONFIGS: dict[str, dict[str, Any]] = {
     "mlstm": {"num_blocks": 2, "slstm": False},
     "slstm": {"num_blocks": 3, "mlstm": False},
@@ -69,20 +67,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *kinds: type[nn.Module]) -> None:
 
     for kind in kinds:
         monkeypatch.setattr(kind, "forward", refused)
-
-
-def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each decode step of a patched block of xLSTMLarge, from now on, whether it was one op."""
-    steps: list[bool] = []
-    real = large.block_step
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        steps.append(result is not None)
-        return result
-
-    monkeypatch.setattr(large, "block_step", counting)
-    return steps
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

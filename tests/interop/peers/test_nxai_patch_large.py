@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.nxai_models import count_steps, randomise, refuse
+from tests.support.block_steps import counted
+from tests.support.nxai_models import randomise, refuse
 from xlstm_cuda import patch, unpatch
+from xlstm_cuda.interop import large as large_parts
 from xlstm_cuda.testing import assert_close_relative, gradients, mlstm_inputs, relative_error
 
 pytest.importorskip("xlstm")
@@ -74,7 +76,7 @@ def test_a_decode_step_is_one_op_a_block(hooked: bool, weight_mode: str, monkeyp
         patch(built)
         for block in built.backbone.blocks if hooked else ():
             block.mlstm_layer.ogate_act_fn.register_forward_hook(lambda *_: None)
-        steps = count_steps(monkeypatch)
+        steps = counted(monkeypatch, large_parts)
         logits, after = built(ids(1), state)
     assert steps == ([] if hooked else [True] * 2)
     for actual, reference in zip((logits, *flat(after)), (expected, *flat(expected_state)), strict=True):

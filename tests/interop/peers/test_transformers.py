@@ -17,7 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.nxai_models import count_steps, refuse
+from tests.support.block_steps import counted
+from tests.support.nxai_models import refuse
+from xlstm_cuda.interop import large as large_parts
 from xlstm_cuda.interop import transformers as integration
 from xlstm_cuda.interop.feedforward import GatedForward
 from xlstm_cuda.interop.transformers import MLSTMBackend, patch, unpatch
@@ -102,7 +104,7 @@ def test_logits_and_cache(length: int) -> None:
 @pytest.mark.parametrize("options", [{}, {"weight_mode": "fused", "eps": 1e-2}, {"use_bias": True}], ids=str)
 def test_a_decode_step_is_one_op_a_block(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     stock, ours = pair(**options)
-    steps = count_steps(monkeypatch)
+    steps = counted(monkeypatch, large_parts)
     with torch.no_grad():
         for model in (stock, ours):
             cache = model(tokens(2, 6), use_cache=True).cache_params
