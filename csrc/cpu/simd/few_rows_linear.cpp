@@ -12,16 +12,11 @@ constexpr int kLane = kLanes<float>;
 constexpr int kRowsAtOnce = 4;
 constexpr int64_t kTaskBytes = int64_t{1} << 15;  // of weights: less is not worth another thread
 
-template <class E>
-E* row_of(const AnyView& x, int64_t row) {
-  return static_cast<E*>(const_cast<void*>(x.data)) + row * x.time;
-}
-
 // The rows of x in float, each filled up with zeros to whole vectors.
 template <class E>
 void widen_rows(const FewRowsLinearParams& p, float* rows, int64_t stride) {
   for (int64_t row = 0; row < p.rows; ++row) {
-    const E* x = row_of<const E>(p.x, row);
+    const E* x = row_of<const E>(p.x, 0, 0, row);
     for_vectors<float>(p.in,
                        [&](int64_t i, int64_t lanes) { store(rows + row * stride + i, load_elements(x + i, lanes)); });
   }
@@ -45,7 +40,7 @@ struct Tile {
     XLSTM_UNROLL
     for (int r = 0; r < kRows; ++r) values[r] = x + min_of(row + r, p.rows - 1) * stride;
     XLSTM_UNROLL
-    for (int o = 0; o < kOuts; ++o) weights[o] = row_of<const E>(p.weight, min_of(out + o, p.out - 1));
+    for (int o = 0; o < kOuts; ++o) weights[o] = row_of<const E>(p.weight, 0, 0, min_of(out + o, p.out - 1));
     Vec<float> sums[kLane] = {};
     for_vectors<float>(p.in, [&](int64_t i, int64_t lanes) {
       Vec<float> v[kRows];
@@ -72,8 +67,8 @@ struct Tile {
     const int64_t count = min_of(kOuts, p.out - out);
     Vec<float> y = load_n(totals, count);
     if (p.bias.data) y += load_elements(static_cast<const E*>(p.bias.data) + out, count);
-    if (p.added.data) y += load_elements(row_of<const E>(p.added, row) + out, count);
-    store_elements(row_of<E>(p.y, row) + out, y, count);
+    if (p.added.data) y += load_elements(row_of<const E>(p.added, 0, 0, row) + out, count);
+    store_elements(row_of<E>(p.y, 0, 0, row) + out, y, count);
   }
 };
 
