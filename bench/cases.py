@@ -93,10 +93,11 @@ def _on_cuda(
 def _of_models() -> list[Case]:
     """Training and forward of language models, [1:0], [7:1], [1:1] and [0:1]; xLSTMLarge's prefill and decoding."""
     lm = [
-        _listed("lm", shape, mode, "cpu", "xlstm", "transformer")
-        for shape in (
-            *("B=8,S=256,D=256,M=6,N=0", "B=8,S=256,D=256,M=7,N=1", "B=8,S=256,D=256,M=3,N=3"),
-            *("B=8,S=256,D=256,M=0,N=6", "B=2,S=512,D=1024,M=6,N=0"),
+        _listed("lm", shape, mode, "cpu", "xlstm", "transformer", *compiled)
+        for shape, *compiled in (
+            ("B=8,S=256,D=256,M=6,N=0", "reference-compiled"),
+            *(("B=8,S=256,D=256,M=7,N=1",), ("B=8,S=256,D=256,M=3,N=3",), ("B=8,S=256,D=256,M=0,N=6",)),
+            ("B=2,S=512,D=1024,M=6,N=0",),
         )
         for mode in ("fwdbwd", "fwd")
     ]
@@ -106,6 +107,41 @@ def _of_models() -> list[Case]:
         *(_listed("large_prefill", f"B={B},S=512,{sizes}", "fwd", *_LARGE, *hf) for B in (1, 8)),
         *(_listed("large_step", f"B={B},{sizes}", "step", *_LARGE) for B in (1, 8, 64)),
         _listed("large_generate", f"B=1,S=16,T=64,{sizes}", "fwd", "cpu", "xlstm-large", *hf),
+    ]
+
+
+def _of_glue() -> list[Case]:
+    """What lies between the cells, in widths of the models above; the compiled reference where it has most to fuse."""
+    shapes = {
+        "causal_conv1d": "B=8,S=256,F=512,K=4",
+        "headwise_linear": "B=8,S=256,N=128,I=4",
+        "multihead_norm_gate": "B=8,S=256,H=4,D=128",
+        "gated_activation": "B=8,S=256,F=704",
+        "soft_cap": "B=8,S=256,F=512",
+    }
+    peers = {"soft_cap": ("xlstm-large",), "gated_activation": ()}
+    return [
+        Case(op, parse_shape(op, shape), mode, dtype, impls=("cpu", "reference", *peers.get(op, ("xlstm",)), *compiled))
+        for op, shape in shapes.items()
+        for dtype, mode, *compiled in (
+            *(("float32", "fwdbwd", "reference-compiled"), ("float32", "fwd")),
+            *(("bfloat16", "fwdbwd"), ("bfloat16", "fwd")),
+        )
+    ]
+
+
+def _of_models_on_cuda() -> list[Case]:
+    """Training, prefill and decoding in bfloat16, beside models on others' kernels."""
+    large, lm = "D=2048,L=12", ("cuda", "xlstm", "xlstm-cuda", "transformer")
+    large_peers = ("cuda", "xlstm-large-triton", "transformer")
+
+    def case(op: str, shape: str, mode: str, *impls: str) -> Case:
+        return Case(op, parse_shape(op, shape), mode, "bfloat16", "cuda", impls)
+
+    return [
+        *(case("lm", f"B=16,S=1024,D=512,{blocks}", "fwdbwd", *lm) for blocks in ("M=12,N=0", "M=7,N=1")),
+        case("large_prefill", f"B=4,S=4096,{large}", "fwd", *large_peers, "transformers", "transformers-patched"),
+        *(case("large_step", f"B={B},{large}", "step", *large_peers) for B in (1, 64)),
     ]
 
 
@@ -170,6 +206,8 @@ SUITES: dict[str, list[Case]] = {
         _listed("mlstm_step", "B=64,H=8,Dqk=256,Dv=512", "step"),  # a state larger than most caches
     ],
     "model": _of_models(),
+    "glue": _of_glue(),
+    "cuda-model": _of_models_on_cuda(),
     # Decoding. The state of mlstm_step has 4 MiB a row: that of 8 rows fits the L2 of a large GPU, that of 64 does not.
     "cuda": [
         *_on_cuda("mlstm_step", "B=1,H=8,Dqk=256,Dv=512", *_INPLACE, "cuda-graph", "reference", bfloat16=_GRAPH_16),

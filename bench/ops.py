@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from xlstm_cuda import LSTMState, MLSTMState, SLSTMState, reference, testing
 
+from .glue import GLUE_OPS
 from .models import MODEL_OPS
 from .op import Op, Outputs, Shape, Tensors
 
@@ -183,4 +184,4 @@ KERNEL_OPS: dict[str, Op] = {
         ),
     )
 }
-OPS: dict[str, Op] = KERNEL_OPS | {op.name: op for op in MODEL_OPS}
+OPS: dict[str, Op] = KERNEL_OPS | {op.name: op for op in (*GLUE_OPS, *MODEL_OPS)}

@@ -11,7 +11,7 @@ from torch import nn
 import xlstm_cuda
 from xlstm_cuda import functional, reference
 
-from . import compiled, models
+from . import compiled, glue, models
 from .calls import Builder, Call, Implementation
 from .claims import WITHOUT_NORM_GRAD
 from .cuda import graphed, without_cuda, without_kernel
@@ -49,6 +49,15 @@ def _library(backend: str) -> dict[str, Builder]:
         "lstm": call(lambda t: sequence(xlstm_cuda.lstm(project(t), t["R"], t["b"], backend=backend))),
         "lstm_step": call(lstm_step),
     }
+
+
+def _glue(backend: str) -> dict[str, Builder]:
+    """The functions between the cells with that backend."""
+
+    def builder(op: str) -> Builder:
+        return lambda t: Call(lambda: glue.call(xlstm_cuda, op, t, backend=backend), t)
+
+    return {op.name: builder(op.name) for op in glue.GLUE_OPS}
 
 
 def _models(backend: str) -> dict[str, Builder]:
@@ -135,8 +144,8 @@ def _on_cuda(name: str, builders: Mapping[str, Builder], graph: bool = False, **
 _CELL_STEPS = {op: builder for op, builder in _library("cuda").items() if op in ("slstm_step", "lstm_step")}
 
 IMPLEMENTATIONS = (
-    Implementation("cpu", _library("cpu") | _models("cpu"), ("cpu",)),
-    _on_cuda("cuda", _library("cuda") | _models("cuda")),
+    Implementation("cpu", _library("cpu") | _glue("cpu") | _models("cpu"), ("cpu",)),
+    _on_cuda("cuda", _library("cuda") | _glue("cuda") | _models("cuda")),
     _on_cuda("cuda-norm-grad-off", {"mlstm": _without_norm_grad}, claims={"mlstm": WITHOUT_NORM_GRAD}),
     _on_cuda("cuda-best-chunk", {"mlstm": partial(_in_chunks, size=64)}, choices=lambda *_: _OF_CHUNK_SIZES),
     Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
@@ -144,11 +153,11 @@ IMPLEMENTATIONS = (
     _on_cuda("cuda-inplace-bf16", {"mlstm_step": inplace_step_in_16_bits}),
     _on_cuda("cuda-graph", {"mlstm_step": inplace_step, **_CELL_STEPS}, graph=True),
     _on_cuda("cuda-graph-bf16", {"mlstm_step": inplace_step_in_16_bits}, graph=True),
-    Implementation("reference", _library("reference")),
+    Implementation("reference", _library("reference") | _glue("reference")),
     Implementation("reference-chunkwise", {"mlstm": _chunkwise}),
     Implementation(
         "reference-compiled",
-        {op: compiled.builder(op) for op in KERNEL_OPS},
+        {op: compiled.builder(op) for op in (*KERNEL_OPS, *glue.OPTIONS)} | {"lm": compiled.language_model},
         ("cpu",),
         missing=compiled.without_compiler,
         refuses=compiled.too_long,

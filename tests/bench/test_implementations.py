@@ -22,9 +22,10 @@ from bench.calls import Builder, Call, Implementation
 from bench.cases import Case, make_case
 from bench.check import Checker, WrongResult, copies
 from bench.implementations import IMPLEMENTATIONS
-from bench.ops import KERNEL_OPS, OPS, Outputs, Tensors
+from bench.ops import KERNEL_OPS, OPS, Outputs, Shape, Tensors
 from tests.support.bench_runs import SHAPES, run, stand_in
 from tests.support.paths import ROOT
+from xlstm_cuda import reference
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -129,7 +130,10 @@ def test_the_reference_compiled_by_inductor_agrees_and_is_compiled_beforehand(op
     checker.errors(builder)
 
 
-@pytest.mark.parametrize("op, mode", [(op, mode) for op in KERNEL_OPS for mode in OPS[op].modes])
+COMPILED: dict[str, Shape] = {**SHAPES, "lm": {"B": 2, "S": 9, "D": 32, "M": 1, "N": 1}}
+
+
+@pytest.mark.parametrize("op, mode", [(op, mode) for op in COMPILED for mode in OPS[op].modes])
 def test_compiling_takes_one_call_as_it_is_timed(op: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[object] = []
 
@@ -146,9 +150,28 @@ def test_compiling_takes_one_call_as_it_is_timed(op: str, mode: str, monkeypatch
         return run
 
     monkeypatch.setattr(torch, "compile", compile)
-    inputs = OPS[op].draw(SHAPES[op], torch.float32, "cpu")
+    inputs = OPS[op].draw(COMPILED[op], torch.float32, "cpu")
     IMPLEMENTATIONS["reference-compiled"].builders[op](copies(inputs, mode))
     assert log == ([True, "backward"] if mode == "fwdbwd" else [False])
+
+
+def test_a_compiled_model_is_the_chunkwise_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, inputs = (
+        IMPLEMENTATIONS["reference-compiled"].builders["lm"],
+        OPS["lm"].draw(COMPILED["lm"], torch.float32, "cpu"),
+    )
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    Checker(Case("lm", COMPILED["lm"], "fwdbwd")).errors(builder)
+    monkeypatch.setattr(reference, "mlstm", None)  # the form that goes token by token
+    builder(copies(inputs, "fwdbwd")).run()
+
+
+@pytest.mark.slow  # half a minute
+def test_a_model_compiled_by_inductor_agrees() -> None:
+    builder = IMPLEMENTATIONS["reference-compiled"].builders["lm"]
+    shape = {**COMPILED["lm"], "N": 0}
+    assert IMPLEMENTATIONS["reference-compiled"].why_not(OPS["lm"], shape, "cpu") is None
+    Checker(Case("lm", shape, "fwdbwd")).errors(builder)
 
 
 def test_the_compiled_reference_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +191,15 @@ def test_the_compiled_reference_refuses_long_loops(op: str, limit: int) -> None:
     assert refuses(op, {**SHAPES[op], "S": limit}) is None
     assert f"S > {limit}" in str(refuses(op, {**SHAPES[op], "S": limit + 1}))
     assert refuses(f"{op}_step", SHAPES[f"{op}_step"]) is None
+
+
+def test_the_compiled_reference_refuses_large_models() -> None:
+    refuses = IMPLEMENTATIONS["reference-compiled"].refuses
+    shape = {"B": 8, "S": 256, "D": 64, "M": 6, "N": 0}
+    assert refuses("lm", shape) is None
+    assert "M S > 1536" in str(refuses("lm", {**shape, "M": 7}))
+    assert "S > 8" in str(refuses("lm", {**shape, "M": 1, "N": 1}))
+    assert refuses("causal_conv1d", {**SHAPES["causal_conv1d"], "S": 4096}) is None
 
 
 # Ways: the fastest of several stands for an implementation

@@ -19,6 +19,11 @@ SHAPES: dict[str, Shape] = {
     "slstm_step": {"B": 3, "H": 2, "D": 12},
     "lstm": {"B": 2, "S": 9, "H": 2, "D": 12},
     "lstm_step": {"B": 3, "H": 2, "D": 12},
+    "causal_conv1d": {"B": 2, "S": 9, "F": 12, "K": 4},
+    "headwise_linear": {"B": 2, "S": 9, "N": 3, "I": 4},
+    "multihead_norm_gate": {"B": 2, "S": 9, "H": 2, "D": 12},
+    "gated_activation": {"B": 2, "S": 9, "F": 12},
+    "soft_cap": {"B": 2, "S": 9, "F": 12},
 }
 
 
