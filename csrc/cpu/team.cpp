@@ -56,7 +56,15 @@ uint64_t core() {
 }
 #endif
 
+std::atomic_flag permit_taken = ATOMIC_FLAG_INIT;
+
 }  // namespace
+
+TeamPermit::TeamPermit() : granted_(!permit_taken.test_and_set(std::memory_order_acquire)) {}
+
+TeamPermit::~TeamPermit() {
+  if (granted_) permit_taken.clear(std::memory_order_release);
+}
 
 void Meeting::wait(int64_t carried) {
   if (static_cast<uint64_t>(carried) == parts_) return;

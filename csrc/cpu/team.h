@@ -34,15 +34,12 @@ class Meeting {
 // the other one waits for.
 class TeamPermit {
  public:
-  TeamPermit() : granted_(!taken_.test_and_set(std::memory_order_acquire)) {}
-  ~TeamPermit() {
-    if (granted_) taken_.clear(std::memory_order_release);
-  }
+  TeamPermit();
+  ~TeamPermit();
   TeamPermit(const TeamPermit&) = delete;
   bool granted() const { return granted_; }
 
  private:
-  inline static std::atomic_flag taken_ = ATOMIC_FLAG_INIT;
   const bool granted_;
 };
 

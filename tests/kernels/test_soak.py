@@ -159,8 +159,31 @@ def gated_rows() -> Rows:
     return rows
 
 
+def decode_rows() -> Rows:
+    ops, x, D, v = torch.ops.xlstm_cuda, torch.randn(2, 1, 6), torch.randn(6), torch.randn(8)
+    rows: Rows = {name: [] for name in ("few_rows_linear", "large_block_step")}
+    for dtype in (torch.float32, torch.bfloat16):
+        row, weight = x[:, 0].to(dtype), torch.randn(5, 6).to(dtype)
+        for bias in (None, weight[:, 0]):
+            rows["few_rows_linear"].append(partial(ops.few_rows_linear.default, row, weight, bias))
+    gate, down, state = (
+        torch.randn(2, 6),
+        torch.randn(6, 3),
+        (torch.randn(2, 2, 3, 4), torch.zeros(2, 2, 3), torch.zeros(2, 2)),
+    )
+    maps = ([torch.randn(n, 6) for n in (6, 6, 8, 8)], [gate, gate[:, 0], gate, gate[:, 0]], [torch.randn(3, 6)] * 2)
+    fused = ([torch.randn(28, 6), None, None, None], [torch.randn(4, 6), D[:4], None, None], [torch.randn(6, 6), None])
+    for projections, gates, up in (maps, fused):
+        weights = (D, *projections, *gates, v, torch.randn(6, 8), D, *up, down)
+        rows["large_block_step"].append(
+            partial(ops.large_block_step.default, x, *weights, *state, 1e-5, 1e-6, 0.5, 2.0, False)
+        )
+    return rows
+
+
 def all_rows() -> Rows:
-    return mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows() | headwise_rows() | gated_rows()
+    rows = mlstm_rows() | recurrent_rows() | conv_rows() | norm_rows() | headwise_rows() | gated_rows()
+    return rows | decode_rows()
 
 
 def on_cpu() -> set[str]:

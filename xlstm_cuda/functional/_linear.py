@@ -14,9 +14,9 @@ MOST_ROWS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
 
 def takes_few_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether `few_rows_linear` computes x W^T, and faster than torch: few rows on a CPU, without gradients, eager."""
-    if x.dtype != weight.dtype or x.dim() == 0 or not 0 < x.numel() <= MOST_ROWS.get(x.dtype, 0) * x.shape[-1]:
+    if not is_plain(None, (x, weight), ()) or torch._C._are_functorch_transforms_active():
         return False
-    if torch._C._are_functorch_transforms_active() or not is_plain(None, (x, weight), ()):
+    if x.dtype != weight.dtype or x.dim() == 0 or not 0 < x.numel() <= MOST_ROWS.get(x.dtype, 0) * x.shape[-1]:
         return False
     return _ops.has_kernel(_ops.NAMESPACE, "few_rows_linear", "cpu")
 

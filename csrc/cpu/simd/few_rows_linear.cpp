@@ -57,7 +57,10 @@ struct Tile {
     });
     transpose_square<float>(sums);
     XLSTM_UNROLL
-    for (int l = 1; l < kLane; ++l) sums[0] += sums[l];
+    for (int half = kLane / 2; half > 0; half /= 2) {  // in pairs: fewer roundings follow one another
+      XLSTM_UNROLL
+      for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
     alignas(kVecBytes) float totals[kLane];
     store(totals, sums[0]);
     for (int r = 0; r < kRows && row + r < p.rows; ++r) write(row + r, totals + r * kOuts);
