@@ -147,7 +147,7 @@ def _of_models_on_cuda() -> list[Case]:
 
 # the token-by-token reference is left out where it would keep gigabytes or take seconds, the compiled one where
 # compiling takes longer than all the rest
-_SLSTM, _LSTM = ("cpu", "reference", "xlstm"), ("cpu", "torch.nn.LSTM")
+_SLSTM, _LSTM = ("cpu", "reference", "xlstm"), ("cpu", "nn.LSTM", "torch.nn.LSTM")
 _MLSTM, _MLSTM_STEP = ("cpu", "reference-chunkwise", "mlstm_kernels"), ("cpu", "inplace", "reference", "mlstm_kernels")
 _LARGE = ("cpu", "xlstm-large", "transformer")
 _INPLACE, _INPLACE_16 = ("cuda", "cuda-inplace"), ("cuda-inplace-bf16",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from . import compiled, glue, models
 from .calls import Builder, Call, Implementation
 from .claims import WITHOUT_NORM_GRAD
 from .cuda import graphed, without_cuda, without_kernel
+from .lstm_layer import layer_call
 from .ops import KERNEL_OPS, MLSTM_STATE, Outputs, Tensors, lstm_state, mlstm_state, project, slstm_state
 
 CUDA_CHUNK_SIZES = (64, 128, 256)  # of the chunkwise kernels
@@ -87,6 +89,19 @@ def _models(backend: str) -> dict[str, Builder]:
     }
 
 
+def _lstm_layer(t: Tensors) -> Call:
+    """nn.LSTM: what takes the place of torch.nn.LSTM."""
+    heads, head_dim = t["R"].shape[1:3]
+    features = heads * head_dim
+    call = layer_call(xlstm_cuda.nn.LSTM(features, features, batch_first=True, num_heads=heads, dtype=t["u"].dtype), t)
+
+    def run() -> Outputs:
+        with functional.backend("cpu"):
+            return call.run()
+
+    return replace(call, run=run)
+
+
 def _chunkwise(t: Tensors) -> Call:
     def run() -> Outputs:
         h: Any = reference.mlstm_chunkwise(**t)
@@ -149,6 +164,7 @@ IMPLEMENTATIONS = (
     _on_cuda("cuda-norm-grad-off", {"mlstm": _without_norm_grad}, claims={"mlstm": WITHOUT_NORM_GRAD}),
     _on_cuda("cuda-best-chunk", {"mlstm": partial(_in_chunks, size=64)}, choices=lambda *_: _OF_CHUNK_SIZES),
     Implementation("inplace", {"mlstm_step": inplace_step}, ("cpu",)),
+    Implementation("nn.LSTM", {"lstm": _lstm_layer}, ("cpu",)),
     _on_cuda("cuda-inplace", {"mlstm_step": inplace_step}),
     _on_cuda("cuda-inplace-bf16", {"mlstm_step": inplace_step_in_16_bits}),
     _on_cuda("cuda-graph", {"mlstm_step": inplace_step, **_CELL_STEPS}, graph=True),

@@ -7,7 +7,7 @@ lie in its inputs and outputs, and `_transforms` makes second derivatives and to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -91,10 +91,57 @@ class Recurrent(FirstOrder):
         if is_differentiated():
             return _differentiated(ctx, inputs, (dh, *dstate))
         dh = torch.zeros_like(h) if dh is None else dense(dh)
-        dstate = (*map(dense, dstate), None, None)[:4]
+        dstate = _four(map(dense, dstate))
         tensors = inputs[1], h, *inputs[3:7], cT, nT, saved, *inputs[7:]
         results = library(ctx.namespace).recurrent_bwd.default(dh, *dstate, *tensors, *ctx.options)
         return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:9]), None, None)
+
+
+class BlockwiseRecurrent(FirstOrder):
+    """h, hT, cT, nT, mT = BlockwiseRecurrent.apply(namespace, options, x, W, R, b, *initial_state, lengths)
+
+    `Recurrent` of the gates x W^T, some tokens at a time: x (B, S, F), W (4, H, D, F). options: BlockwiseOptions. Saved
+    for backward: the inputs, h, the state behind each block and five values per hidden unit and token. Gradients of
+    weights are sums over blocks in the dtype of the weights, so that it has to be a wide one.
+    """
+
+    ROWS = Axes((0, *[SHARED] * 3, *[0] * 5), (0,) * 5)
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        h, blocks = options.scan(namespace, inputs, save=True)
+        ctx.save_for_backward(*inputs, h, *(tensor for block in blocks for tensor in block))
+        ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:8])
+        ctx.set_materialize_grads(False)
+        return h, *options.carried(blocks[-1])
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        (*inputs, h), tensors, options = ctx.saved_tensors[:10], ctx.saved_tensors[10:], ctx.options
+        if is_differentiated():
+            return _differentiated(ctx, inputs, (dh, *dstate))
+        x, W, R, _, *initial, lengths = inputs
+        dh, flat = torch.zeros_like(h) if dh is None else dh, W.flatten(0, 2)
+        dxs: list[Tensor] = []
+        dW, dR, db = torch.zeros_like(flat), torch.zeros_like(R), torch.zeros_like(R[..., 0])
+        blocks = [tensors[first : first + 5] for first in range(0, len(tensors), 5)]
+        for index, part in reversed(list(enumerate(options.parts(x.shape[1])))):
+            _, c, n, _, values = blocks[index]
+            before = initial if index == 0 else _four(options.carried(blocks[index - 1]))
+            order = options.left(lengths, part), None, *options.recurrent
+            dgates, dR_part, db_part, *rest = library(ctx.namespace).recurrent_bwd.default(
+                dense(dh[:, part]), *_four(map(dense, dstate)), R, h[:, part], *before, c, n, values, *order
+            )
+            dstate = options.carried(rest)
+            rows = dgates.reshape(-1, flat.shape[0])  # nothing in place: gradients may be batched
+            if ctx.needs_input_grad[2]:
+                dxs.insert(0, (rows @ flat).view(x[:, part].shape))
+            if ctx.needs_input_grad[3]:
+                dW = torch.addmm(dW, rows.t(), x[:, part].reshape(-1, x.shape[2]))
+            dR, db = dR + dR_part, db + db_part
+        dx = torch.cat(dxs, 1) if dxs else None
+        results = dx, dW.view_as(W), dR, db, *_four(dstate)
+        return (None, None, *_for_inputs(results, ctx.dtypes, ctx.needs_input_grad[2:10]), None)
 
 
 class CausalConv1d(FirstOrder):
@@ -232,6 +279,11 @@ class SoftCap(FirstOrder):
         if is_differentiated():
             return _differentiated(ctx, (x,), (dy,))
         return None, None, library(ctx.namespace).soft_cap_bwd.default(dense(dy), x, *ctx.options)
+
+
+def _four(state: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """h, c, n, m, or None for what the cell does not have."""
+    return (*state, None, None)[:4]
 
 
 def _h_before(

@@ -6,14 +6,22 @@
 namespace xlstm {
 
 constexpr int64_t kFewRows = 16;  // at most
+constexpr int kJoinedMaps = 6;    // of the same x
 
-// A row of x, weight or y is a time of its view; all three have elements of one type.
+// A row of weight or y is a time of its view.
+struct FewRowsMap {
+  int64_t out = 0;
+  AnyView weight{};  // (out, in)
+  Any bias{};        // (out), or null
+  AnyView y{};       // (rows, out), written
+  AnyView added{};   // (rows, out), or null: y = x W^T + b + added
+};
+
+// All elements have one type. Maps that are not there have no outputs.
 struct FewRowsLinearParams {
-  int64_t rows, in, out;  // y (rows, out)
-  AnyView x{}, weight{};  // (rows, in), (out, in)
-  Any bias{};             // (out), or null; of the same type
-  AnyView y{};            // written
-  AnyView added{};        // (rows, out), or null: y = x W^T + b + added
+  int64_t rows, in;
+  AnyView x{};  // (rows, in)
+  FewRowsMap maps[kJoinedMaps]{};
 };
 
 }  // namespace xlstm

@@ -41,14 +41,16 @@ Tensor few_rows_linear(Arguments& arguments) {
     const Tensor& rows = kept(session, x, as(x, x.scalar_type()));
     return matrix_view(session.in(rows), rows);
   };
-  FewRowsLinearParams p{in.x.size(0), in.x.size(1), in.weight.size(0), matrix(in.x), matrix(in.weight)};
+  FewRowsLinearParams p{in.x.size(0), in.x.size(1), matrix(in.x)};
+  FewRowsMap& map = p.maps[0];
+  map.out = in.weight.size(0), map.weight = matrix(in.weight);
   if (in.bias) {
     const Tensor& bias = kept(session, *in.bias, as(*in.bias, in.bias->scalar_type()));
-    p.bias = {session.in(bias), type_of(bias)};
+    map.bias = {session.in(bias), type_of(bias)};
   }
-  const Tensor y = empty(in.x, {p.rows, p.out}, in.x.scalar_type());
-  p.y = matrix_view(session.out(y), y);
-  if (p.rows > 0 && p.out > 0) session.run(p);
+  const Tensor y = empty(in.x, {p.rows, map.out}, in.x.scalar_type());
+  map.y = matrix_view(session.out(y), y);
+  if (p.rows > 0 && map.out > 0) session.run(p);
   session.finish();
   return y;
 }

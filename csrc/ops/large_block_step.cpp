@@ -1,5 +1,8 @@
 // large_block_step: a block of xLSTMLarge (arXiv 2503.13427) on a few tokens, in one op on a CPU. A decode step has
 // little arithmetic: so many ops of their own would take longer than it.
+#include <algorithm>
+#include <initializer_list>
+
 #include "core/gated.h"
 #include "core/linear.h"
 #include "core/mlstm_step.h"
@@ -138,12 +141,13 @@ class LargeBlockStep {
     const Columns normed = columns(s_.features), h = columns(s_.v()), gated = columns(s_.v());
     const Columns all = columns(s_.projected());
     const Columns q = all, k = q.from(s_.qk()), v = k.from(s_.qk()), o = v.from(s_.v());
+    const Columns gates = columns(gate_stride_);
     norm(x, in_.norm_mlstm, normed);
-    map(normed, in_.q, {}, q);
-    if (in_.k) map(normed, *in_.k, {}, k), map(normed, *in_.v, {}, v), map(normed, *in_.o, {}, o);
-    cell(q, k, v, gates(normed), h, C, n, m);
+    multiply(normed, {map(in_.q, q), map(in_.k, k), map(in_.v, v), map(in_.o, o), map(in_.i, gates, in_.i_bias),
+                      map(in_.f, gates.from(s_.heads), in_.f_bias)});
+    cell(q, k, v, capped(gates), h, C, n, m);
     norm_heads(h, o, gated);
-    map(gated, in_.out_proj, {}, middle, x);
+    multiply(gated, {map(in_.out_proj, middle, {}, x)});
   }
 
   // y = middle + feed_forward(norm(middle))
@@ -151,28 +155,24 @@ class LargeBlockStep {
     const Columns normed = columns(s_.features), both = columns(2 * s_.inner), up = both.from(s_.inner);
     const Columns inner = columns(s_.inner);
     norm(middle, in_.norm_ffn, normed);
-    map(normed, in_.up_gate, {}, both);
-    if (in_.up) map(normed, *in_.up, {}, up);
+    multiply(normed, {map(in_.up_gate, both), map(in_.up, up)});
     GatedForwardParams p{};
     p.shape = {s_.batch, s_.seqlen, s_.inner}, p.activation = Activation::silu;
     p.gate = view(both, s_.inner), p.x = view(up, s_.inner), p.y = view(inner, s_.inner);
     session_.run(p);
-    map(inner, in_.down, {}, y, middle);
+    multiply(inner, {map(in_.down, y, {}, middle)});
   }
 
-  // Capped pre-activations of the input gates, those of the forget gates behind them.
-  Columns gates(Columns x) {
-    const Columns raw = columns(gate_stride_);
-    map(x, in_.i, in_.i_bias, raw);
-    if (in_.f) map(x, *in_.f, in_.f_bias, raw.from(s_.heads));
+  // Pre-activations of the input gates, those of the forget gates behind them.
+  Columns capped(Columns raw) {
     if (in_.cap == 0) return raw;
-    const Columns capped = columns(gate_stride_);
+    const Columns y = columns(gate_stride_);
     GatedForwardParams p{};
     p.shape = {s_.batch, s_.seqlen, gate_stride_}, p.activation = Activation::soft_cap;
     p.cap = in_.cap, p.inverse_cap = 1 / in_.cap;
-    p.gate = view(raw, gate_stride_), p.y = view(capped, gate_stride_);
+    p.gate = view(raw, gate_stride_), p.y = view(y, gate_stride_);
     session_.run(p);
-    return capped;
+    return y;
   }
 
   void cell(Columns q, Columns k, Columns v, Columns gates, Columns h, const Tensor& C, const Tensor& n,
@@ -208,14 +208,22 @@ class LargeBlockStep {
     session_.run(p);
   }
 
-  // y = x W^T + bias + added
-  void map(Columns x, const Tensor& weight, const OptionalTensor& bias, Columns y, Columns added = {}) {
-    const Tensor& w = kept(session_, weight, as(weight, kFloat));
-    FewRowsLinearParams p{s_.rows(), w.size(1), w.size(0), view(x, 0)};
-    p.weight = {session_.in(w), Type::f32, 0, 0, w.stride(0)};
-    if (bias) p.bias = {given(*bias), Type::f32};
-    p.y = view(y, 0);
-    if (added.data) p.added = view(added, 0);
+  // y = x W^T + bias + added; no map without a weight.
+  FewRowsMap map(const OptionalTensor& weight, Columns y, const OptionalTensor& bias = {}, Columns added = {}) {
+    FewRowsMap m;
+    if (!weight) return m;
+    const Tensor& w = kept(session_, *weight, as(*weight, kFloat));
+    m.out = w.size(0), m.weight = {session_.in(w), Type::f32, 0, 0, w.stride(0)};
+    m.y = view(y, 0);
+    if (bias) m.bias = {given(*bias), Type::f32};
+    if (added.data) m.added = view(added, 0);
+    return m;
+  }
+
+  // Maps of all columns of x: together, since threads meet at the end of each pass over memory.
+  void multiply(Columns x, std::initializer_list<FewRowsMap> maps) {
+    FewRowsLinearParams p{s_.rows(), x.stride, view(x, 0)};
+    std::copy(maps.begin(), maps.end(), p.maps);
     session_.run(p);
   }
 

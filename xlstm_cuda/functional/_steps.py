@@ -10,7 +10,12 @@ from torch import Tensor
 from xlstm_cuda import _checks
 from xlstm_cuda._backend import default_backend
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)  # no more than a tensor
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def is_bare(x: Tensor) -> bool:
+    """Whether x is no more than a tensor."""
+    return type(x) in _PLAIN_TYPES
 
 
 def is_plain(backend: str | None, inputs: tuple[Tensor | None, ...], state: Any) -> bool:

@@ -31,42 +31,63 @@ def block_step(
     layer, ffn = block.mlstm_layer, block.ffn
     if not (only_forward(classes.layer, layer) and only_forward(classes.feed_forward, ffn)):
         return None
-    fused = layer.config.weight_mode == "fused"
-    norms, gates, maps = _children(block, fused)
-    plain = is_plain(classes.norm, *norms) and is_plain(classes.multihead_norm, layer.multihead_norm)
-    if not (plain and is_plain(classes.gate, *gates) and is_plain(nn.Linear, *maps)):
+    found = _children(block, layer, ffn, fused=layer.config.weight_mode == "fused")
+    norms, multihead_norm = (found.norm_mlstm, found.norm_ffn), found.multihead_norm
+    maps = *found.projections, found.out_proj, *found.up, found.down
+    plain = is_plain(classes.norm, *norms) and is_plain(classes.multihead_norm, multihead_norm)
+    if not (plain and is_plain(classes.gate, *found.gates) and is_plain(nn.Linear, *maps)):
         return None
-    epsilons = {norm.eps for norm in (*norms, layer.multihead_norm)}
-    biased = any(child.bias is not None for child in (*norms, layer.multihead_norm, *maps))
-    if biased or len(epsilons) != 1 or any(gate.bias is None for gate in gates):
+    without_bias = *norms, multihead_norm, *maps
+    if any(child._parameters["bias"] is not None for child in without_bias):
         return None
-    weights = _weights(norms, gates, maps, layer.multihead_norm, fused)
+    if any(gate._parameters["bias"] is None for gate in found.gates):
+        return None
+    if not norms[0].eps == norms[1].eps == multihead_norm.eps:
+        return None
+    weights = found.weights()
     if not takes_large_block_step(x, weights, state):
         return None
-    options: dict[str, Any] = {"norm_eps": epsilons.pop(), "eps": eps, "cap": layer.config.gate_soft_cap}
+    options: dict[str, Any] = {"norm_eps": multihead_norm.eps, "eps": eps, "cap": layer.config.gate_soft_cap}
     return large_block_step(x, weights, state, input_gate=input_gate, **options)
 
 
-def _children(block: Any, fused: bool) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    """Norms over the width, maps of the gates, and the other maps in the order in which they are used."""
-    layer, ffn = block.mlstm_layer, block.ffn
-    norms = block.norm_mlstm, block.norm_ffn
-    if fused:
-        return norms, (layer.ifgate_preact,), (layer.qkv_opreact, layer.out_proj, ffn.proj_up_gate_z, ffn.proj_down)
-    gates = layer.igate_preact, layer.fgate_preact
-    projections = layer.q, layer.k, layer.v, layer.ogate_preact
-    return norms, gates, (*projections, layer.out_proj, ffn.proj_up_gate, ffn.proj_up, ffn.proj_down)
+class _Children(NamedTuple):
+    norm_mlstm: Any
+    projections: list[Any]
+    gates: list[Any]
+    multihead_norm: Any
+    out_proj: Any
+    norm_ffn: Any
+    up: list[Any]
+    down: Any
+
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """In the order of `large_block_step`."""
+        gates = [gate._parameters[name] for gate in self.gates for name in ("weight", "bias")]
+        norm_mlstm, multihead_norm, out_proj, norm_ffn, down = (
+            child._parameters["weight"]
+            for child in (self.norm_mlstm, self.multihead_norm, self.out_proj, self.norm_ffn, self.down)
+        )
+        up, projections = ([child._parameters["weight"] for child in c] for c in (self.up, self.projections))
+        if len(gates) == 2:  # fused
+            projections, gates, up = [*projections, None, None, None], [*gates, None, None], [*up, None]
+        return norm_mlstm, *projections, *gates, multihead_norm, out_proj, norm_ffn, *up, down
 
 
-def _weights(norms: Any, gates: Any, maps: Any, multihead_norm: Any, fused: bool) -> tuple[Tensor | None, ...]:
-    """In the order of `large_block_step`."""
-    w = [child.weight for child in maps]
-    gate = [parameter for child in gates for parameter in (child.weight, child.bias)]
-    if fused:
-        qkvo, out_proj, up, down = w
-        projections, gate, ups = (qkvo, None, None, None), [*gate, None, None], (up, None)
-    else:
-        *projections, out_proj, up_gate, up, down = w  # type: ignore[assignment]
-        ups = (up_gate, up)
-    before = norms[0].weight, *projections, *gate, multihead_norm.weight, out_proj
-    return (*before, norms[1].weight, *ups, down)
+def _children(block: Any, layer: Any, ffn: Any, fused: bool) -> _Children:
+    """Past nn.Module.__getattr__, which takes as long as all that is asked of the children."""
+    of_block, of_layer, of_ffn = block._modules, layer._modules, ffn._modules
+    projections, gates, up = ["qkv_opreact"], ["ifgate_preact"], ["proj_up_gate_z"]
+    if not fused:
+        projections, gates = ["q", "k", "v", "ogate_preact"], ["igate_preact", "fgate_preact"]
+        up = ["proj_up_gate", "proj_up"]
+    return _Children(
+        of_block["norm_mlstm"],
+        [of_layer[name] for name in projections],
+        [of_layer[name] for name in gates],
+        of_layer["multihead_norm"],
+        of_layer["out_proj"],
+        of_block["norm_ffn"],
+        [of_ffn[name] for name in up],
+        of_ffn["proj_down"],
+    )

@@ -29,27 +29,27 @@ template <int kRows, class E>
 struct Tile {
   static constexpr int kOuts = kLane / kRows;
 
-  const FewRowsLinearParams& p;
+  const FewRowsMap& map;
   const float* x;  // widened
-  int64_t stride, out;
+  int64_t rows, in, stride, out;
 
   // Of rows from `row` on. What is behind the last row, or the last output, is the last one once more.
   void multiply(int64_t row) const {
     const float* values[kRows];
     const E* weights[kOuts];
     XLSTM_UNROLL
-    for (int r = 0; r < kRows; ++r) values[r] = x + min_of(row + r, p.rows - 1) * stride;
+    for (int r = 0; r < kRows; ++r) values[r] = x + min_of(row + r, rows - 1) * stride;
     XLSTM_UNROLL
-    for (int o = 0; o < kOuts; ++o) weights[o] = row_of<const E>(p.weight, 0, 0, min_of(out + o, p.out - 1));
+    for (int o = 0; o < kOuts; ++o) weights[o] = row_of<const E>(map.weight, 0, 0, min_of(out + o, map.out - 1));
     Vec<float> sums[kLane] = {};
-    for_vectors<float>(p.in, [&](int64_t i, int64_t lanes) {
+    for_vectors<float>(in, [&](int64_t i, int64_t lanes) {
       Vec<float> v[kRows];
       XLSTM_UNROLL
       for (int r = 0; r < kRows; ++r) v[r] = load(values[r] + i);
       XLSTM_UNROLL
       for (int o = 0; o < kOuts; ++o) {
         // With so few streams memory does not see by itself what comes next.
-        if constexpr (kRows == kRowsAtOnce) prefetch(weights[o] + i + kOuts * p.weight.time);
+        if constexpr (kRows == kRowsAtOnce) prefetch(weights[o] + i + kOuts * map.weight.time);
         const Vec<float> w = load_elements(weights[o] + i, lanes);
         XLSTM_UNROLL
         for (int r = 0; r < kRows; ++r) sums[r * kOuts + o] += w * v[r];
@@ -63,15 +63,15 @@ struct Tile {
     }
     alignas(kVecBytes) float totals[kLane];
     store(totals, sums[0]);
-    for (int r = 0; r < kRows && row + r < p.rows; ++r) write(row + r, totals + r * kOuts);
+    for (int r = 0; r < kRows && row + r < rows; ++r) write(row + r, totals + r * kOuts);
   }
 
   void write(int64_t row, const float* totals) const {
-    const int64_t count = min_of(kOuts, p.out - out);
+    const int64_t count = min_of(kOuts, map.out - out);
     Vec<float> y = load_n(totals, count);
-    if (p.bias.data) y += load_elements(static_cast<const E*>(p.bias.data) + out, count);
-    if (p.added.data) y += load_elements(row_of<const E>(p.added, 0, 0, row) + out, count);
-    store_elements(row_of<E>(p.y, 0, 0, row) + out, y, count);
+    if (map.bias.data) y += load_elements(static_cast<const E*>(map.bias.data) + out, count);
+    if (map.added.data) y += load_elements(row_of<const E>(map.added, 0, 0, row) + out, count);
+    store_elements(row_of<E>(map.y, 0, 0, row) + out, y, count);
   }
 };
 
@@ -79,8 +79,12 @@ template <int kRows, class E>
 void multiply(const FewRowsLinearParams& p, const float* x, int64_t stride, const Runtime& runtime) {
   constexpr int kOuts = Tile<kRows, E>::kOuts;
   const int64_t bytes = max_of(1, kOuts * p.in * static_cast<int64_t>(sizeof(E)));
-  runtime.parallel(ceil_div(p.out, kOuts), ceil_div(kTaskBytes, bytes), [&](int64_t index) {
-    const Tile<kRows, E> tile{p, x, stride, index * kOuts};
+  int64_t tiles = 0;
+  for (const FewRowsMap& map : p.maps) tiles += ceil_div(map.out, kOuts);
+  runtime.parallel(tiles, ceil_div(kTaskBytes, bytes), [&](int64_t index) {
+    const FewRowsMap* map = p.maps;
+    for (; index >= ceil_div(map->out, kOuts); ++map) index -= ceil_div(map->out, kOuts);
+    const Tile<kRows, E> tile{*map, x, p.rows, p.in, stride, index * kOuts};
     for (int64_t row = 0; row < p.rows; row += kRows) tile.multiply(row);
   });
 }

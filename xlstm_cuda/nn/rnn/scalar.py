@@ -7,13 +7,13 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ... import functional
 from ..._states import LSTMState, SLSTMState
+from ...functional._blockwise import blockwise_scan, tokens_per_block
+from ...functional._blockwise import gates as project
 from ..init import linspace_
 from .base import RNN
-from .blocks import tokens_per_block
 from .checks import check_heads
 from .sequences import join, merge_directions, split_directions
 
@@ -58,36 +58,24 @@ class ScalarRNN(RNN[State]):
             initial_state = self.state_type(*(merge_directions(s.unflatten(-1, (self.num_heads, -1))) for s in state))
         if self.proj_size:
             P = join([w.unflatten(0, (self.num_heads, -1)) for w in self._each("weight_hr", layer)], 0)
-            h, final = self._projected_scan(_gates(x, W), R, b, P, initial_state, lengths)
+            h, final = self._projected_scan(project(x, W), R, b, P, initial_state, lengths)
         else:
-            block = x.shape[1] if self.bidirectional else tokens_per_block(x, W, R, b, *(initial_state or ()))
-            h, final = self._scan_in_blocks(x, W, R, b, initial_state, lengths, block)
+            h, final = self._projection_and_scan(x, W, R, b, initial_state, lengths)
             final = final._replace(h=final.h.to(h.dtype))  # exact: the kernel rounded it
         directions = self.num_directions
         output = h.unflatten(2, (directions, self.num_heads)).flatten(3)
         return output, self.state_type(*(split_directions(s, directions).flatten(2) for s in final))
 
-    def _scan_in_blocks(
-        self,
-        x: Tensor,
-        W: Tensor,
-        R: Tensor,
-        b: Tensor | None,
-        state: State | None,
-        lengths: Tensor | None,
-        block: int,
+    def _projection_and_scan(
+        self, x: Tensor, W: Tensor, R: Tensor, b: Tensor | None, state: State | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
-        """_scan of the projection of x (B, S, F) by W (4, H, D, F), `block` tokens at a time: the same numbers."""
-        if block >= x.shape[1]:
-            return self._scan(_gates(x, W), R, b, state, lengths)
-        outputs = []
-        for first in range(0, x.shape[1], block):
-            part = x[:, first : first + block]
-            left = None if lengths is None else (lengths - first).clamp(0, part.shape[1])
-            h, state = self._scan(_gates(part, W), R, b, state, left)
-            outputs.append(h)
-        assert state is not None  # there was a block
-        return torch.cat(outputs, 1), state
+        op, block = type(self).scan.__name__, x.shape[1]
+        if not self.bidirectional:
+            block = tokens_per_block(op, x, W, R, b, *(state or ()))
+        if block == x.shape[1]:
+            return self._scan(project(x, W), R, b, state, lengths)
+        h, final = blockwise_scan(op, x, W, R, b, state, lengths, block)
+        return h, self.state_type(*final)
 
     def _scan(
         self, x: Tensor, R: Tensor, b: Tensor | None, initial_state: State | None, lengths: Tensor | None
@@ -114,11 +102,6 @@ class ScalarRNN(RNN[State]):
         if initial_state is None or x.shape[1]:
             p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
         return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
-
-
-def _gates(x: Tensor, W: Tensor) -> Tensor:
-    """x (B, S, F) and W (4, H, D, F) -> (B, S, 4, H, D)."""
-    return F.linear(x, W.flatten(0, 2)).unflatten(-1, W.shape[:3])
 
 
 def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
