@@ -38,9 +38,9 @@ def block_step(
     if not (plain and is_plain(classes.gate, *found.gates) and is_plain(nn.Linear, *maps)):
         return None
     without_bias = *norms, multihead_norm, *maps
-    if any(child._parameters["bias"] is not None for child in without_bias):
+    if any(child._parameters.get("bias") is not None for child in without_bias):
         return None
-    if any(gate._parameters["bias"] is None for gate in found.gates):
+    if any(gate._parameters.get("bias") is None for gate in found.gates):
         return None
     if not norms[0].eps == norms[1].eps == multihead_norm.eps:
         return None
