@@ -69,8 +69,11 @@ def tokens_per_block(op: str, x: Tensor, W: Tensor, *others: Tensor | None) -> i
     That is on a CPU, with at least two blocks. Transforms and what records a graph get all tokens at once, as do
     gradients in 16 bits: sums over blocks would be rounded after each of them.
     """
-    S, block = x.shape[1], BLOCK_BYTES // max(1, x.shape[0] * W[..., 0].numel() * x.element_size())
-    if 2 * block > S or x.device.type != "cpu" or _is_traced() or _autocast.enabled("cpu"):
+    S = x.shape[1]
+    if x.device.type != "cpu" or _is_traced() or _autocast.enabled("cpu"):  # first: traced sizes must not be compared
+        return S
+    block = BLOCK_BYTES // max(1, x.shape[0] * W[..., 0].numel() * x.element_size())
+    if 2 * block > S:
         return S
     every = [tensor for tensor in (x, W, *others) if tensor is not None]
     if _checks.needs_grad(*every) and x.dtype not in (torch.float32, torch.float64):
