@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import Recurrent
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
 from xlstm_cuda._transforms import dense, differentiable
@@ -70,7 +70,7 @@ def slstm(
     """
     _checks.flags("slstm", return_state=return_state)
     cell = _slstm_cell("slstm", forget_gate)
-    plain = partial(reference.slstm, forget_gate=forget_gate)
+    plain = partial(_plain(backend).slstm, forget_gate=forget_gate)
     order = lengths, reset, reversed_heads
     h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
@@ -101,7 +101,7 @@ def slstm_step(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm_step", forget_gate)
-    plain = partial(reference.slstm_step, forget_gate=forget_gate)
+    plain = partial(_plain(backend).slstm_step, forget_gate=forget_gate)
     return _recurrent_step("slstm_step", cell, SLSTMState, plain, x, R, b, state, backend)
 
 
@@ -147,7 +147,8 @@ def lstm(
     """
     _checks.flags("lstm", return_state=return_state)
     order = lengths, reset, reversed_heads
-    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *order, backend)
+    plain = _plain(backend).lstm
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, plain, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
 
@@ -193,6 +194,11 @@ class RecurrentOptions(NamedTuple):
             forget_gate = "exp" if self.cell == CELLS["slstm_exp"] else "sigmoid"
             h, final = reference.slstm(x, R, b, return_state=True, forget_gate=forget_gate, **given)
         return h, *final
+
+
+def _plain(backend: str | None) -> Any:
+    """Where the functions are without kernels."""
+    return _onnx if in_onnx_graph(backend) else reference
 
 
 def _slstm_cell(op: str, forget_gate: str) -> int:

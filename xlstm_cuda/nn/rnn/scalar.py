@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import functional
+from ... import _autocast, _onnx, functional
+from ..._backend import in_onnx_graph
 from ..._states import LSTMState, SLSTMState
 from ..init import linspace_
 from .base import RNN
@@ -149,6 +150,17 @@ class LSTM(ScalarRNN[LSTMState]):
 
     state_type = LSTMState
     scan = staticmethod(functional.lstm)
+
+    def _layer(
+        self, layer: int, x: Tensor, state: LSTMState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, LSTMState]:
+        W, R = self._each("weight_ih", layer), self._each("weight_hh", layer)
+        plain = self.num_heads == 1 and not self.proj_size and lengths is None and x.dtype == torch.float32
+        if not (plain and in_onnx_graph() and not _autocast.enabled(x.device.type)):
+            return super()._layer(layer, x, state, lengths)
+        biases = zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True) if self.bias else None
+        h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases and list(biases), state)
+        return h.permute(2, 0, 1, 3), final
 
 
 class sLSTM(ScalarRNN[SLSTMState]):
