@@ -4,8 +4,10 @@ A recurrence over time is an ONNX `Scan`, the mLSTM a `Scan` over chunks of toke
 what ONNX's own operator means is that, `LSTM`. All else is exported as the reference computes it.
 """
 
+from ._headwise import headwise_linear
 from ._lstm import standard_lstm
 from ._mlstm import mlstm, mlstm_step
+from ._scan import dense
 from ._recurrent import lstm, lstm_step, slstm, slstm_step
 
-__all__ = ["lstm", "lstm_step", "mlstm", "mlstm_step", "slstm", "slstm_step", "standard_lstm"]
+__all__ = ["dense", "headwise_linear", "lstm", "lstm_step", "mlstm", "mlstm_step", "slstm", "slstm_step", "standard_lstm"]

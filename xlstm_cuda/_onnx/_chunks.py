@@ -14,29 +14,28 @@ from torch import Tensor
 
 
 def cut(x: Tensor, length: int, filler: float = 0.0) -> Tensor:
-    """(B, H, S, ...) -> (chunks, B, H, length, ...), the last chunk filled up."""
-    batch, heads, seqlen, *rest = x.shape
-    count = (seqlen + length - 1) // length
+    """(G, S, ...) -> (chunks, G, length, ...), the last chunk filled up."""
+    rows, seqlen, *rest = x.shape
+    count = torch.sym_max(1, (seqlen + length - 1) // length)  # so that torch need not ask whether there is one
     missing = torch.remainder(-_seqlen(x), length)
-    before = torch.zeros(x.ndim + 2, dtype=torch.int64)
-    padding = torch.cat([before, missing, before[: x.ndim - 3]])  # before each dimension, then after each
+    zeros = torch.zeros(x.ndim + 1, dtype=torch.int64)
+    padding = torch.cat([zeros, missing, zeros[: x.ndim - 2]])  # before each dimension, then after each
     value = torch.full((), filler, dtype=x.dtype)
-    x = _operator("Pad", (x, padding, value), x, (batch, heads, count * length, *rest))
-    sizes = torch.tensor([0, 0, -1, length, *rest])  # 0: as it is
-    return _operator("Reshape", (x, sizes), x, (batch, heads, count, length, *rest)).movedim(2, 0)
+    x = _operator("Pad", (x, padding, value), x, (rows, count * length, *rest))
+    sizes = torch.tensor([0, -1, length, *rest])  # 0: as it is
+    return _operator("Reshape", (x, sizes), x, (rows, count, length, *rest)).transpose(0, 1)
 
 
 def joined(x: Tensor, like: Tensor) -> Tensor:
-    """(chunks, B, H, length, D) -> (B, H, S, D), S that of `like` (B, H, S, D)."""
-    count, batch, heads, length, dim = x.shape
-    sizes = torch.tensor([0, 0, -1, dim])
-    x = _operator("Reshape", (x.movedim(0, 2), sizes), x, (batch, heads, count * length, dim))
-    start, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2)
-    return _operator("Slice", (x, start, _seqlen(like), axis), x, (batch, heads, like.shape[2], dim))
+    """(chunks, G, length, D) -> (G, S, D), S that of `like` (G, S, D)."""
+    count, rows, length, dim = x.shape
+    x = _operator("Reshape", (x.transpose(0, 1), torch.tensor([0, -1, dim])), x, (rows, count * length, dim))
+    start, axis = torch.zeros(1, dtype=torch.int64), torch.full((1,), 1)
+    return _operator("Slice", (x, start, _seqlen(like), axis), x, like.shape)
 
 
 def _seqlen(x: Tensor) -> Tensor:
-    return _operator("Shape", (x,), torch.zeros(0, dtype=torch.int64), (1,), start=2, end=3)
+    return _operator("Shape", (x,), torch.zeros(0, dtype=torch.int64), (1,), start=1, end=2)
 
 
 def _operator(name: str, inputs: Sequence[Tensor], like: Tensor, shape: Sequence[Any], **attributes: int) -> Tensor:

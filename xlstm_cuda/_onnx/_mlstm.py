@@ -13,87 +13,100 @@ from .._states import MLSTMState
 from ..reference._mlstm_forms import M_MIN, Options, Tokens, normalised
 from ._chunks import cut, joined
 from ._gates import log_sigmoid
-from ._scan import scan
+from ._scan import dense, scan
 
 MOST = 512  # tokens of a chunk, as on a CPU
 NOTHING = -1e35  # the logarithm of a closed gate: finite, also as a sum over a chunk, and far below M_MIN
 
 
-def _in_chunks(tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: Options) -> tuple[Tensor, MLSTMState]:
-    """A form of the reference. Fewer tokens than a chunk has, where that is known, are a chunk."""
-    length, seqlen = min(options.chunk_size, MOST), tokens.q.shape[2]
-    if isinstance(seqlen, int) and seqlen <= length:
-        return _one_chunk(tokens, state, reset, options)
-    log_i, log_f = _logarithms(tokens, options)
-    inputs = [cut(x, length) for x in (tokens.q, tokens.k, tokens.v)]
-    inputs += [cut(log_i, length, filler=NOTHING), cut(log_f, length)]  # padding writes and forgets nothing
+def _form(
+    tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: Options, one: bool = False
+) -> tuple[Tensor, MLSTMState]:
+    """A form of the reference. one: all tokens are one chunk; so are fewer than a chunk has, where that is known."""
+    batch, heads, seqlen, _ = tokens.q.shape
+    length = min(options.chunk_size, MOST)
+    inputs = [_rows(x) for x in tokens]
+    inputs[3] = (log_sigmoid(inputs[3]) if options.sigmoid_gate else inputs[3]).clamp(min=NOTHING)
+    inputs[4] = log_sigmoid(inputs[4]).clamp(min=NOTHING)
     if reset is not None:
-        inputs.append(cut(reset[:, None].to(log_f.dtype), length))
+        inputs.append(_rows(reset[:, None].expand(batch, heads, seqlen).to(inputs[4].dtype)))
+    before = MLSTMState(*map(_rows, state))
+    if one or (isinstance(seqlen, int) and seqlen <= length):
+        h, after = _chunk(inputs, before, options)
+    else:
+        h, after = _chunks(inputs, before, options, length)
+    return h.unflatten(0, (batch, heads)), MLSTMState(*(s.unflatten(0, (batch, heads)) for s in after))
+
+
+mlstm = partial(reference.mlstm, form=_form)
+mlstm_step = partial(reference.mlstm_step, form=partial(_form, one=True))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, H, ...) -> (G, ...)."""
+    return dense(x).flatten(0, 1)
+
+
+def _chunks(inputs: list[Tensor], state: MLSTMState, options: Options, length: int) -> tuple[Tensor, MLSTMState]:
+    fillers = 0.0, 0.0, 0.0, NOTHING, 0.0, 0.0  # padding writes nothing and forgets nothing
 
     def body(before: Any, slices: Any, constants: Any) -> tuple[MLSTMState, tuple[Tensor]]:
-        h, after = _chunk(*slices[:5], slices[5] if reset is not None else None, MLSTMState(*before), options)
+        h, after = _chunk(slices, MLSTMState(*before), options)
         return after, (h,)
 
-    final, (h,) = scan(body, state, inputs, [])
-    return joined(h, tokens.v), MLSTMState(*final)
+    cuts = [cut(x, length, filler) for x, filler in zip(inputs, fillers, strict=False)]
+    after, (h,) = scan(body, state, cuts, [])
+    return joined(h, inputs[2]), MLSTMState(*after)
 
 
-def _one_chunk(tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: Options) -> tuple[Tensor, MLSTMState]:
-    marks = None if reset is None else reset[:, None].to(tokens.f.dtype)
-    return _chunk(tokens.q, tokens.k, tokens.v, *_logarithms(tokens, options), marks, state, options)
+def _chunk(inputs: Any, state: MLSTMState, options: Options) -> tuple[Tensor, MLSTMState]:
+    """h (G, L, Dv) of the L tokens that follow `state`, and the state after them.
 
-
-mlstm = partial(reference.mlstm, form=_in_chunks)
-mlstm_step = partial(reference.mlstm_step, form=_one_chunk)
-
-
-def _logarithms(tokens: Tokens, options: Options) -> tuple[Tensor, Tensor]:
-    log_i = log_sigmoid(tokens.i) if options.sigmoid_gate else tokens.i
-    return log_i.clamp(min=NOTHING), log_sigmoid(tokens.f).clamp(min=NOTHING)
-
-
-def _chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, reset: Tensor | None, state: MLSTMState,
-    options: Options,
-) -> tuple[Tensor, MLSTMState]:  # fmt: skip
-    """h (B, H, L, Dv) of the L tokens that follow `state`, and the state after them.
-
-    log_i, log_f (B, H, L) finite, reset (B, 1, L) of ones and zeros. Column 0 of the (L, L + 1) weights is the state's,
-    the others are the tokens'.
+    inputs: q, k, v (G, L, ...), logarithms of the gates and resets as ones and zeros (G, L), if there are any.
     """
+    q, k, v, log_i, log_f, *marks = inputs
     C, n, m = state
-    length = log_f.shape[-1]
-    ones = torch.ones(length, length + 1, dtype=log_f.dtype, device=log_f.device)
-    seen, after = ones[:, 1:].tril(), ones.tril()  # [t, r]: token r comes no later; [r, s]: it forgets column s
-    visible = ones.tril(1) > 0  # [t, s]
-    if reset is not None:
-        document = (reset[..., None, :] * seen).sum(-1)  # (B, 1, L): resets up to each token
-        first = document == 0
-        others = document[..., :, None] != document[..., None, :]
-        seen = seen.masked_fill(others, 0)
-        visible = visible & ~torch.cat([torch.zeros_like(others[..., :1]), others], -1)
-    written = torch.zeros_like(m) if options.sigmoid_gate else m
-    carried = written[..., None, None].expand(*log_f.shape, 1)
-    if reset is not None:
-        carried = carried.masked_fill(~first[..., None], 0)
-    sources = torch.cat([carried, log_i[..., None, :].expand(*log_f.shape, length)], -1)
-    log_w = (seen @ (log_f[..., None] * after) + sources).masked_fill(~visible, -torch.inf)
-    if options.sigmoid_gate:
-        stabiliser = torch.zeros_like(log_f)
-    else:
-        stabiliser = log_w.amax(-1).clamp(min=M_MIN)
+    log_w, alive = _log_weights(log_i, log_f, m * 0 if options.sigmoid_gate else m, *marks)
+    stabiliser = torch.zeros_like(log_f) if options.sigmoid_gate else log_w.amax(-1).clamp(min=M_MIN)
     weights = torch.exp(log_w - stabiliser[..., None])
-    carry, weights = weights[..., :1], weights[..., 1:]
-    if reset is not None:
-        carry = carry * first[..., None]
-    scores = q @ k.mT * weights
-    numerator = scores @ v + carry * (q @ C)
-    r = scores.sum(-1) + (carry * (q @ n[..., None])).squeeze(-1)
-    k = weights[..., -1, :, None] * k
-    carry = carry[..., -1, :]
+    carry, weights = weights[..., 0], weights[..., 1:]
+    if alive is not None:
+        carry = carry * alive
+    scores = torch.bmm(q, k.mT) * weights
+    numerator = torch.bmm(scores, v) + carry[..., None] * torch.bmm(q, C)
+    r = scores.sum(-1) + carry * torch.bmm(q, n[..., None]).squeeze(-1)
+    k, carry = weights[:, -1, :, None] * k, carry[:, -1]
     if not options.sigmoid_gate:
-        m = stabiliser[..., -1]
-    elif reset is not None:
-        m = m * first[..., -1]
-    state = MLSTMState(carry[..., None] * C + k.mT @ v, carry * n + k.sum(-2), m)
-    return normalised(numerator, r, stabiliser, options), state
+        m = stabiliser[:, -1]
+    elif alive is not None:
+        m = m * alive[:, -1]
+    after = MLSTMState(carry[:, None, None] * C + torch.bmm(k.mT, v), carry[:, None] * n + k.sum(1), m)
+    return normalised(numerator, r, stabiliser, options), after
+
+
+def _log_weights(
+    log_i: Tensor, log_f: Tensor, m: Tensor, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(G, L, L + 1): how much of the state, column 0, and of each token is in each token's state; -inf for nothing.
+
+    With resets also (G, L): whether the state before is not forgotten. Where it is, column 0 is the empty state's m.
+    Sums, not differences of sums: the logarithms may be huge.
+    """
+    length = log_f.shape[1]
+    ones = torch.ones(length, length + 1, dtype=log_f.dtype, device=log_f.device)
+    seen = ones[:, 1:].tril()  # [t, r]: token r is not after t
+    after = ones.tril()  # [r, s]: token r is after what column s has
+    hidden = ones.triu(2) > 0  # [t, s]: column s is after token t
+    alive = None
+    sources = log_i[:, None, :].expand(-1, length, -1)
+    carried = m[:, None].expand(-1, length)
+    seen = seen.expand(log_f.shape[0], -1, -1)
+    if reset is not None:
+        document = (reset[:, None, :] * seen).sum(-1)  # resets up to each token
+        others = (document[:, :, None] - document[:, None, :]).abs().clamp(max=1)
+        alive = 1 - document.clamp(max=1)
+        seen, carried = seen * (1 - others), carried * alive
+        sources = sources.masked_fill(others > 0, -torch.inf)
+    decay = torch.bmm(seen, log_f[..., None] * after)
+    log_w = (decay + torch.cat([carried[..., None], sources], -1)).masked_fill(hidden, -torch.inf)
+    return log_w, alive

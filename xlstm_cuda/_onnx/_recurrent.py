@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,11 @@ from torch import Tensor
 
 from .._states import LSTMState, SLSTMState
 from ..reference._dtypes import rounded
-from ..reference._scan import Cell, State, state_or_zeros, step, turn
+from ..reference._scan import Cell, State, state_or_zeros, turn
 from ..reference.lstm import cell as lstm_cell
-from ..reference.lstm import lstm_step as lstm_step
 from ..reference.slstm import cell as slstm_cell
 from ._gates import log_sigmoid
-from ._scan import scan
+from ._scan import dense, scan
 
 
 def lstm(
@@ -53,8 +53,38 @@ def slstm_step(
 ) -> tuple[Tensor, SLSTMState]:
     """`reference.slstm_step`."""
     cell = partial(slstm_cell, forget_gate=forget_gate, log_sigmoid=log_sigmoid)
-    after = step(cell, x, R, b, state_or_zeros(state, x, num_states=4))
-    return after[0].to(x.dtype), SLSTMState(*after)
+    h, after = _one(cell, x, R, b, state_or_zeros(state, x, num_states=4))
+    return h, SLSTMState(*after)
+
+
+def lstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:
+    """`reference.lstm_step`."""
+    h, after = _one(lstm_cell, x, R, b, state_or_zeros(state, x, num_states=2))
+    return h, LSTMState(*after)
+
+
+def _one(cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State) -> tuple[Tensor, State]:
+    """One token: x (B, 4, H, D) -> h (B, H, D) in x's dtype, and the state after it."""
+    raw = _with_bias(x, b, state[0].dtype).permute(2, 0, 1, 3)  # (H, B, 4, D)
+    before = [dense(s.transpose(0, 1)) for s in state]
+    after = _advanced(cell, dense(raw).flatten(2), _by_head(R, raw.dtype), before, x.dtype)
+    after = tuple(dense(s.transpose(0, 1)) for s in after)
+    return after[0].to(x.dtype), after
+
+
+def _advanced(cell: Cell, raw: Tensor, R: Tensor, before: Sequence[Tensor], dtype: torch.dtype) -> State:
+    """The state after one token of raw (H, B, 4 D), R (H, D, 4 D): parts (H, B, D), its h rounded to `dtype`."""
+    h, *rest = cell((raw + torch.bmm(before[0], R)).chunk(4, -1), tuple(before))
+    return rounded(h, dtype), *rest
+
+
+def _with_bias(x: Tensor, b: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if b is None else x.to(dtype) + b.to(dtype)
+
+
+def _by_head(R: Tensor, dtype: torch.dtype) -> Tensor:
+    """R (4, H, D, D) -> (H, D from, 4 D to)."""
+    return R.to(dtype).permute(1, 3, 0, 2).flatten(2)
 
 
 def _recurrence(
@@ -73,11 +103,10 @@ def _recurrence(
     """
     compute, dtype = state[0].dtype, x.dtype
     past = None if lengths is None else torch.arange(x.shape[1], device=x.device) >= lengths[:, None]  # (B, S)
-    raw = x.to(compute) if b is None else x.to(compute) + b.to(compute)
+    raw = _with_bias(x, b, compute)
     if past is not None:
         raw = raw.masked_fill(past[..., None, None, None], 0)  # padding may hold NaN
-    raw = _turned(raw, 3, reversed_heads, lengths).permute(1, 3, 0, 2, 4).flatten(3)  # (S, H, B, 4 D)
-    weight = R.to(compute).permute(1, 3, 0, 2).flatten(2)  # (H, D from, 4 D to)
+    raw = dense(_turned(raw, 3, reversed_heads, lengths).permute(1, 3, 0, 2, 4)).flatten(3)  # (S, H, B, 4 D)
     masks = []
     if reset is not None:
         by_head = reset[..., None].expand(*reset.shape, x.shape[3])
@@ -89,17 +118,16 @@ def _recurrence(
         raw, *marks = slices
         if reset is not None:
             before = [s.masked_fill(marks[0], 0) for s in before]
-        h, *rest = cell((raw + before[0] @ constants[0]).chunk(4, -1), tuple(before))
-        after = rounded(h, dtype), *rest
+        after = _advanced(cell, raw, constants[0], before, dtype)
         if past is not None:
             after = tuple(torch.where(marks[-1], old, new) for old, new in zip(before, after, strict=True))
         return after, (after[0],)
 
-    final, (h,) = scan(body, [s.transpose(0, 1) for s in state], [raw, *masks], [weight])
+    final, (h,) = scan(body, [s.transpose(0, 1) for s in state], [raw, *masks], [_by_head(R, compute)])
     h = _turned(h.permute(2, 0, 1, 3), 2, reversed_heads, lengths)  # (B, S, H, D)
     if past is not None:
         h = h.masked_fill(past[..., None, None], 0)
-    return h.to(dtype), tuple(s.transpose(0, 1) for s in final)
+    return dense(h.to(dtype)), tuple(dense(s.transpose(0, 1)) for s in final)
 
 
 def _turned(x: Tensor, dim: int, heads: int, lengths: Tensor | None) -> Tensor:

@@ -25,13 +25,17 @@ def scan(
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
         after, outputs = body(values[: counts[0]], values[counts[0] : sum(counts)], values[sum(counts) :])
         # scan allows no output to be another one, or an input.
-        return (*map(_dense, after), *(x.clone() for x in outputs))
+        return (*map(dense, after), *(x.clone() for x in outputs))
 
-    detached = [[_dense(x.detach()) for x in group] for group in (carries, inputs, constants)]
+    detached = [[dense(x.detach()) for x in group] for group in (carries, inputs, constants)]
     results = scan_op(flat, *detached[:2], tuple(detached[2]))
     return list(results[: counts[0]]), list(results[counts[0] :])
 
 
-def _dense(x: Tensor) -> Tensor:
-    """A copy whose strides follow from the shape: those of a carry have to be the same after each slice."""
+def dense(x: Tensor) -> Tensor:
+    """A copy whose strides follow from its shape, which is no operator in the graph.
+
+    Where strides are others, torch decides by the example's sizes, above all by those of 1, and the graph would be for
+    these only. Those of a carry of `scan` have to be the same after each slice.
+    """
     return x.clone(memory_format=torch.contiguous_format)

@@ -160,7 +160,7 @@ class LSTM(ScalarRNN[LSTMState]):
             return super()._layer(layer, x, state, lengths)
         biases = zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True) if self.bias else None
         h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases and list(biases), state)
-        return h.permute(2, 0, 1, 3), final
+        return _onnx.dense(h.permute(2, 0, 1, 3)), final
 
 
 class sLSTM(ScalarRNN[SLSTMState]):
