@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 
-def cut(x: Tensor, length: int, filler: float = 0.0) -> Tensor:
-    """(G, S, ...) -> (chunks, G, length, ...), the last chunk filled up."""
+def cut(inputs: Sequence[Tensor], fillers: Sequence[float], length: int) -> list[Tensor]:
+    """Each (G, S, ...) -> (chunks, G, length, ...), the last chunk filled up."""
+    missing = torch.remainder(-_seqlen(inputs[0]), length)
+    return [_cut(x, filler, length, missing) for x, filler in zip(inputs, fillers, strict=True)]
+
+
+def _cut(x: Tensor, filler: float, length: int, missing: Tensor) -> Tensor:
     rows, seqlen, *rest = x.shape
     count = torch.sym_max(1, (seqlen + length - 1) // length)  # so that torch need not ask whether there is one
-    missing = torch.remainder(-_seqlen(x), length)
     zeros = torch.zeros(x.ndim + 1, dtype=torch.int64)
     padding = torch.cat([zeros, missing, zeros[: x.ndim - 2]])  # before each dimension, then after each
     value = torch.full((), filler, dtype=x.dtype)

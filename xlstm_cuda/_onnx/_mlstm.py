@@ -48,14 +48,13 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _chunks(inputs: list[Tensor], state: MLSTMState, options: Options, length: int) -> tuple[Tensor, MLSTMState]:
-    fillers = 0.0, 0.0, 0.0, NOTHING, 0.0, 0.0  # padding writes nothing and forgets nothing
+    fillers = (0.0, 0.0, 0.0, NOTHING, 0.0, 0.0)[: len(inputs)]  # padding writes nothing and forgets nothing
 
     def body(before: Any, slices: Any, constants: Any) -> tuple[MLSTMState, tuple[Tensor]]:
         h, after = _chunk(slices, MLSTMState(*before), options)
         return after, (h,)
 
-    cuts = [cut(x, length, filler) for x, filler in zip(inputs, fillers, strict=False)]
-    after, (h,) = scan(body, state, cuts, [])
+    after, (h,) = scan(body, state, cut(inputs, fillers, length), [])
     return joined(h, inputs[2]), MLSTMState(*after)
 
 

@@ -116,9 +116,8 @@ def _recurrence(
 
     def body(before: Any, slices: Any, constants: Any) -> tuple[State, State]:
         raw, *marks = slices
-        if reset is not None:
-            before = [s.masked_fill(marks[0], 0) for s in before]
-        after = _advanced(cell, raw, constants[0], before, dtype)
+        kept = before if reset is None else [s.masked_fill(marks[0], 0) for s in before]
+        after = _advanced(cell, raw, constants[0], kept, dtype)
         if past is not None:
             after = tuple(torch.where(marks[-1], old, new) for old, new in zip(before, after, strict=True))
         return after, (after[0],)

@@ -170,7 +170,8 @@ def lstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, reference.lstm_step, x, R, b, state, backend)
+    plain = _plain(backend).lstm_step
+    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, plain, x, R, b, state, backend)
 
 
 # Below the arguments. plain: the reference function.
