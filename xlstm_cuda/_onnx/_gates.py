@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """-log(1 + exp(-x)). The exporter makes log(sigmoid(x)) of torch's, whose error where a gate is nearly open is as
-    large as what it forgets; with y = exp(-|x|), log(1 + y) = 2 artanh(y / (2 + y)) keeps all digits."""
+    """-log(1 + exp(-x)) with all digits, also where a gate is nearly open.
+
+    The exporter makes log(sigmoid(x)) of torch's, whose error there is as large as what the gate forgets. ONNX has no
+    log1p: with y = exp(-|x|), log(1 + y) = 2 artanh(y / (2 + y)). onnxruntime has no artanh in float64.
+    """
     y = torch.exp(-x.abs())
-    return x.clamp(max=0) - 2 * torch.atanh(y / (2 + y))
+    decay = torch.log(1 + y) if x.dtype == torch.float64 else 2 * torch.atanh(y / (2 + y))
+    return x.clamp(max=0) - decay

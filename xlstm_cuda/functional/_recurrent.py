@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -70,8 +69,8 @@ def slstm(
     """
     _checks.flags("slstm", return_state=return_state)
     cell = _slstm_cell("slstm", forget_gate)
-    plain = partial(_plain(backend).slstm, forget_gate=forget_gate)
     order = lengths, reset, reversed_heads
+    plain = {"forget_gate": forget_gate}
     h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
@@ -101,7 +100,7 @@ def slstm_step(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm_step", forget_gate)
-    plain = partial(_plain(backend).slstm_step, forget_gate=forget_gate)
+    plain = {"forget_gate": forget_gate}
     return _recurrent_step("slstm_step", cell, SLSTMState, plain, x, R, b, state, backend)
 
 
@@ -147,8 +146,7 @@ def lstm(
     """
     _checks.flags("lstm", return_state=return_state)
     order = lengths, reset, reversed_heads
-    plain = _plain(backend).lstm
-    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, plain, x, R, b, initial_state, *order, backend)
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, {}, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
 
@@ -170,11 +168,10 @@ def lstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    plain = _plain(backend).lstm_step
-    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, plain, x, R, b, state, backend)
+    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, {}, x, R, b, state, backend)
 
 
-# Below the arguments. plain: the reference function.
+# Below the arguments. op: also the name of the function without kernels; plain: its own options.
 
 
 class RecurrentOptions(NamedTuple):
@@ -197,11 +194,6 @@ class RecurrentOptions(NamedTuple):
         return h, *final
 
 
-def _plain(backend: str | None) -> Any:
-    """Where the functions are without kernels."""
-    return _onnx if in_onnx_graph(backend) else reference
-
-
 def _slstm_cell(op: str, forget_gate: str) -> int:
     _checks.choice(op, "forget_gate", forget_gate, ("sigmoid", "exp"))
     return CELLS["slstm" if forget_gate == "sigmoid" else "slstm_exp"]
@@ -211,7 +203,7 @@ def _recurrent(
     op: str,
     cell: int,
     cls: type[Cell],
-    plain: Callable[..., Any],
+    plain: Mapping[str, Any],
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
@@ -229,7 +221,9 @@ def _recurrent(
     if namespace is None:
         with _autocast.disabled(x.device.type):
             order = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
-            return plain(x, R, b, initial_state=initial_state, return_state=True, **order)
+            function = getattr(_onnx if in_onnx_graph(backend) else reference, op)
+            found = function(x, R, b, initial_state=initial_state, return_state=True, **order, **plain)
+            return cast(tuple[Tensor, Cell], found)
     return _scan(namespace, cell, cls, x, R, b, initial_state, lengths, reset, reversed_heads)
 
 
@@ -237,7 +231,7 @@ def _recurrent_step(
     op: str,
     cell: int,
     cls: type[Cell],
-    plain: Callable[..., Any],
+    plain: Mapping[str, Any],
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
@@ -263,7 +257,8 @@ def _recurrent_step(
     namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
     if namespace is None:
         with _autocast.disabled(x.device.type):
-            return plain(x, R, b, state)
+            function = getattr(_onnx if in_onnx_graph(backend) else reference, op)
+            return cast(tuple[Tensor, Cell], function(x, R, b, state, **plain))
     if needs_grad:
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
         return h.squeeze(1), after

@@ -123,6 +123,8 @@ class RNN(nn.Module, Generic[State]):
         op = type(self).__name__
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
+            if in_onnx_graph():
+                raise ValueError(f"{op}: a PackedSequence cannot be exported to ONNX: export the call of a padded batch")
             return self._packed(input, hx)
         batched = input.ndim == 3
         batch_dim = 0 if self.batch_first or not batched else 1
