@@ -65,7 +65,7 @@ def _chunk(inputs: Any, state: MLSTMState, options: Options) -> tuple[Tensor, ML
     """
     q, k, v, log_i, log_f, *marks = inputs
     C, n, m = state
-    log_w, alive = _log_weights(log_i, log_f, m * 0 if options.sigmoid_gate else m, *marks)
+    log_w, alive = _log_weights(log_i, log_f, torch.zeros_like(m) if options.sigmoid_gate else m, *marks)
     stabiliser = torch.zeros_like(log_f) if options.sigmoid_gate else log_w.amax(-1).clamp(min=M_MIN)
     weights = torch.exp(log_w - stabiliser[..., None])
     carry, weights = weights[..., 0], weights[..., 1:]
@@ -78,7 +78,7 @@ def _chunk(inputs: Any, state: MLSTMState, options: Options) -> tuple[Tensor, ML
     if not options.sigmoid_gate:
         m = stabiliser[:, -1]
     elif alive is not None:
-        m = m * alive[:, -1]
+        m = m.masked_fill(alive[:, -1] == 0, 0)
     after = MLSTMState(carry[:, None, None] * C + torch.bmm(k.mT, v), carry[:, None] * n + k.sum(1), m)
     return normalised(numerator, r, stabiliser, options), after
 
