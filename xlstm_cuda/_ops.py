@@ -116,8 +116,8 @@ def _traced(fake: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         if exports_to_onnx():
             raise RuntimeError(
-                "xlstm_cuda: ONNX has no operator for the compiled ops, which a program of torch.export holds: hand the "
-                "module itself to torch.onnx.export, or call torch.export under xlstm_cuda.backend('reference')"
+                "xlstm_cuda: ONNX has no operator for the compiled ops, which a program of torch.export holds: hand "
+                "the module itself to torch.onnx.export, or call torch.export under xlstm_cuda.backend('reference')"
             )
         return fake(*args)
 

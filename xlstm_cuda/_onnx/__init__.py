@@ -7,7 +7,17 @@ what ONNX's own operator means is that, `LSTM`. All else is exported as the refe
 from ._headwise import headwise_linear
 from ._lstm import standard_lstm
 from ._mlstm import mlstm, mlstm_step
-from ._scan import dense
 from ._recurrent import lstm, lstm_step, slstm, slstm_step
+from ._scan import dense
 
-__all__ = ["dense", "headwise_linear", "lstm", "lstm_step", "mlstm", "mlstm_step", "slstm", "slstm_step", "standard_lstm"]
+__all__ = [
+    "dense",
+    "headwise_linear",
+    "lstm",
+    "lstm_step",
+    "mlstm",
+    "mlstm_step",
+    "slstm",
+    "slstm_step",
+    "standard_lstm",
+]

@@ -42,5 +42,6 @@ def _seqlen(x: Tensor) -> Tensor:
     return _operator("Shape", (x,), torch.zeros(0, dtype=torch.int64), (1,), start=1, end=2)
 
 
-def _operator(name: str, inputs: Sequence[Tensor], like: Tensor, shape: Sequence[Any], **attributes: int) -> Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=like.dtype, shape=shape)
+def _operator(name: str, inputs: Sequence[Tensor], like: Tensor, shape: Sequence[Any], **attributes: Any) -> Tensor:
+    y: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=like.dtype, shape=shape)
+    return y.to(like.device)  # while it is recorded, what comes out is on the CPU

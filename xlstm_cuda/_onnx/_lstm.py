@@ -34,6 +34,7 @@ def standard_lstm(
         dtypes=[x.dtype] * 3,
         shapes=[(x.shape[0], *shape), shape, shape],
     )
+    h, *final = (y.to(x.device) for y in (h, *final))  # while they are recorded, they are on the CPU
     return h, LSTMState(*final)
 
 

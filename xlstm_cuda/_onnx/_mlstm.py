@@ -83,9 +83,7 @@ def _chunk(inputs: Any, state: MLSTMState, options: Options) -> tuple[Tensor, ML
     return normalised(numerator, r, stabiliser, options), after
 
 
-def _log_weights(
-    log_i: Tensor, log_f: Tensor, m: Tensor, reset: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def _log_weights(log_i: Tensor, log_f: Tensor, m: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """(G, L, L + 1): how much of the state, column 0, and of each token is in each token's state; -inf for nothing.
 
     With resets also (G, L): whether the state before is not forgotten. Where it is, column 0 is the empty state's m.

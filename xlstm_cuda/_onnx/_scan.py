@@ -28,7 +28,7 @@ def scan(
         return (*map(dense, after), *(x.clone() for x in outputs))
 
     detached = [[dense(x.detach()) for x in group] for group in (carries, inputs, constants)]
-    results = scan_op(flat, *detached[:2], tuple(detached[2]))
+    results = scan_op(flat, *detached[:2], tuple(detached[2]))  # type: ignore[call-arg]
     return list(results[: counts[0]]), list(results[counts[0] :])
 
 

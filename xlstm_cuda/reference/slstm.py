@@ -45,9 +45,7 @@ def slstm_step(
     return after[0].to(x.dtype), SLSTMState(*after)
 
 
-def cell(
-    gates: Gates, state: State, forget_gate: str, log_sigmoid: Callable[[Tensor], Tensor] = logsigmoid
-) -> State:
+def cell(gates: Gates, state: State, forget_gate: str, log_sigmoid: Callable[[Tensor], Tensor] = logsigmoid) -> State:
     """Equations 8 to 17, element by element; an element with n = 0 is empty: its c, m and f do not count."""
     i, f, z, o = gates
     empty = state[2] == 0

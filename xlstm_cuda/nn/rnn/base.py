@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ... import _onnx
 from ..._backend import in_onnx_graph
 from ..tracing import leaf_call
 from .checks import check_heads, check_input, check_options, check_state
-from .sequences import repack, unpack
+from .sequences import dense, repack, unpack
 
 State = TypeVar("State", bound="tuple[Tensor, ...]")  # LSTMState, SLSTMState or MLSTMState
 
@@ -124,21 +123,18 @@ class RNN(nn.Module, Generic[State]):
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
             if in_onnx_graph():
-                raise ValueError(f"{op}: a PackedSequence cannot be exported to ONNX: export the call of a padded batch")
+                raise ValueError(f"{op}: a PackedSequence cannot be exported to ONNX: export a call of a Tensor")
             return self._packed(input, hx)
         batched = input.ndim == 3
         batch_dim = 0 if self.batch_first or not batched else 1
-        dense = _onnx.dense if in_onnx_graph() else Tensor.contiguous
-        x = input.movedim(batch_dim, 0) if batched else input[None]
-        if in_onnx_graph():
-            x = _onnx.dense(x)
+        x = dense(input.movedim(batch_dim, 0) if batched else input[None])
         state = self._initial_state(hx, input.shape[batch_dim : batch_dim + batched], x.device)
         if state is not None and not batched:
             state = self.state_type(*(s.unsqueeze(1) for s in state))
         y, final = self._layers(x, state, None)
         if not batched:
-            return dense(y[0]), self.state_type(*(s.squeeze(1) for s in final))
-        return dense(y.movedim(0, batch_dim)), final
+            return dense(y[0]).contiguous(), self.state_type(*(s.squeeze(1) for s in final))
+        return dense(y.movedim(0, batch_dim)).contiguous(), final
 
     def extra_repr(self) -> str:
         shown = [str(self.input_size), str(self.hidden_size)]

@@ -16,7 +16,7 @@ from ..init import linspace_
 from .base import RNN
 from .blocks import tokens_per_block
 from .checks import check_heads
-from .sequences import join, merge_directions, split_directions
+from .sequences import dense, join, merge_directions, split_directions
 
 State = TypeVar("State", LSTMState, SLSTMState)
 
@@ -109,12 +109,13 @@ class ScalarRNN(RNN[State]):
         if initial_state is not None:
             p = initial_state.h.to(R.dtype)
             if x.shape[1]:
-                _add_to_first_tokens(x, torch.einsum("ghdp,bhp->bghd", R, p), self.num_heads, lengths)
+                first = _by_head(p, R.transpose(0, 1).flatten(1, 2)).unflatten(-1, R.shape[::2])  # (B, H, 4, D)
+                x = _with_first_tokens(x, first.transpose(1, 2), self.num_heads, lengths)
             initial_state = initial_state._replace(h=torch.zeros_like(initial_state.c))
         h, final = self._scan(x, R @ P, b, initial_state, lengths)
         if initial_state is None or x.shape[1]:
-            p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
-        return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
+            p = _by_head(final.h.to(h.dtype), P)
+        return _by_head(h, P), final._replace(h=p)
 
 
 def _gates(x: Tensor, W: Tensor) -> Tensor:
@@ -122,16 +123,28 @@ def _gates(x: Tensor, W: Tensor) -> Tensor:
     return F.linear(x, W.flatten(0, 2)).unflatten(-1, W.shape[:3])
 
 
-def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
-    """Adds first (B, 4, H, D) in place to the token of x (B, S, 4, H, D) that each head takes first.
+def _by_head(x: Tensor, W: Tensor) -> Tensor:
+    """x (..., H, I) and W (H, O, I) -> (..., H, O)."""
+    if in_onnx_graph():
+        return _onnx.headwise_linear(dense(x).flatten(-2), W, None).unflatten(-1, W.shape[:2])
+    return torch.einsum("...hi,hoi->...ho", x, W)
+
+
+def _with_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> Tensor:
+    """x (B, S, 4, H, D) and, in place, first (B, 4, H, D) added to the token that each head takes first.
 
     The heads after the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
     """
+    if in_onnx_graph():
+        t, heads = (torch.arange(size, device=x.device) for size in (x.shape[1], x.shape[3]))
+        taken = torch.where(heads < forward_heads, t[:, None] == 0, t[:, None] == x.shape[1] - 1)  # (S, H)
+        return x + first[:, None] * taken[None, :, None, :, None]
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:
         rows = torch.arange(x.shape[0], device=x.device)
         last = torch.full_like(rows, x.shape[1] - 1) if lengths is None else (lengths - 1).clamp(min=0)
         x[rows, last, :, forward_heads:] += first[:, :, forward_heads:]
+    return x
 
 
 class LSTM(ScalarRNN[LSTMState]):
@@ -158,8 +171,10 @@ class LSTM(ScalarRNN[LSTMState]):
         plain = self.num_heads == 1 and not self.proj_size and lengths is None and x.dtype == torch.float32
         if not (plain and in_onnx_graph() and not _autocast.enabled(x.device.type)):
             return super()._layer(layer, x, state, lengths)
-        biases = zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True) if self.bias else None
-        h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases and list(biases), state)
+        biases = None
+        if self.bias:
+            biases = list(zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True))
+        h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases, state)
         return _onnx.dense(h.permute(2, 0, 1, 3)), final
 
 
