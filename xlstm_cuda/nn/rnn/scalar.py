@@ -137,8 +137,8 @@ def _with_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Te
     """
     if in_onnx_graph():
         t, heads = (torch.arange(size, device=x.device) for size in (x.shape[1], x.shape[3]))
-        taken = torch.where(heads < forward_heads, t[:, None] == 0, t[:, None] == x.shape[1] - 1)  # (S, H)
-        return x + first[:, None] * taken[None, :, None, :, None]
+        turn = torch.where(heads < forward_heads, 0, x.shape[1] - 1)  # (H,): which token is the first
+        return x + first[:, None] * (t[:, None] == turn)[None, :, None, :, None]
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:
         rows = torch.arange(x.shape[0], device=x.device)
