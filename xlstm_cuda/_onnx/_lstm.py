@@ -25,7 +25,8 @@ def standard_lstm(
     directions, size = len(W), R[0].shape[-1]
     bias = None if b is None else torch.stack([torch.cat([_onnx_order(each) for each in pair]) for pair in b])
     weights = (torch.stack([_onnx_order(w) for w in matrices]) for matrices in (W, R))
-    inputs = [x, *weights, bias, None, *(state or (None, None))]
+    before = (None, None) if state is None else (s.to(x.dtype) for s in state)
+    inputs = [x, *weights, bias, None, *before]
     shape = directions, x.shape[1], size
     h, *final = torch.onnx.ops.symbolic_multi_out(
         "LSTM",

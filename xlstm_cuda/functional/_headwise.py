@@ -55,7 +55,8 @@ def headwise_linear(
     maps = list(zip(weights.values(), biases.values(), strict=True))
     outputs: Sequence[Tensor]
     if in_onnx_graph(backend):
-        outputs = [_onnx.headwise_linear(x, w, b) for w, b in maps]
+        with _autocast.disabled(x.device.type):
+            outputs = [_onnx.headwise_linear(x, w, b) for w, b in maps]
     elif namespace is None:
         with _autocast.disabled(x.device.type):
             found = reference.headwise_linear(x, list(weights.values()), list(biases.values()))

@@ -167,11 +167,10 @@ class LSTM(ScalarRNN[LSTMState]):
     def _layer(
         self, layer: int, x: Tensor, state: LSTMState | None, lengths: Tensor | None
     ) -> tuple[Tensor, LSTMState]:
-        W, R = self._each("weight_ih", layer), self._each("weight_hh", layer)
-        plain = self.num_heads == 1 and not self.proj_size and lengths is None and x.dtype == torch.float32
-        if not (plain and in_onnx_graph() and not _autocast.enabled(x.device.type)):
+        standard = self.num_heads == 1 and not self.proj_size and lengths is None and x.dtype == torch.float32
+        if not (standard and in_onnx_graph() and not _autocast.enabled(x.device.type)):
             return super()._layer(layer, x, state, lengths)
-        biases = None
+        W, R, biases = self._each("weight_ih", layer), self._each("weight_hh", layer), None
         if self.bias:
             biases = list(zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True))
         h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases, state)
