@@ -53,13 +53,27 @@ def default_backend() -> bool:
     return _selected.name is None or _selected.name == "cpu"
 
 
+def in_onnx_graph(name: str | None = None) -> bool:
+    """Whether a call becomes a part of an ONNX graph that is written now: of operators of ONNX, and nothing unrolled.
+
+    name: the call's `backend`. "reference" is exported as it stands, with loops unrolled. torch.jit.trace, of torch's
+    former exporter, sees what the backends compute.
+    """
+    name = _selected.name if name is None else name
+    return name != "reference" and _ops.exports_to_onnx() and not torch.jit.is_tracing()
+
+
 def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str | None:
     """Namespace of the ops for a call that needs this kernel; None: the reference computes it.
 
+    The reference's are the operators of ONNX graphs too, but for the recurrences, which ask `in_onnx_graph`.
     Raises ValueError for an unknown backend or a wrong device, NotImplementedError where a backend that was asked for
     does not have the kernel.
     """
     name = _selected.name if name is None else name
+    _known(op, name)
+    if in_onnx_graph(name):
+        return None
     if name is None:
         if device.type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"{op}: tensors must be on a cpu or cuda device, or backend='reference', got {device}")
@@ -67,7 +81,6 @@ def resolve(op: str, name: str | None, device: torch.device, kernel: str) -> str
             _without_cuda(op)
             return None
         return _ops.NAMESPACE
-    _known(op, name)
     expected, namespace = _BACKENDS[name]
     if namespace is None:
         return None

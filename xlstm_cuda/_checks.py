@@ -274,6 +274,15 @@ def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
         wrong_value(op, name, f"be {' or '.join(map(repr, allowed))}", repr(value))
 
 
+def for_onnx(op: str, *, cu_seqlens: Tensor | None = None, inplace: bool = False, out: Any = None) -> None:
+    """What an ONNX graph cannot have: shapes that depend on values, and inputs that are written to."""
+    if cu_seqlens is not None:
+        raise ValueError(f"{op}: cu_seqlens cannot be exported to ONNX: mark where a sequence begins with reset")
+    if inplace or out is not None:
+        name = "inplace=True" if inplace else "out"
+        raise ValueError(f"{op}: {name} cannot be exported to ONNX: the state goes in and a new one comes out")
+
+
 def needs_grad(*inputs: Tensor | None) -> bool:
     """Whether autograd, forward mode or a transform of torch.func has to see a call on these tensors."""
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():

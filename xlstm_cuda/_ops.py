@@ -114,18 +114,22 @@ def _traced(fake: Callable[..., Any]) -> Callable[..., Any]:
     """The fake kernel, which is all that the exporter to ONNX runs of an op."""
 
     def kernel(*args: Any) -> Any:
-        if _exports_to_onnx():
+        if exports_to_onnx():
             raise RuntimeError(
-                "xlstm_cuda: ONNX has no operator for the compiled ops: export the recurrence in plain PyTorch, with "
-                "xlstm_cuda.backend('reference')"
+                "xlstm_cuda: ONNX has no operator for the compiled ops, which a program of torch.export holds: hand "
+                "the module itself to torch.onnx.export, or call torch.export under xlstm_cuda.backend('reference')"
             )
         return fake(*args)
 
     return kernel
 
 
-def _exports_to_onnx() -> bool:
+def exports_to_onnx() -> bool:
+    """Whether torch.onnx.export is at work."""
     return "torch.onnx._internal.exporter" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as functional/_precision.py says
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

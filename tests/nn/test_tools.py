@@ -1,4 +1,4 @@
-"""Tools that see modules from outside: torch.fx, torch.func, Opacus, the exporter to ONNX, NestedTensor."""
+"""Tools that see modules from outside: torch.fx, torch.func, Opacus, NestedTensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from xlstm_cuda import lstm, lstm_step, mlstm, mlstm_step, models, slstm, slstm_
 from xlstm_cuda import nn as xnn
 from xlstm_cuda.testing import assert_close_relative
 
-WAY_OUT = r"with xlstm_cuda.backend\('reference'\)"
 RNNS = [xnn.LSTM, xnn.sLSTM, xnn.mLSTM]
 rnns = pytest.mark.parametrize("cls", RNNS, ids=lambda cls: cls.__name__)
 pytestmark = pytest.mark.usefixtures("fresh_seed")
@@ -182,16 +181,6 @@ def test_expanded_weights_are_refused_by_torch() -> None:
     model = call_for_per_sample_grads(xnn.LSTM(4, 8, batch_first=True), batch_size=3)
     with pytest.raises(RuntimeError, match="Expanded Weights encountered but cannot handle function"):
         model(torch.randn(3, 5, 4))
-
-
-@rnns
-def test_onnx_names_the_way_out(cls: Any) -> None:
-    pytest.importorskip("onnxscript")
-    rnn, x = cls(4, 8).eval().requires_grad_(False), torch.randn(3, 2, 4)
-    with pytest.raises(Exception, match=f"ONNX has no operator for the compiled ops.*{WAY_OUT}"):
-        torch.onnx.export(rnn, (x,), dynamo=True, verbose=False)
-    assert rnn(x)[0].shape == (3, 2, 8), "afterwards all is as before"
-    torch.export.export(rnn, (x,))
 
 
 @rnns

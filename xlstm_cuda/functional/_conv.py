@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import CausalConv1d
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import library
 from xlstm_cuda._transforms import dense, differentiable
 
@@ -58,6 +58,8 @@ def causal_conv1d(
     _checks.causal_conv1d(x, weight, bias, initial_state, cu_seqlens, reset)
     namespace = resolve("causal_conv1d", backend, x.device, "causal_conv1d_fwd")
     if namespace is None:
+        if in_onnx_graph(backend):
+            _checks.for_onnx("causal_conv1d", cu_seqlens=cu_seqlens)
         with _autocast.disabled(x.device.type):
             return reference.causal_conv1d(
                 *(x, weight, bias),
@@ -109,6 +111,8 @@ def causal_conv1d_step(
         state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[-1])
     namespace = resolve(op, backend, x.device, "causal_conv1d_step_" if inplace else "causal_conv1d_fwd")
     if namespace is None:
+        if in_onnx_graph(backend):
+            _checks.for_onnx("causal_conv1d_step", inplace=inplace)
         with _autocast.disabled(x.device.type):
             return reference.causal_conv1d_step(x, weight, bias, state, activation=activation, inplace=inplace)
     if inplace:

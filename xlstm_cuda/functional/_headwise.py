@@ -8,9 +8,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import HeadwiseLinear
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import library
 from xlstm_cuda._transforms import dense, differentiable
 from xlstm_cuda.functional._tokens import as_tokens
@@ -54,7 +54,10 @@ def headwise_linear(
     namespace = resolve(op, backend, x.device, "headwise_linear_fwd")
     maps = list(zip(weights.values(), biases.values(), strict=True))
     outputs: Sequence[Tensor]
-    if namespace is None:
+    if in_onnx_graph(backend):
+        with _autocast.disabled(x.device.type):
+            outputs = [_onnx.headwise_linear(x, w, b) for w, b in maps]
+    elif namespace is None:
         with _autocast.disabled(x.device.type):
             found = reference.headwise_linear(x, list(weights.values()), list(biases.values()))
         outputs = cast(tuple[Tensor, ...], found)

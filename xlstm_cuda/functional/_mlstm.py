@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import MLSTM
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda._transforms import dense, differentiable
@@ -91,8 +91,11 @@ def mlstm(
     options = _options("mlstm", q, **given)
     namespace = resolve("mlstm", backend, q.device, "mlstm_fwd")
     if namespace is None:
+        graph = in_onnx_graph(backend)
+        if graph:
+            _checks.for_onnx("mlstm", cu_seqlens=cu_seqlens)
         with _autocast.disabled(q.device.type):
-            h, final = reference.mlstm(
+            h, final = (_onnx if graph else reference).mlstm(
                 *(q, k, v, i, f),
                 initial_state=initial_state,
                 return_state=True,
@@ -173,8 +176,12 @@ def mlstm_step(
     needs_grad = _checks.needs_grad(*inputs, *state)
     namespace = resolve("mlstm_step", backend, q.device, "mlstm_fwd" if needs_grad else "mlstm_step")
     if namespace is None:
+        graph = in_onnx_graph(backend)
+        if graph:
+            _checks.for_onnx("mlstm_step", inplace=inplace, out=out)
+        plain = (_onnx if graph else reference).mlstm_step
         with _autocast.disabled(q.device.type):
-            return reference.mlstm_step(q, k, v, i, f, state, inplace=inplace, out=out, slots=slots, **given)
+            return plain(q, k, v, i, f, state, inplace=inplace, out=out, slots=slots, **given)
     if not needs_grad:
         return _mlstm_step(namespace, inputs, state, slots, options, inplace, out)
     if q.ndim == 4:

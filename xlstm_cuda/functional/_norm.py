@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import MultiheadNormGate
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import library
 from xlstm_cuda._transforms import dense, differentiable
 
@@ -94,6 +94,8 @@ def multihead_norm_gate(
     _checks.multihead_norm_gate(h, weight, bias, gate, skip, skip_weight, eps, weight_offset)
     namespace = resolve(op, backend, h.device, "multihead_norm_gate_fwd")
     if namespace is None:
+        if in_onnx_graph(backend):
+            h = _onnx.dense(h)
         with _autocast.disabled(h.device.type):
             return reference.multihead_norm_gate(
                 *(h, weight, bias),

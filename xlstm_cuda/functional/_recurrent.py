@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from xlstm_cuda import _autocast, _checks, reference
+from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import Recurrent
-from xlstm_cuda._backend import resolve
+from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
 from xlstm_cuda._transforms import dense, differentiable
@@ -70,8 +69,8 @@ def slstm(
     """
     _checks.flags("slstm", return_state=return_state)
     cell = _slstm_cell("slstm", forget_gate)
-    plain = partial(reference.slstm, forget_gate=forget_gate)
     order = lengths, reset, reversed_heads
+    plain = {"forget_gate": forget_gate}
     h, state = _recurrent("slstm", cell, SLSTMState, plain, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
@@ -101,7 +100,7 @@ def slstm_step(
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
     cell = _slstm_cell("slstm_step", forget_gate)
-    plain = partial(reference.slstm_step, forget_gate=forget_gate)
+    plain = {"forget_gate": forget_gate}
     return _recurrent_step("slstm_step", cell, SLSTMState, plain, x, R, b, state, backend)
 
 
@@ -147,7 +146,7 @@ def lstm(
     """
     _checks.flags("lstm", return_state=return_state)
     order = lengths, reset, reversed_heads
-    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, reference.lstm, x, R, b, initial_state, *order, backend)
+    h, state = _recurrent("lstm", CELLS["lstm"], LSTMState, {}, x, R, b, initial_state, *order, backend)
     return (h, state) if return_state else h
 
 
@@ -169,10 +168,10 @@ def lstm_step(
     Raises:
         TypeError, ValueError, ImportError: see help(xlstm_cuda.functional).
     """
-    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, reference.lstm_step, x, R, b, state, backend)
+    return _recurrent_step("lstm_step", CELLS["lstm"], LSTMState, {}, x, R, b, state, backend)
 
 
-# Below the arguments. plain: the reference function.
+# Below the arguments. op: also the name of the function without kernels; plain: its own options.
 
 
 class RecurrentOptions(NamedTuple):
@@ -204,7 +203,7 @@ def _recurrent(
     op: str,
     cell: int,
     cls: type[Cell],
-    plain: Callable[..., Any],
+    plain: Mapping[str, Any],
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
@@ -222,7 +221,9 @@ def _recurrent(
     if namespace is None:
         with _autocast.disabled(x.device.type):
             order = {"lengths": lengths, "reset": reset, "reversed_heads": reversed_heads}
-            return plain(x, R, b, initial_state=initial_state, return_state=True, **order)
+            function = getattr(_onnx if in_onnx_graph(backend) else reference, op)
+            found = function(x, R, b, initial_state=initial_state, return_state=True, **order, **plain)
+            return cast(tuple[Tensor, Cell], found)
     return _scan(namespace, cell, cls, x, R, b, initial_state, lengths, reset, reversed_heads)
 
 
@@ -230,7 +231,7 @@ def _recurrent_step(
     op: str,
     cell: int,
     cls: type[Cell],
-    plain: Callable[..., Any],
+    plain: Mapping[str, Any],
     x: Tensor,
     R: Tensor,
     b: Tensor | None,
@@ -256,7 +257,8 @@ def _recurrent_step(
     namespace = resolve(op, backend, x.device, "recurrent_fwd" if needs_grad else "recurrent_step")
     if namespace is None:
         with _autocast.disabled(x.device.type):
-            return plain(x, R, b, state)
+            function = getattr(_onnx if in_onnx_graph(backend) else reference, op)
+            return cast(tuple[Tensor, Cell], function(x, R, b, state, **plain))
     if needs_grad:
         h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
         return h.squeeze(1), after

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import _autocast, functional
+from .. import _autocast, _onnx, functional
+from .._backend import in_onnx_graph
 from .._children import is_computed
 
 
@@ -44,5 +45,6 @@ def joined_gates(
     for x, w in zip(inputs, torch.unflatten(weight, 1, (len(inputs), -1)).transpose(0, 1).contiguous(), strict=True):
         gates = gates + F.linear(x.flatten(0, 1), w).to(dtype)
     gates = soft_cap(gates, cap)
-    i, f = gates.view(*inputs[0].shape[:2], bias.shape[0]).mT.contiguous().chunk(2, dim=1)
+    gates = gates.view(*inputs[0].shape[:2], bias.shape[0]).mT
+    i, f = (_onnx.dense(gates) if in_onnx_graph() else gates.contiguous()).chunk(2, dim=1)
     return i, f

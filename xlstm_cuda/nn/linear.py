@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .. import _onnx
+from .._backend import in_onnx_graph
 from .._children import is_plain
 from ..functional._linear import few_rows_linear, takes_few_rows
 
@@ -19,5 +21,5 @@ def mapped(linear: nn.Module, x: Tensor) -> Tensor:
     """linear(x): called, but for a plain nn.Linear of few rows on a CPU without gradients."""
     if is_plain(nn.Linear, linear) and takes_few_rows(x, linear.weight):  # type: ignore[arg-type]
         return few_rows_linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
-    y: Tensor = linear(x)
+    y: Tensor = linear(_onnx.dense(x) if in_onnx_graph() else x)
     return y

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._backend import in_onnx_graph
 from .._children import is_plain
 from .._states import SLSTMState
 from .config import Config, check_config, ignored, require
@@ -117,7 +118,7 @@ class sLSTMCell(nn.Module):
         self, x: Tensor, state: SLSTMState | None, *, reset: Tensor | None = None, is_step: bool = False
     ) -> tuple[Tensor, SLSTMState]:
         """x (B, S, 4, H, D) -> (B, S, H, D). is_step: one token goes the cheaper way; no reset."""
-        if is_step and x.shape[1] == 1:
+        if is_step and isinstance(x.shape[1], int) and x.shape[1] == 1:
             h, state = functional.slstm_step(x.squeeze(1), *self._weights(), state)
             return h.unsqueeze(1), state
         result = functional.slstm(x, *self._weights(), initial_state=state, return_state=True, reset=reset)
@@ -211,7 +212,10 @@ class sLSTMLayer(RecurrentLayer[SLSTMLayerState]):
         if not is_plain(LinearHeadwise, *gates):
             return torch.stack([gate(x) for gate in gates], 2).unflatten(-1, heads)
         weight = torch.cat([gate.weight for gate in gates], dim=1)  # (H, len(gates) D / H out, D / H in)
-        y = torch.einsum("bshd,hod->bsho", torch.unflatten(x, -1, heads), weight)
+        if in_onnx_graph():
+            y = cast(Tensor, functional.headwise_linear(x, weight)).unflatten(-1, heads)
+        else:
+            y = torch.einsum("bshd,hod->bsho", torch.unflatten(x, -1, heads), weight)
         return torch.unflatten(y, -1, (len(gates), -1)).transpose(2, 3)
 
     def reset_parameters(self) -> None:

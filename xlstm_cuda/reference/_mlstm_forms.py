@@ -58,11 +58,11 @@ def recurrent(tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: 
         C = forget[..., None, None] * C + k[..., :, None] * v[..., None, :]
         n = forget[..., None] * n + k
         state = MLSTMState(C, n, m)
-        outputs.append(_normalised((q[..., None] * C).sum(-2), (q * n).sum(-1), m, options))
+        outputs.append(normalised((q[..., None] * C).sum(-2), (q * n).sum(-1), m, options))
     return torch.stack(outputs, dim=2), state
 
 
-def _normalised(numerator: Tensor, r: Tensor, m: Tensor, options: Options) -> Tensor:
+def normalised(numerator: Tensor, r: Tensor, m: Tensor, options: Options) -> Tensor:
     """numerator / (max(|r|, exp(-m)) + eps), with 1 for exp(-m) if the input gate is a sigmoid.
 
     numerator (..., Dv), r and m (...).
@@ -120,7 +120,7 @@ def parallel(tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: O
     q, k, v, i, f = tokens
     log_i, log_f = logsigmoid(i) if options.sigmoid_gate else i, logsigmoid(f)
     log_w, log_decay = _log_weights(log_i, log_f), log_f.cumsum(-1)
-    h = _normalised(*_attend(q, k, v, log_w, log_decay, state, options), options)
+    h = normalised(*_attend(q, k, v, log_w, log_decay, state, options), options)
     return h, _absorb(k, v, log_w, log_decay, state, options)
 
 
@@ -140,7 +140,7 @@ def chunkwise(tokens: Tokens, state: MLSTMState, reset: Tensor | None, options: 
     states = MLSTMState(*(torch.stack(s, dim=2) for s in zip(*entering, strict=True)))  # (B, H, N, ...)
     attended = _attend(q, k, v, log_w, log_decay, states, options)
     numerator, r, m = (a.flatten(2, 3)[:, :, : f.shape[2]] for a in attended)
-    return _normalised(numerator, r, m, options), state
+    return normalised(numerator, r, m, options), state
 
 
 def _chunked(x: Tensor, chunk: int, filler: float = 0.0) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from ._dtypes import accumulation_dtype, rounded, zeroed
 
 State = tuple[Tensor, ...]  # h first, each (B, H, D)
-Cell = Callable[[Tensor, State], State]  # gate pre-activations (B, 4, H, D), state before -> state after
+Gates = tuple[Tensor, ...]  # the four pre-activations, each (B, H, D)
+Cell = Callable[[Gates, State], State]  # pre-activations, state before -> state after; element by element
 
 
 def step(cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State) -> State:
@@ -19,7 +20,7 @@ def step(cell: Cell, x: Tensor, R: Tensor, b: Tensor | None, state: State) -> St
     raw = x.to(compute) + torch.einsum("ghij,bhj->bghi", R.to(compute), state[0])
     if b is not None:
         raw = raw + b.to(compute)
-    h, *rest = cell(raw, state)
+    h, *rest = cell(raw.unbind(1), state)
     return rounded(h, x.dtype), *rest
 
 

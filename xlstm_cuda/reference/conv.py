@@ -59,13 +59,13 @@ def _convolve(
     documents = None if reset is None else _documents(reset, past)
     y = x.new_zeros(x.shape, dtype=compute) if bias is None else bias.to(compute).expand(x.shape)
     for j, tap in enumerate(weight.to(compute).unbind(1)):
-        inputs = window[:, j : j + seqlen]
+        inputs = window.narrow(1, j, seqlen)
         if documents is not None:
-            inputs = _visible(inputs, documents[:, j : j + seqlen], documents[:, past:])
+            inputs = _visible(inputs, documents.narrow(1, j, seqlen), documents.narrow(1, past, seqlen))
         y = y + inputs.to(compute) * tap
-    following = window[:, seqlen:].clone()  # a view would keep the whole window alive
+    following = window.narrow(1, seqlen, past).clone()  # a view would keep the whole window alive
     if documents is not None:
-        following = _visible(following, documents[:, seqlen:], documents[:, -1:])
+        following = _visible(following, documents.narrow(1, seqlen, past), documents[:, -1:])
     return (F.silu(y) if activation == "silu" else y).to(x.dtype), following
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._states import LSTMState
-from ._scan import State, scan, state_or_zeros, step
+from ._scan import Gates, State, scan, state_or_zeros, step
 
 
 def lstm(
@@ -27,17 +27,17 @@ def lstm(
     reset (B, S) bool: the state is emptied before that token.
     reversed_heads: the last so many heads go from a row's last token to its first.
     """
-    h, state = scan(_cell, x, R, b, state_or_zeros(initial_state, x, num_states=2), lengths, reset, reversed_heads)
+    h, state = scan(cell, x, R, b, state_or_zeros(initial_state, x, num_states=2), lengths, reset, reversed_heads)
     return (h, LSTMState(*state)) if return_state else h
 
 
 def lstm_step(x: Tensor, R: Tensor, b: Tensor | None, state: LSTMState) -> tuple[Tensor, LSTMState]:
     """One token: x (B, 4, H, D) -> h (B, H, D) in x's dtype, and the next state."""
-    after = step(_cell, x, R, b, state_or_zeros(state, x, num_states=2))
+    after = step(cell, x, R, b, state_or_zeros(state, x, num_states=2))
     return after[0].to(x.dtype), LSTMState(*after)
 
 
-def _cell(raw: Tensor, state: State) -> State:
-    i, f, g, o = raw.unbind(1)
+def cell(gates: Gates, state: State) -> State:
+    i, f, g, o = gates
     c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c

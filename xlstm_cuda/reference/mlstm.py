@@ -80,6 +80,7 @@ def mlstm_step(
     scale: float | None = None,
     eps: float = 1e-6,
     norm_grad: bool = True,
+    form: Form = forms.recurrent,
 ) -> tuple[Tensor, MLSTMState]:
     """A few tokens from `state`: h and the next state, which with inplace is `state` itself, overwritten, or with
     `out` that one.
@@ -99,6 +100,7 @@ def mlstm_step(
         scale=scale,
         eps=eps,
         norm_grad=norm_grad,
+        form=form,
     )
     h, after = cast("tuple[Tensor, MLSTMState]", result)
     if inplace or out is not None:

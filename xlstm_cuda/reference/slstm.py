@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._states import SLSTMState
-from ._scan import State, scan, state_or_zeros, step
+from ._scan import Gates, State, scan, state_or_zeros, step
 
 
 def slstm(
@@ -32,7 +33,7 @@ def slstm(
     reversed_heads: the last so many heads go from a row's last token to its first.
     """
     state = state_or_zeros(initial_state, x, num_states=4)
-    h, state = scan(partial(_cell, forget_gate=forget_gate), x, R, b, state, lengths, reset, reversed_heads)
+    h, state = scan(partial(cell, forget_gate=forget_gate), x, R, b, state, lengths, reset, reversed_heads)
     return (h, SLSTMState(*state)) if return_state else h
 
 
@@ -40,17 +41,17 @@ def slstm_step(
     x: Tensor, R: Tensor, b: Tensor | None, state: SLSTMState, *, forget_gate: str = "sigmoid"
 ) -> tuple[Tensor, SLSTMState]:
     """One token: x (B, 4, H, D) -> h (B, H, D) in x's dtype, and the next state."""
-    after = step(partial(_cell, forget_gate=forget_gate), x, R, b, state_or_zeros(state, x, num_states=4))
+    after = step(partial(cell, forget_gate=forget_gate), x, R, b, state_or_zeros(state, x, num_states=4))
     return after[0].to(x.dtype), SLSTMState(*after)
 
 
-def _cell(raw: Tensor, state: State, forget_gate: str) -> State:
+def cell(gates: Gates, state: State, forget_gate: str, log_sigmoid: Callable[[Tensor], Tensor] = logsigmoid) -> State:
     """Equations 8 to 17, element by element; an element with n = 0 is empty: its c, m and f do not count."""
-    i, f, z, o = raw.unbind(1)
+    i, f, z, o = gates
     empty = state[2] == 0
     c, n, m, f = (s.masked_fill(empty, 0) for s in (*state[1:], f))
 
-    decayed = m + (f if forget_gate == "exp" else logsigmoid(f))
+    decayed = m + (f if forget_gate == "exp" else log_sigmoid(f))
     decayed = decayed.masked_fill(empty, -torch.inf)
     m = torch.where(i > decayed, i, decayed)
     nothing = m == -torch.inf  # empty, or all forgotten, and nothing written

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from ..._backend import in_onnx_graph
 from ..tracing import leaf_call
 from .checks import check_heads, check_input, check_options, check_state
-from .sequences import repack, unpack
+from .sequences import dense, repack, unpack
 
 State = TypeVar("State", bound="tuple[Tensor, ...]")  # LSTMState, SLSTMState or MLSTMState
 
@@ -121,17 +122,19 @@ class RNN(nn.Module, Generic[State]):
         op = type(self).__name__
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
+            if in_onnx_graph():
+                raise ValueError(f"{op}: a PackedSequence cannot be exported to ONNX: export a call of a Tensor")
             return self._packed(input, hx)
         batched = input.ndim == 3
         batch_dim = 0 if self.batch_first or not batched else 1
-        x = input.movedim(batch_dim, 0) if batched else input[None]
+        x = dense(input.movedim(batch_dim, 0) if batched else input[None])
         state = self._initial_state(hx, input.shape[batch_dim : batch_dim + batched], x.device)
         if state is not None and not batched:
             state = self.state_type(*(s.unsqueeze(1) for s in state))
         y, final = self._layers(x, state, None)
         if not batched:
-            return y[0].contiguous(), self.state_type(*(s.squeeze(1) for s in final))
-        return y.movedim(0, batch_dim).contiguous(), final
+            return dense(y[0]).contiguous(), self.state_type(*(s.squeeze(1) for s in final))
+        return dense(y.movedim(0, batch_dim)).contiguous(), final
 
     def extra_repr(self) -> str:
         shown = [str(self.input_size), str(self.hidden_size)]

@@ -13,7 +13,7 @@ from ... import functional
 from ..._states import MLSTMState
 from ..init import linspace_
 from .base import RNN
-from .sequences import join, merge_directions, reverse, split_directions
+from .sequences import dense, join, merge_directions, reverse, split_directions
 
 KEEP = 1e4  # a forget gate whose sigmoid is 1 in every dtype
 
@@ -77,7 +77,7 @@ class mLSTM(RNN[MLSTMState]):
         output = (torch.sigmoid(o) * h).transpose(1, 2).unflatten(2, (self.num_directions, self.num_heads)).flatten(3)
         if self.proj_size:
             weights = self._each("weight_hr", layer)
-            output = torch.stack([F.linear(y, w) for y, w in zip(output.unbind(2), weights, strict=True)], 2)
+            output = torch.stack([F.linear(dense(y), w) for y, w in zip(output.unbind(2), weights, strict=True)], 2)
         forward, *backward = output.unbind(2)
         output = torch.stack([forward, *(reverse(y, lengths) for y in backward)], 2)
         return output, MLSTMState(*(split_directions(s, self.num_directions) for s in final))

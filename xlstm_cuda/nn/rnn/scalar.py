@@ -8,14 +8,15 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ... import functional
+from ... import _autocast, _onnx, functional
+from ..._backend import in_onnx_graph
 from ..._states import LSTMState, SLSTMState
 from ...functional._blockwise import blockwise_scan, tokens_per_block
 from ...functional._blockwise import gates as project
 from ..init import linspace_
 from .base import RNN
 from .checks import check_heads
-from .sequences import join, merge_directions, split_directions
+from .sequences import dense, join, merge_directions, split_directions
 
 State = TypeVar("State", LSTMState, SLSTMState)
 
@@ -96,24 +97,37 @@ class ScalarRNN(RNN[State]):
         if initial_state is not None:
             p = initial_state.h.to(R.dtype)
             if x.shape[1]:
-                _add_to_first_tokens(x, torch.einsum("ghdp,bhp->bghd", R, p), self.num_heads, lengths)
+                first = _by_head(p, R.transpose(0, 1).flatten(1, 2)).unflatten(-1, R.shape[::2])  # (B, H, 4, D)
+                x = _with_first_tokens(x, first.transpose(1, 2), self.num_heads, lengths)
             initial_state = initial_state._replace(h=torch.zeros_like(initial_state.c))
         h, final = self._scan(x, R @ P, b, initial_state, lengths)
         if initial_state is None or x.shape[1]:
-            p = torch.einsum("bhd,hpd->bhp", final.h.to(h.dtype), P)
-        return torch.einsum("bshd,hpd->bshp", h, P), final._replace(h=p)
+            p = _by_head(final.h.to(h.dtype), P)
+        return _by_head(h, P), final._replace(h=p)
 
 
-def _add_to_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> None:
-    """Adds first (B, 4, H, D) in place to the token of x (B, S, 4, H, D) that each head takes first.
+def _by_head(x: Tensor, W: Tensor) -> Tensor:
+    """x (..., H, I) and W (H, O, I) -> (..., H, O)."""
+    if in_onnx_graph():
+        return _onnx.headwise_linear(dense(x).flatten(-2), W, None).unflatten(-1, W.shape[:2])
+    return torch.einsum("...hi,hoi->...ho", x, W)
+
+
+def _with_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Tensor | None) -> Tensor:
+    """x (B, S, 4, H, D) and, in place, first (B, 4, H, D) added to the token that each head takes first.
 
     The heads after the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
     """
+    if in_onnx_graph():
+        t, heads = (torch.arange(size, device=x.device) for size in (x.shape[1], x.shape[3]))
+        turn = torch.where(heads < forward_heads, 0, x.shape[1] - 1)  # (H,): which token is the first
+        return x + first[:, None] * (t[:, None] == turn)[None, :, None, :, None]
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:
         rows = torch.arange(x.shape[0], device=x.device)
         last = torch.full_like(rows, x.shape[1] - 1) if lengths is None else (lengths - 1).clamp(min=0)
         x[rows, last, :, forward_heads:] += first[:, :, forward_heads:]
+    return x
 
 
 class LSTM(ScalarRNN[LSTMState]):
@@ -132,6 +146,18 @@ class LSTM(ScalarRNN[LSTMState]):
 
     state_type = LSTMState
     scan = staticmethod(functional.lstm)
+
+    def _layer(
+        self, layer: int, x: Tensor, state: LSTMState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, LSTMState]:
+        standard = self.num_heads == 1 and not self.proj_size and lengths is None and x.dtype == torch.float32
+        if not (standard and in_onnx_graph() and not _autocast.enabled(x.device.type)):
+            return super()._layer(layer, x, state, lengths)
+        W, R, biases = self._each("weight_ih", layer), self._each("weight_hh", layer), None
+        if self.bias:
+            biases = list(zip(self._each("bias_ih", layer), self._each("bias_hh", layer), strict=True))
+        h, final = _onnx.standard_lstm(x.transpose(0, 1), W, R, biases, state)
+        return _onnx.dense(h.permute(2, 0, 1, 3)), final
 
 
 class sLSTM(ScalarRNN[SLSTMState]):

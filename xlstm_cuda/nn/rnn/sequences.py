@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ... import _onnx
+from ..._backend import in_onnx_graph
+
 
 def unpack(input: PackedSequence) -> tuple[Tensor, Tensor]:
     """Padded tokens (B, S, F) and lengths (B,) on the CPU, rows by decreasing length as they are packed."""
@@ -36,9 +39,14 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 def merge_directions(s: Tensor) -> Tensor:
     """State of a layer (directions, B, H, ...) -> state of the kernel (B, directions * H, ...)."""
-    return s.transpose(0, 1).flatten(1, 2)
+    return dense(s.transpose(0, 1)).flatten(1, 2)
 
 
 def split_directions(s: Tensor, directions: int) -> Tensor:
     """The inverse of `merge_directions`."""
-    return s.unflatten(1, (directions, s.shape[1] // directions)).transpose(0, 1)
+    return dense(s.unflatten(1, (directions, s.shape[1] // directions)).transpose(0, 1))
+
+
+def dense(x: Tensor) -> Tensor:
+    """x; in an ONNX graph with strides that follow from its shape."""
+    return _onnx.dense(x) if in_onnx_graph() else x
