@@ -92,7 +92,8 @@ class Recurrent(FirstOrder):
         """R, the second one, is copied unless its rows or columns are contiguous: a layer may keep it either way."""
         x, R, *rest = inputs
         assert R is not None
-        return [dense(x), R if 1 in R.stride()[-2:] else R.contiguous(), *map(dense, rest)]
+        either = R.stride(-1) == 1 or R.stride(-2) == 1
+        return [dense(x), R if either else R.contiguous(), *map(dense, rest)]
 
     @staticmethod
     def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from xlstm_cuda import _checks, _ops
 from xlstm_cuda._transforms import FirstOrder, differentiable
@@ -50,7 +51,7 @@ def exportable(compiled: str, options: Any, call: Call) -> Call:
     op = getattr(getattr(torch.ops, _ops.NAMESPACE), name).default
 
     def recorded(namespace: str, options: Any, inputs: Sequence[Tensor | None]) -> Sequence[Tensor]:
-        if torch.compiler.is_exporting() and namespace == _ops.NAMESPACE:
+        if is_exporting() and namespace == _ops.NAMESPACE:
             outputs: list[Tensor] = op(*inputs, *options)
             return outputs
         return call(namespace, options, inputs)
