@@ -31,6 +31,11 @@ class MLSTM(FirstOrder):
     HEADS = Axes((*[1] * 8, SHARED, SHARED), (1,) * 4)
 
     @staticmethod
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        h, C, n, m, _, _ = library(namespace).mlstm_fwd.default(*inputs, *options)
+        return h, C, n, m
+
+    @staticmethod
     def forward(
         ctx: Any, namespace: str, options: Any, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,6 +83,19 @@ class Recurrent(FirstOrder):
         return grads if b is None else grads | {2: dx.sum((0, 2)).to(b.dtype)}
 
     @staticmethod
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        h, hT, cT, nT, mT, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)
+        return (h, hT, cT) if options.cell == CELLS["lstm"] else (h, hT, cT, nT, mT)
+
+    @staticmethod
+    def laid_out(inputs: Tensors) -> list[Tensor | None]:
+        """R, the second one, is copied unless its rows or columns are contiguous: a layer may keep it either way."""
+        x, R, *rest = inputs
+        assert R is not None
+        either = R.stride(-1) == 1 or R.stride(-2) == 1
+        return [dense(x), R if either else R.contiguous(), *map(dense, rest)]
+
+    @staticmethod
     def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         h, hT, cT, nT, mT, saved = library(namespace).recurrent_fwd.default(*inputs, *options, True)
         ctx.save_for_backward(*inputs, h, cT, nT, saved)
@@ -106,6 +124,11 @@ class BlockwiseRecurrent(FirstOrder):
     """
 
     ROWS = Axes((0, *[SHARED] * 3, *[0] * 5), (0,) * 5)
+
+    @staticmethod
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        h, blocks = options.scan(namespace, inputs, save=False)
+        return h, *options.carried(blocks[-1])
 
     @staticmethod
     def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -154,12 +177,16 @@ class CausalConv1d(FirstOrder):
     HEADS = Axes((2, 0, 0, 2, SHARED, SHARED), (2, 2))  # a feature by itself is a head
 
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         y, state = library(namespace).causal_conv1d_fwd.default(*inputs, *options)
+        return y, state
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs[:4])
         ctx.set_materialize_grads(False)
-        return y, state
+        return CausalConv1d.values(namespace, options, *inputs)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -181,11 +208,14 @@ class MultiheadNormGate(FirstOrder):
     HEADS = Axes((2, 0, 0, 2, 2, 0), (2,))
 
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor]:
-        y: Tensor = library(namespace).multihead_norm_gate_fwd.default(*inputs, *options)
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        return (library(namespace).multihead_norm_gate_fwd.default(*inputs, *options),)
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs)
-        return (y,)
+        return MultiheadNormGate.values(namespace, options, *inputs)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -207,12 +237,16 @@ class HeadwiseLinear(FirstOrder):
     HEADS = Axes((2, *[0] * 4), (2, 2))
 
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         y0, y1 = library(namespace).headwise_linear_fwd.default(*inputs)
+        return (y0,) if inputs[2] is None else (y0, y1)
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.namespace, ctx.options, ctx.dtypes = namespace, options, _dtypes(inputs)
         ctx.set_materialize_grads(False)
-        return (y0,) if inputs[2] is None else (y0, y1)
+        return HeadwiseLinear.values(namespace, options, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -243,11 +277,14 @@ class GatedActivation(FirstOrder):
     ROWS = Axes((0, 0), (0,))
 
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: Any, x: Tensor, gate: Tensor | None) -> tuple[Tensor]:
-        y: Tensor = library(namespace).gated_activation_fwd.default(x, gate, *options)
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        return (library(namespace).gated_activation_fwd.default(*inputs, *options),)
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, x: Tensor, gate: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, gate)
         ctx.namespace, ctx.options = namespace, options
-        return (y,)
+        return GatedActivation.values(namespace, options, x, gate)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,11 +304,14 @@ class SoftCap(FirstOrder):
     ROWS = Axes((0,), (0,))
 
     @staticmethod
-    def forward(ctx: Any, namespace: str, options: Any, x: Tensor) -> tuple[Tensor]:
-        y: Tensor = library(namespace).soft_cap_fwd.default(x, *options)
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        return (library(namespace).soft_cap_fwd.default(*inputs, *options),)
+
+    @staticmethod
+    def forward(ctx: Any, namespace: str, options: Any, x: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
         ctx.namespace, ctx.options = namespace, options
-        return (y,)
+        return SoftCap.values(namespace, options, x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -44,6 +44,16 @@ class FirstOrder(Function):
     INNER = False
 
     @staticmethod
+    def values(namespace: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The outputs, by the op alone: nothing is saved."""
+        raise NotImplementedError
+
+    @staticmethod
+    def laid_out(inputs: Tensors) -> list[Tensor | None]:
+        """The inputs as the kernels take them: copies where they lie in another way."""
+        return [dense(x) for x in inputs]
+
+    @staticmethod
     def with_heads(options: Any, factor: int) -> Any:
         """The options of a call with so many times as many heads."""
         return options
@@ -66,7 +76,7 @@ class Call:
     options: Options
 
     def kernels(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        return self.function.apply(self.namespace, self.options, *map(dense, inputs))
+        return self.function.apply(self.namespace, self.options, *self.function.laid_out(inputs))
 
     def plain(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         device = next(x.device for x in inputs if x is not None)

@@ -41,7 +41,7 @@ def required(case: Case) -> list[Tensor]:
 @cases
 def test_gradgradcheck(name: str) -> None:
     case = CASES[name]()
-    assert gradgradcheck(case.loss, required(case), fast_mode=True)
+    assert gradgradcheck(case.loss, required(case), fast_mode=True, check_batched_grad=True)
 
 
 @cases

@@ -156,6 +156,30 @@ def test_ensembles(cls: Any, options: dict[str, Any]) -> None:
         assert_close_relative(y, model(x, state)[0], 1e-10, "output")
 
 
+@pytest.mark.parametrize("name", ["mLSTM block", "sLSTM block", "language model", "large"])
+def test_ensembles_of_models(name: str) -> None:
+    """Outputs, states that go on, and gradients."""
+    models = [MODULES[name]().double() for _ in range(2)]
+    x = torch.randint(9, (2, 5)) if name in ("language model", "large") else torch.randn(2, 5, 16, dtype=torch.float64)
+    parameters, buffers = stack_module_state(models)
+
+    def call(parameters: Any, buffers: Any, state: Any = None) -> Any:
+        return functional_call(models[0], (parameters, buffers), (x, state, True))
+
+    def loss(parameters: Any, buffers: Any) -> Tensor:
+        return call(parameters, buffers)[0].square().sum()
+
+    _, states = vmap(call)(parameters, buffers)
+    found, _ = vmap(call)(parameters, buffers, states)
+    gradients = vmap(grad(loss))(parameters, buffers)
+    for index, model in enumerate(models):
+        y, state = model(x, None, True)
+        assert_close_relative(found[index], model(x, state, True)[0], 1e-10, "output")
+        exact = torch.autograd.grad(y.square().sum(), list(model.parameters()), materialize_grads=True)
+        for (key, _), expected in zip(model.named_parameters(), exact, strict=True):
+            assert_close_relative(gradients[key][index], expected, 1e-9, key)
+
+
 @rnns
 @pytest.mark.parametrize("mode", ["hooks", "functorch"])
 def test_opacus(cls: Any, mode: str) -> None:
@@ -176,10 +200,13 @@ def test_opacus(cls: Any, mode: str) -> None:
             assert_close_relative(parameter.grad_sample[row], expected, 1e-10, "gradient")
 
 
-def test_expanded_weights_are_refused_by_torch() -> None:
-    """They know the modules of torch alone; vmap(grad) does the same."""
-    model = call_for_per_sample_grads(xnn.LSTM(4, 8, batch_first=True), batch_size=3)
-    with pytest.raises(RuntimeError, match="Expanded Weights encountered but cannot handle function"):
+@rnns
+def test_expanded_weights_are_refused(cls: Any) -> None:
+    """They know the modules of torch alone. Frozen weights are not of their kind."""
+    rnn = cls(4, 8, batch_first=True)
+    rnn.weight_ih_l0.requires_grad_(False)
+    model = call_for_per_sample_grads(rnn, batch_size=3)
+    with pytest.raises(RuntimeError, match=rf"^{cls.__name__}: call_for_per_sample_grads of torch .*vmap.*Opacus"):
         model(torch.randn(3, 5, 4))
 
 

@@ -64,6 +64,11 @@ def _mlstm(B: int = 2, **options: Any) -> Case:
     return case(mlstm, inputs, return_state=True, **options)
 
 
+def _bare(function: Callable[..., Any], inputs: dict[str, Any], **options: Any) -> Case:
+    """No state and no bias; h alone."""
+    return case(function, {name: x for name, x in inputs.items() if name != "b"}, **options)
+
+
 def _cell(function: Callable[..., Any], **options: Any) -> Case:
     make = lstm_inputs if function is lstm else slstm_inputs
     return case(function, make(2, 4, 2, 2, dtype=torch.float64, state=True), return_state=True, **options)
@@ -100,11 +105,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "mlstm": _mlstm,
     "mlstm sigmoid": lambda: _mlstm(input_gate="sigmoid", normalize=False),
     "mlstm options": lambda: _mlstm(input_gate="sigmoid", scale=0.4, eps=0.3, reset=RESET),
+    "mlstm chunks": lambda: _bare(mlstm, mlstm_inputs(1, 1, 9, 2, 3, dtype=torch.float64), chunk_size=4, eps=0.1),
     "mlstm packed": lambda: _mlstm(1, cu_seqlens=CU_SEQLENS, reset=RESET[:1]),
     "mlstm_step": lambda: _step(mlstm_step),
     "mlstm_step slots": lambda: _step(mlstm_step, slots=SLOTS),
     "slstm": lambda: _cell(slstm),
     "slstm options": lambda: _cell(slstm, forget_gate="exp", lengths=LENGTHS, reset=RESET, reversed_heads=1),
+    "slstm bare": lambda: _bare(slstm, slstm_inputs(2, 3, 1, 2, dtype=torch.float64), reversed_heads=1),
     "slstm_step": lambda: _step(slstm_step),
     "lstm": lambda: _cell(lstm),
     "lstm options": lambda: _cell(lstm, lengths=LENGTHS, reset=RESET, reversed_heads=1),
@@ -124,6 +131,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gated_activation halves": lambda: _draw(gated_activation, {"x": (4,)}, activation="gelu"),
     "gated_activation tanh": lambda: _draw(gated_activation, {"x": (4,)}, activation="gelu_tanh"),
     "gated_activation sigmoid": lambda: _draw(gated_activation, {"x": (4,)}, activation="sigmoid"),
+    "gated_activation relu": lambda: _draw(gated_activation, {"x": (4,)}, activation="relu"),
     "gated_activation square": lambda: _draw(gated_activation, {"x": (4,)}, activation="relu^2"),
     "soft_cap": lambda: _draw(soft_cap, {"x": (2, 4)}, cap=2.0),
 }

@@ -13,7 +13,8 @@ from xlstm_cuda import _autocast, _checks
 from xlstm_cuda._autograd import BlockwiseRecurrent
 from xlstm_cuda._backend import resolve
 from xlstm_cuda._ops import CELLS, NAMESPACE, library
-from xlstm_cuda._transforms import dense, in_forward_mode, in_transform
+from xlstm_cuda._transforms import in_forward_mode, in_transform
+from xlstm_cuda.functional._calls import computed
 from xlstm_cuda.functional._recurrent import RecurrentOptions
 from xlstm_cuda.functional._steps import is_bare
 
@@ -88,12 +89,9 @@ def blockwise_scan(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """The cell's function of x W^T, `block` tokens at a time: h (B, S, H, D) and the final state."""
     options = BlockwiseOptions(RecurrentOptions(CELLS[cell]), block)
-    inputs = [dense(t) for t in (x, W, R, b, *(state or ()), *[None] * (4 - len(state or ())), lengths)]
-    if _checks.needs_grad(*inputs):
-        h, *final = BlockwiseRecurrent.apply(NAMESPACE, options, *inputs)
-        return h, tuple(final)
-    h, blocks = options.scan(NAMESPACE, inputs, save=False)
-    return h, options.carried(blocks[-1])
+    absent = [None] * (4 - len(state or ()))
+    h, *final = computed(BlockwiseRecurrent, NAMESPACE, options, [x, W, R, b, *(state or ()), *absent, lengths])
+    return h, tuple(final)
 
 
 def _is_traced() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import CausalConv1d
 from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import library
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda._transforms import dense
+from xlstm_cuda.functional._calls import computed, exportable
 
 
 def causal_conv1d(
@@ -165,10 +167,9 @@ def _convolve(
     cu_seqlens: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    inputs = [dense(t) for t in (x, weight, bias, state, cu_seqlens, reset)]
-    options = ConvOptions(activation == "silu")
-    if _checks.needs_grad(*inputs):
-        y, after = differentiable(CausalConv1d, namespace, options, inputs)
-    else:
-        y, after = library(namespace).causal_conv1d_fwd.default(*inputs, *options)
+    options, inputs = ConvOptions(activation == "silu"), (x, weight, bias, state, cu_seqlens, reset)
+    y, after = _sequence(namespace, options, inputs)
     return y, after
+
+
+_sequence = exportable("causal_conv1d_fwd", ConvOptions, partial(computed, CausalConv1d))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,8 +10,8 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, reference
 from xlstm_cuda._autograd import GatedActivation, SoftCap
 from xlstm_cuda._backend import resolve
-from xlstm_cuda._ops import ACTIVATIONS, library
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda._ops import ACTIVATIONS
+from xlstm_cuda.functional._calls import computed, exportable
 from xlstm_cuda.functional._tokens import as_tokens
 
 
@@ -51,11 +52,7 @@ def gated_activation(
         with _autocast.disabled(x.device.type):
             return reference.gated_activation(x, gate, activation=activation)
     options = GatedOptions(ACTIVATIONS[activation])
-    rows = dense(as_tokens(x)), None if gate is None else dense(as_tokens(gate))
-    if _checks.needs_grad(*rows):
-        (y,) = differentiable(GatedActivation, namespace, options, rows)
-    else:
-        y = library(namespace).gated_activation_fwd.default(*rows, *options)
+    (y,) = _gated(namespace, options, (as_tokens(x), None if gate is None else as_tokens(gate)))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -83,11 +80,7 @@ def soft_cap(x: Tensor, cap: float, *, backend: str | None = None) -> Tensor:
     if namespace is None:
         with _autocast.disabled(x.device.type):
             return reference.soft_cap(x, cap)
-    rows, options = dense(as_tokens(x)), CapOptions(float(cap))
-    if _checks.needs_grad(rows):
-        (y,) = differentiable(SoftCap, namespace, options, (rows,))
-    else:
-        y = library(namespace).soft_cap_fwd.default(rows, *options)
+    (y,) = _capped(namespace, CapOptions(float(cap)), (as_tokens(x),))
     return y.view(x.shape)
 
 
@@ -111,3 +104,7 @@ class CapOptions(NamedTuple):
 
     def plain(self, x: Tensor) -> tuple[Tensor, ...]:
         return (reference.soft_cap(x, self.cap),)
+
+
+_gated = exportable("gated_activation_fwd", GatedOptions, partial(computed, GatedActivation))
+_capped = exportable("soft_cap_fwd", CapOptions, partial(computed, SoftCap))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import HeadwiseLinear
 from xlstm_cuda._backend import in_onnx_graph, resolve
-from xlstm_cuda._ops import library
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda.functional._calls import computed, exportable
 from xlstm_cuda.functional._tokens import as_tokens
 
 MAX_BLOCK = 16  # features in and out of a block that the kernels take, as in csrc/core/headwise.h
@@ -88,12 +88,8 @@ class HeadwiseOptions(NamedTuple):
 
 def _by_kernels(namespace: str, x: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> Sequence[Tensor]:
     absent = [None] * (MAPS - len(maps))
-    inputs = [dense(t) for t in (x, *(w for w, _ in maps), *absent, *(b for _, b in maps), *absent)]
-    if _checks.needs_grad(*inputs):
-        outputs = differentiable(HeadwiseLinear, namespace, HeadwiseOptions(), inputs)
-    else:
-        outputs = library(namespace).headwise_linear_fwd.default(*inputs)
-    return outputs[: len(maps)]
+    inputs = (x, *(w for w, _ in maps), *absent, *(b for _, b in maps), *absent)
+    return _mapped(namespace, HeadwiseOptions(), inputs)
 
 
 def _by_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -107,3 +103,6 @@ def _by_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.baddbmm(bias.to(dtype).view(weight.shape[0], 1, -1), blocks, matrix)
     rows = y.transpose(0, 1).reshape(*x.shape[:-1], weight.shape[0] * weight.shape[1])
     return rows.to(x.dtype).contiguous()
+
+
+_mapped = exportable("headwise_linear_fwd", HeadwiseOptions, partial(computed, HeadwiseLinear))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from xlstm_cuda._autograd import MLSTM
 from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda._transforms import dense
+from xlstm_cuda.functional._calls import computed, exportable
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
 
@@ -182,13 +184,12 @@ def mlstm_step(
         plain = (_onnx if graph else reference).mlstm_step
         with _autocast.disabled(q.device.type):
             return plain(q, k, v, i, f, state, inplace=inplace, out=out, slots=slots, **given)
-    if not needs_grad:
-        return _mlstm_step(namespace, inputs, state, slots, options, inplace, out)
-    if q.ndim == 4:
-        return _mlstm_step_with_grad(namespace, inputs, state, slots, options)
-    inputs = tuple(x.unsqueeze(2) for x in inputs)
-    h, state = _mlstm_step_with_grad(namespace, inputs, state, slots, options)
-    return h.squeeze(2), state
+    if slots is None and not inplace and out is None:
+        h, *after = _next(namespace, options, (*inputs, *state))
+        return h, MLSTMState(*after)
+    if slots is not None and (needs_grad or (torch.compiler.is_exporting() and not inplace)):
+        return _mlstm_step_of_slots(namespace, inputs, state, slots, options)
+    return _mlstm_step_in_place(namespace, inputs, state, slots, options, inplace, out)
 
 
 # Below the arguments.
@@ -275,15 +276,15 @@ def _mlstm(
     reset: Tensor | None,
     options: MlstmOptions,
 ) -> tuple[Tensor, MLSTMState]:
-    every = [dense(x) for x in (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)]
-    if _checks.needs_grad(*every):
-        h, C, n, m = differentiable(MLSTM, namespace, options, every)
-    else:
-        h, C, n, m, _, _ = library(namespace).mlstm_fwd.default(*every, *options)
+    every = (*inputs, *(initial_state or (None, None, None)), cu_seqlens, reset)
+    h, C, n, m = _sequence(namespace, options, every)
     return h, MLSTMState(C, n, m)
 
 
-def _mlstm_step(
+_sequence = exportable("mlstm_fwd", MlstmOptions, partial(computed, MLSTM))
+
+
+def _mlstm_step_in_place(
     namespace: str,
     inputs: Sequence[Tensor],
     state: MLSTMState,
@@ -292,14 +293,12 @@ def _mlstm_step(
     inplace: bool,
     out: MLSTMState | None,
 ) -> tuple[Tensor, MLSTMState]:
+    """mlstm_step that writes to a state: the one that it was given, `out`, or a copy for its slots."""
     ops, tokens = library(namespace), [dense(x) for x in inputs]
     if out is not None and not _checks.same_state(out, state):
         h = ops.mlstm_step_out_.default(*tokens, *map(dense, state), *out, *options)
         return h, _overwritten(out)
     inplace = inplace or out is not None
-    if slots is None and not inplace:
-        h, C, n, m = ops.mlstm_step.default(*tokens, *map(dense, state), *options)
-        return h, MLSTMState(C, n, m)
     if not inplace:
         dtype = accumulate_dtype(inputs[0].dtype)
         state = MLSTMState(*(s.to(dtype, copy=True, memory_format=torch.contiguous_format) for s in state))
@@ -361,20 +360,28 @@ def _is_usual(
     )
 
 
-def _mlstm_step_with_grad(
-    namespace: str,
-    inputs: Sequence[Tensor],
-    state: MLSTMState,
-    slots: Tensor | None,
-    options: MlstmOptions,
+def _mlstm_step_of_slots(
+    namespace: str, inputs: Sequence[Tensor], state: MLSTMState, slots: Tensor, options: MlstmOptions
 ) -> tuple[Tensor, MLSTMState]:
-    rows = state if slots is None else [s.index_select(0, slots) for s in state]
-    h, after = _mlstm(namespace, inputs, rows, None, None, options)
-    if slots is not None:
-        index = slots.long()
-        pairs = zip(state, after, strict=True)
-        after = MLSTMState(*(s.to(new.dtype).index_copy(0, index, new) for s, new in pairs))
-    return h, after
+    """mlstm_step with slots that can be differentiated."""
+    h, *after = _next(namespace, options, (*inputs, *(s.index_select(0, slots) for s in state)))
+    index, pairs = slots.long(), zip(state, after, strict=True)
+    return h, MLSTMState(*(s.to(new.dtype).index_copy(0, index, new) for s, new in pairs))
+
+
+def _stepped(namespace: str, options: MlstmOptions, inputs: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """h, C, n, m from q, k, v, i, f and a state: mlstm_step that writes to no tensor of its caller."""
+    given = [x for x in inputs if x is not None]
+    if not _checks.needs_grad(*given):
+        results: tuple[Tensor, ...] = library(namespace).mlstm_step.default(*map(dense, given), *options)
+        return results
+    one_token = given[0].ndim == 3
+    tokens = [x.unsqueeze(2) if one_token else x for x in given[:5]]
+    h, after = _mlstm(namespace, tokens, given[5:], None, None, options)
+    return h.squeeze(2) if one_token else h, *after
+
+
+_next = exportable("mlstm_step", MlstmOptions, _stepped)
 
 
 def _empty_mlstm_state(q: Tensor, v: Tensor) -> MLSTMState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,8 +10,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import MultiheadNormGate
 from xlstm_cuda._backend import in_onnx_graph, resolve
-from xlstm_cuda._ops import library
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda.functional._calls import computed, exportable
 
 
 class NormOptions(NamedTuple):
@@ -108,9 +108,8 @@ def multihead_norm_gate(
                 weight_offset=weight_offset,
             )
     options = NormOptions(norm == "rms", gate_activation == "sigmoid", float(eps), float(weight_offset))
-    inputs = [dense(x) for x in (h, weight, bias, gate, skip, skip_weight)]
-    if _checks.needs_grad(*inputs):
-        (y,) = differentiable(MultiheadNormGate, namespace, options, inputs)
-    else:
-        y = library(namespace).multihead_norm_gate_fwd.default(*inputs, *options)
+    (y,) = _normed(namespace, options, (h, weight, bias, gate, skip, skip_weight))
     return y
+
+
+_normed = exportable("multihead_norm_gate_fwd", NormOptions, partial(computed, MultiheadNormGate))

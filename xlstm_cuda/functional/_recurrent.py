@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -13,7 +14,7 @@ from xlstm_cuda._autograd import Recurrent
 from xlstm_cuda._backend import in_onnx_graph, resolve
 from xlstm_cuda._ops import CELLS, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
-from xlstm_cuda._transforms import dense, differentiable
+from xlstm_cuda.functional._calls import computed, exportable
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
 from xlstm_cuda.functional._steps import is_plain
 
@@ -194,6 +195,12 @@ class RecurrentOptions(NamedTuple):
         return h, *final
 
 
+class StepOptions(NamedTuple):
+    """What recurrent_step takes after its tensors."""
+
+    cell: int
+
+
 def _slstm_cell(op: str, forget_gate: str) -> int:
     _checks.choice(op, "forget_gate", forget_gate, ("sigmoid", "exp"))
     return CELLS["slstm" if forget_gate == "sigmoid" else "slstm_exp"]
@@ -259,22 +266,33 @@ def _recurrent_step(
         with _autocast.disabled(x.device.type):
             function = getattr(_onnx if in_onnx_graph(backend) else reference, op)
             return cast(tuple[Tensor, Cell], function(x, R, b, state, **plain))
-    if needs_grad:
-        h, after = _scan(namespace, cell, cls, x.unsqueeze(1), R, b, state)
-        return h.squeeze(1), after
-    inputs = (dense(x), _weights(R), dense(b), *map(dense, _four(state)))
-    return _new_state(cls, x, library(namespace).recurrent_step.default(*inputs, cell))
+    h, *after = _next(namespace, StepOptions(cell), (x, R, b, *_four(state)))
+    return h, cls(*after)
 
 
 def _plain_step(cell: int, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
     """_recurrent_step where `is_plain`."""
-    h, c, n, m = _four(cls(*state))
-    return _new_state(cls, x, library("xlstm_cuda").recurrent_step.default(x, R, b, h, c, n, m, cell))
+    inputs = (x, R, b, *_four(cls(*state)))
+    h, *after = _new_state(x, cell, library("xlstm_cuda").recurrent_step.default(*inputs, cell))
+    return h, cls(*after)
 
 
-def _new_state(cls: type[Cell], x: Tensor, results: tuple[Tensor, ...]) -> tuple[Tensor, Cell]:
-    state = cls(*results[: len(cls._fields)])
-    return state.h.to(x.dtype, copy=True), state  # not the memory of the state, which the caller may change
+def _stepped(namespace: str, options: StepOptions, inputs: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """h and the state's parts from x, R, b and a state of four."""
+    x, *rest = inputs
+    assert x is not None
+    if _checks.needs_grad(*inputs):
+        tokens = (x.unsqueeze(1), *rest, None, None)
+        h, *after = _sequence(namespace, _options(options.cell, x), tokens)
+        return h.squeeze(1), *after
+    results = library(namespace).recurrent_step.default(*Recurrent.laid_out(inputs), *options)
+    return _new_state(x, options.cell, results)
+
+
+def _new_state(x: Tensor, cell: int, results: Sequence[Tensor]) -> Sequence[Tensor]:
+    h, c, n, m = results
+    output = h.to(x.dtype, copy=True)  # not the memory of the state, which the caller may change
+    return (output, h, c) if cell == CELLS["lstm"] else (output, h, c, n, m)
 
 
 def _scan(
@@ -289,22 +307,19 @@ def _scan(
     reset: Tensor | None = None,
     reversed_heads: int = 0,
 ) -> tuple[Tensor, Cell]:
-    inputs = [dense(x), _weights(R), *(dense(t) for t in (b, *_four(initial_state), lengths, reset))]
-    options = RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
-    if _checks.needs_grad(*inputs):
-        h, *final = differentiable(Recurrent, namespace, options, inputs)
-    else:
-        h, *final, _ = library(namespace).recurrent_fwd.default(*inputs, *options, False)
-    return h, cls(*final[: len(cls._fields)])
+    inputs = (x, R, b, *_four(initial_state), lengths, reset)
+    h, *final = _sequence(namespace, _options(cell, x, reversed_heads), inputs)
+    return h, cls(*final)
 
 
-def _weights(R: Tensor) -> Tensor:
-    """R, copied unless its rows or its columns are contiguous: a layer may keep it either way."""
-    if R.stride(-1) == 1 or R.stride(-2) == 1:
-        return R
-    return R.contiguous()
+def _options(cell: int, x: Tensor, reversed_heads: int = 0) -> RecurrentOptions:
+    return RecurrentOptions(cell, reversed_heads, x.dtype == torch.float32 and allow_tf32())
 
 
 def _four(state: Sequence[Tensor] | None) -> tuple[Tensor | None, ...]:
     """h, c, n, m as the ops take them: None for what the cell or the call does not have."""
     return (*(state or ()), None, None, None, None)[:4]
+
+
+_sequence = exportable("recurrent_fwd", RecurrentOptions, partial(computed, Recurrent))
+_next = exportable("recurrent_step", StepOptions, _stepped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -120,7 +121,9 @@ class xLSTMLarge(CheckedLoading, WeightDecayGroups):
     def tie_weights(self) -> None:
         """Does nothing: embedding and head are two matrices. Tools that move models call it."""
 
-    def _gradients(self) -> torch.set_grad_enabled:
+    def _gradients(self) -> AbstractContextManager[Any]:
+        if torch.compiler.is_exporting():  # torch.export.load cannot read a program that is one block without gradients
+            return nullcontext()
         return torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "inference")
 
     def _embed(self, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..._backend import in_onnx_graph
 from ..tracing import leaf_call
-from .checks import check_heads, check_input, check_options, check_state
+from .checks import check_heads, check_input, check_options, check_state, check_weights
 from .sequences import dense, repack, unpack
 
 State = TypeVar("State", bound="tuple[Tensor, ...]")  # LSTMState, SLSTMState or MLSTMState
@@ -120,6 +120,7 @@ class RNN(nn.Module, Generic[State]):
         if (node := leaf_call(self, input, hx)) is not None:
             return cast(Any, node)
         op = type(self).__name__
+        check_weights(op, self._parameters.values())
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
             if in_onnx_graph():

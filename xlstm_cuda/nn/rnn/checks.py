@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -45,6 +45,15 @@ def check_heads(op: str, num_heads: int, **sizes: int) -> None:
             raise ValueError(f"{op}: {name} must be divisible by num_heads, got {name}={size}, num_heads={num_heads}")
 
 
+def check_weights(op: str, weights: Iterable[Any]) -> None:
+    """Raises for the weights of torch's call_for_per_sample_grads: they refuse what follows, but name no way out."""
+    if any(type(weight).__name__ == "ExpandedWeight" for weight in weights):
+        raise RuntimeError(
+            f"{op}: call_for_per_sample_grads of torch knows only modules of torch: gradients of each sample are "
+            "torch.func.vmap(torch.func.grad(...)), or Opacus' GradSampleModule (docs/migrate.md, Derivatives)"
+        )
+
+
 def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
     """Raises unless input is a tensor (S, B, F), (B, S, F) or (S, F), or packed (tokens, F), F = input_size, with the
     device and dtype of weight."""
@@ -58,6 +67,11 @@ def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
     if x.layout != torch.strided:
         raise TypeError(f"{op}: input must be a dense Tensor or a PackedSequence, got {x.layout}")
     if packed:
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                f"{op}: torch.export does not trace a PackedSequence, whose lengths are values: export with padded "
+                "rows of one length, or the functions lstm and slstm, which take `lengths`"
+            )
         _check_packed(op, input)
     elif x.ndim not in (2, 3):
         raise InputError(f"{op}: input must be 2-D, or 3-D for a batch, got {x.ndim}-D")
