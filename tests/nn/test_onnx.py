@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 from tests.support.onnx_graphs import Graph
@@ -127,7 +126,7 @@ def _refused(name: str) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
     """A call, its tensors, and what it says."""
     q, i, x, w = torch.randn(1, 2, 4, 3), torch.randn(1, 2, 4), torch.randn(1, 4, 3), torch.randn(3, 2)
     one, gate, bounds = q[:, :, 0], i[..., 0], torch.tensor([0, 2, 4], dtype=torch.int32)
-    state, packed = (torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3), torch.randn(1, 2)), pack_sequence([x[0]])
+    state = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3), torch.randn(1, 2)
     step, out = (one, one, one, gate, gate, *state), copy.deepcopy(state)
 
     def to_out(*a: Tensor) -> Any:
@@ -143,12 +142,11 @@ def _refused(name: str) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
             (x[:, 0], w, x[:, :1].clone()),
             "causal_conv1d_step: inplace=True",
         ),
-        "packed": (lambda x: xnn.LSTM(3, 4)(packed._replace(data=x)), (packed.data,), "LSTM: a PackedSequence"),
     }
     return calls[name]
 
 
-@pytest.mark.parametrize("name", ["mlstm", "conv", "inplace", "out", "conv step", "packed"])
+@pytest.mark.parametrize("name", ["mlstm", "conv", "inplace", "out", "conv step"])
 def test_what_has_no_graph_says_so(name: str) -> None:
     function, args, message = _refused(name)
     with pytest.raises(Exception, match=f"{message} cannot be exported to ONNX: "):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ..._backend import in_onnx_graph
 from ..tracing import leaf_call
 from .checks import check_heads, check_input, check_options, check_state, check_weights
 from .sequences import dense, repack, unpack
@@ -123,8 +122,6 @@ class RNN(nn.Module, Generic[State]):
         check_weights(op, self._parameters.values())
         check_input(op, input, self.input_size, self.weight_ih_l0)
         if isinstance(input, PackedSequence):
-            if in_onnx_graph():
-                raise ValueError(f"{op}: a PackedSequence cannot be exported to ONNX: export a call of a Tensor")
             return self._packed(input, hx)
         batched = input.ndim == 3
         batch_dim = 0 if self.batch_first or not batched else 1
