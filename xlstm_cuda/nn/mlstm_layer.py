@@ -103,13 +103,13 @@ class mLSTMCell(nn.Module):
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, state: MLSTMState | None) -> tuple[Tensor, MLSTMState]:
         """One token goes without a sequence dimension, the cheaper call."""
-        one_token = q.shape[1] == 1  # decided here: a squeeze in an exported program would decide again
+        one = isinstance(q.shape[1], int) and q.shape[1] == 1  # where a graph is recorded it may be a symbol
         i, f = self._gates(q, k, v)
         q, k, v = (self._heads(u).transpose(1, 2) for u in (q, k, v))  # (B, H, S, D)
-        if one_token:
-            q, k, v, i, f = (u.squeeze(2) for u in (q, k, v, i, f))
+        if one:
+            q, k, v, i, f = (x.squeeze(2) for x in (q, k, v, i, f))
         h, state = functional.mlstm_step(q, k, v, i, f, state)
-        return h.unsqueeze(1) if one_token else h.transpose(1, 2), state
+        return h.unsqueeze(1) if one else h.transpose(1, 2), state
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, I) -> (B, S, H, D)."""
