@@ -19,7 +19,7 @@ from typing import Any
 
 from tools.ptx.cpp import basic_blocks
 from tools.ptx.parse import Module
-from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.assemble import assembled, entries, program, ptx_of, single_kernel
 from tools.sass.courses import Courses
 from tools.sass.measure import Measured, Turn, load_batches, measured
 from tools.sass.model import Course, cycles_of_courses, cycles_of_turn
@@ -33,11 +33,17 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE, PAGE = Path(__file__).with_name("machine_code.json"), ROOT / "docs/kernels/machine-code.md"
 MARKS = "<!-- machine code -->\n", "<!-- /machine code -->"  # of what the page has from here
 PTX, FOLDER = ROOT / "build/simt/ptx/ptx_kernel_files", ROOT / "build/sass"
+CUDA = ROOT / "csrc/cuda"
 ARCH = "sm_90a"  # of the table
 DEVICES = {  # what the executor imitates to run the PTX of an architecture
     ARCH: {},
     "sm_80": {"compute_capability": 80, "max_shared_bytes": 166912, "max_cluster": 1, "multiprocessors": 108},
+    "sm_100": {},
+    "sm_120": {},
 }
+# Of these there is no PTX that the executor could run. Their machine code is weighed by what it counts for the PTX of
+# ARCH: scans and steps have the same lines there, the mLSTM has other kernels.
+BY_LINES = "sm_100", "sm_120"
 HOT = 0.04  # loops with less of a kernel's instructions are left out
 USUAL = 0.6  # of a loop's instructions lie on the way that most turns take; else there is no such way
 FAR = 0.3  # courses whose turns are longer or shorter than the loop's by more than this belong to something else
@@ -80,7 +86,8 @@ class Seen:
 
 
 def sources(arch: str = ARCH) -> dict[str, Path]:
-    """Of each kernel the PTX file that has it. Raises FileNotFoundError where there are none."""
+    """Of each kernel the PTX file that the executor runs. Raises FileNotFoundError where there are none."""
+    arch = ARCH if arch in BY_LINES else arch
     files = {name: file for file in sorted(PTX.glob(f"*.{arch}.ptx")) for name in entries(file.read_text())}
     if not files:
         raise FileNotFoundError(f"no PTX of {arch} in {PTX}: make ptx PTX_ARCHS='sm_90a sm_80'")
@@ -95,7 +102,7 @@ def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path], arch: str
             text = single_kernel(files[instance].read_text(), instance)
             module = Module(text)
             (function,) = module.functions
-            (kernel,) = assembled(text, arch, FOLDER)
+            (kernel,) = assembled(compiled_for(arch, files[instance], name) or text, arch, FOLDER)
             code = measured(kernel, counts_of_lines(module, function, ran["blocks"]))
             pairs = zip(basic_blocks(function), ran["blocks"], strict=True)
             executed = sum(len(block) * count for block, count in pairs)
@@ -105,6 +112,17 @@ def seen_in(counts_of_kernels: dict[str, Any], files: dict[str, Path], arch: str
             if "resident_" in name:  # a scan has few blocks, each of them a multiprocessor to itself
                 blocks = 1
             yield Seen(*launched, warps_of_block, blocks, executed, code, courses)
+
+
+def compiled_for(arch: str, file: Path, name: str) -> str | None:
+    """The PTX of a kernel for an architecture that is weighed by lines, given the PTX file of ARCH that has it. Kernels
+    in unnamed namespaces have other symbols there, but the same readable names."""
+    if arch not in BY_LINES:
+        return None
+    (source,) = CUDA.rglob(f"{file.name.split('.')[0]}.cu")
+    text = ptx_of(source, CUDA.parent, arch, FOLDER)
+    symbols = entries(text)
+    return single_kernel(text, symbols[demangled(symbols).index(name)])
 
 
 def resident(ptx: str) -> tuple[int, int]:
@@ -162,8 +180,10 @@ def look(case: str, files: dict[str, Path], arch: str = ARCH) -> dict[str, Numbe
 
 
 def cases_on(arch: str, cases: list[str]) -> list[str]:
-    """Those of them that it can run: only sm_90 and later have clusters."""
-    return [case for case in cases if "cluster" not in case or arch == ARCH]
+    """Those of them that it can run, or read: only sm_90 and later have clusters, and see BY_LINES."""
+    if arch == ARCH:
+        return cases
+    return [case for case in cases if ("mlstm (" if arch in BY_LINES else "cluster") not in case]
 
 
 # ---- the table ----

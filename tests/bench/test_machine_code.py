@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from bench import machine_code
 from bench.counters import CASES
 from tools.ptx.parse import Module
-from tools.sass.assemble import assembled, entries, program, single_kernel
+from tools.sass.assemble import assembled, entries, program, ptx_of, single_kernel
 from tools.sass.courses import Courses
 from tools.sass.flow import blocks_of, loops_of
 from tools.sass.listing import Control, Kernel, kernels
@@ -341,6 +340,13 @@ def test_a_division_local_memory_and_a_new_kernel_are_worse() -> None:
     assert machine_code.worse({}, OLD, "case") == ["case: k<1> is not in the table"]
 
 
+def test_cases_of_other_architectures() -> None:
+    cases = ["mlstm (64, 64)", "mlstm_step (64, 64)", "slstm 64, block", "slstm 128, cluster"]
+    assert machine_code.cases_on("sm_90a", cases) == cases
+    assert machine_code.cases_on("sm_80", cases) == cases[:3]
+    assert machine_code.cases_on("sm_120", cases) == cases[1:]
+
+
 def test_the_committed_table_and_its_page() -> None:
     table = machine_code.read()
     assert [*table["cases"]] == [*CASES]
@@ -402,9 +408,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     (folder / "k.cu").write_text(CUDA)
-    command = [program("nvcc"), "-ptx", "-arch=sm_90a", "-lineinfo", "k.cu", "-o", "k.ptx"]
-    subprocess.run(command, cwd=folder, check=True)
-    text = (folder / "k.ptx").read_text()
+    text = ptx_of(folder / "k.cu", folder, "sm_90a", folder)
     result = {}
     for name in entries(text):
         (code,) = assembled(single_kernel(text, name), "sm_90a", folder)

@@ -50,6 +50,17 @@ def _end_of_body(text: str, start: int) -> int:
     raise ValueError("the file is cut short in a kernel")
 
 
+def ptx_of(source: Path, include: Path, arch: str, folder: Path) -> str:
+    """What nvcc makes of a CUDA source; kept in `folder` until a file under `include` is newer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{source.stem}.{arch}.ptx"
+    newest = max(file.stat().st_mtime for file in include.rglob("*") if file.suffix in (".h", ".cu"))
+    if not made.exists() or made.stat().st_mtime < newest:
+        command = [program("nvcc"), "-std=c++20", "-O3", "-lineinfo", f"-I{include}", f"-arch={arch}", "-ptx"]
+        subprocess.run([*command, str(source), "-o", str(made)], check=True)
+    return made.read_text()
+
+
 def assembled(text: str, arch: str, folder: Path) -> list[Kernel]:
     """The machine code of a PTX file's kernels; kept in `folder` by the file's contents."""
     folder.mkdir(parents=True, exist_ok=True)
