@@ -75,10 +75,11 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
-# A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one.
+# A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one. Layers and models as
+# graphs for ONNX, where there is onnxruntime.
 .PHONY: test-ahead-of-time
 test-ahead-of-time: $(STAMP)
-	$(PY) -m pytest -n 0 -m slow tests/nn/test_export.py $(ARGS)
+	$(PY) -m pytest -n 2 -m slow -k 'ahead or whole' tests/nn/test_export.py tests/nn/test_onnx.py $(ARGS)
 
 # An sdist, installed from another folder than this one, and tests of what is installed, in a third folder.
 SDIST := build/sdist

@@ -111,6 +111,7 @@ def test_streaming() -> None:
     torch.testing.assert_close(torch.cat(logits, 1), model(ids), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reference_is_exported_unrolled() -> None:
     counts = []
     for tokens in (1, 2):
