@@ -25,7 +25,7 @@ def provenance(device: str) -> dict[str, Any]:
         "commit": commit,
         "dirty": None if status is None else bool(status),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv[1:],
+        "command": [Path(word).name if "/" in word else word for word in sys.argv[1:]],  # paths are one machine's
         "torch": torch.__version__,
         "peers": {name: found for name in PEERS if (found := _version(name)) is not None},
         "cpu": cpu_model(),
