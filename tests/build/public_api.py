@@ -29,6 +29,7 @@ MODULES = (
     "xlstm_cuda.models",
     "xlstm_cuda.models.weights",
     "xlstm_cuda.interop.checkpoints",
+    "xlstm_cuda.interop.flashrnn",
     "xlstm_cuda.interop.nxai",
     "xlstm_cuda.interop.transformers",
     "xlstm_cuda.interop.tirex",

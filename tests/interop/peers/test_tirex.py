@@ -183,7 +183,15 @@ def test_wrong_shapes() -> None:
             with_ours(lambda args=args: cell(*args))
 
 
-def test_without_tirex(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tirex.models.slstm.cell", None)
-    with pytest.raises(ImportError, match="xlstm_cuda.interop.tirex needs the package tirex-ts"):
+def test_without_either_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tirex", "tirex2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="needs one of the packages tirex-ts .*; tirex-2 "):
         ours.patch()
+
+
+def test_with_one_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tirex2", None)
+    own = tirex_cell.sLSTMCell.forward
+    ours.patch()
+    assert tirex_cell.sLSTMCell.forward is not own
