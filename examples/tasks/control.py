@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..lm.options import fraction
 from .environments import Play, Rollout, make_many, returns_of, sizes
 from .models import equally_large, xlstm
-from .policies import MLP, Cells, Policy, Uniform
+from .policies import GRU, LSTM, MLP, Policy, Uniform
 from .task import Models, Options, Results, Task, Verdict, option
 
 RATIOS = ("1:1", "0:1", "1:0")  # of mLSTM to sLSTM blocks
@@ -133,8 +133,8 @@ class Control(Task):
 
         memories: dict[str, Callable[[int], nn.Module]] = {
             **{f"xLSTM[{ratio}]": partial(xlstm_of, ratio) for ratio in RATIOS},
-            "LSTM": lambda width: Cells(nn.LSTMCell, width, 1),
-            "GRU": lambda width: Cells(nn.GRUCell, width, 1),
+            "LSTM": lambda width: LSTM(width, 1),
+            "GRU": lambda width: GRU(width, 1),
             "MLP": lambda width: MLP(width, blocks),
         }
         builders = {name: partial(policy, memory) for name, memory in memories.items()}

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import xlstm_cuda.nn
+
 State = Any  # tensors whose first dimension is B, in tuples; None for empty
 
 
@@ -66,16 +68,34 @@ class Uniform:
         return observation.new_zeros(len(observation), self.actions), None
 
 
-class Cells(nn.Module):
-    """Layers of torch.nn.LSTMCell, forget bias 1, or GRUCell. Resets inside the batch need a loop over the steps."""
+class LSTM(nn.Module):
+    """Layers of an LSTM, forget bias 1. Its states have the layers second here, not first."""
 
-    def __init__(self, kind: type[nn.LSTMCell] | type[nn.GRUCell], dim: int, layers: int) -> None:
+    def __init__(self, dim: int, layers: int) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(kind(dim, dim) for _ in range(layers))
-        for cell in self.cells:
-            if isinstance(cell, nn.LSTMCell):
-                with torch.no_grad():
-                    cell.bias_ih[dim : 2 * dim] = 1
+        self.lstm = xlstm_cuda.nn.LSTM(dim, dim, layers, batch_first=True)
+        with torch.no_grad():
+            for layer in range(layers):
+                getattr(self.lstm, f"bias_ih_l{layer}")[dim : 2 * dim] = 1
+
+    def forward(self, x: Tensor, state: State, *, reset: Tensor | None = None) -> Tensor:
+        y, _ = self._run(x, state, reset)
+        return y
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self._run(x, state, None)
+
+    def _run(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+        y, after = self.lstm(x, None if state is None else [s.transpose(0, 1) for s in state], reset=reset)
+        return y, tuple(s.transpose(0, 1) for s in after)
+
+
+class GRU(nn.Module):
+    """Layers of torch.nn.GRUCell. Resets inside the batch need a loop over the steps."""
+
+    def __init__(self, dim: int, layers: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(nn.GRUCell(dim, dim) for _ in range(layers))
 
     def forward(self, x: Tensor, state: State, *, reset: Tensor) -> Tensor:
         outputs = []
@@ -87,9 +107,8 @@ class Cells(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, following = x[:, 0], []
         for index, cell in enumerate(self.cells):
-            after = cell(y, None if state is None else state[index])
-            following.append(after)
-            y = after[0] if isinstance(after, tuple) else after
+            y = cell(y, None if state is None else state[index])
+            following.append(y)
         return y[:, None], tuple(following)
 
 

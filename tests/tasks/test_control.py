@@ -20,7 +20,7 @@ gymnasium = pytest.importorskip("gymnasium")
 from examples.tasks import control, environments  # noqa: E402
 from examples.tasks.__main__ import main  # noqa: E402
 from examples.tasks.models import xlstm  # noqa: E402
-from examples.tasks.policies import MLP, Actor, Cells, Policy, Uniform, emptied  # noqa: E402
+from examples.tasks.policies import GRU, LSTM, MLP, Actor, Policy, Uniform, emptied  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("fresh_seed")
 CPU = torch.device("cpu")
@@ -134,8 +134,8 @@ MEMORIES = {
     "xLSTM[1:1]": lambda: xlstm("1:1", 8, 2, 2),
     "xLSTM[0:1], no convolution": lambda: xlstm("0:1", 8, 2, 2, convolution=0),
     "xLSTM[1:0]": lambda: xlstm("1:0", 8, 2, 2),
-    "LSTM": lambda: Cells(nn.LSTMCell, 8, 2),
-    "GRU": lambda: Cells(nn.GRUCell, 8, 2),
+    "LSTM": lambda: LSTM(8, 2),
+    "GRU": lambda: GRU(8, 2),
     "MLP": lambda: MLP(8, 2),
 }
 

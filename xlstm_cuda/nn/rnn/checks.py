@@ -61,10 +61,10 @@ def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
     x = input.data if packed else input
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: input must be a Tensor or a PackedSequence, got {type(x).__name__}")
-    if x.is_nested:
-        way = "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False) makes one"
-        raise TypeError(f"{op}: input must be a dense Tensor or a PackedSequence, got a NestedTensor: {way}")
-    if x.layout != torch.strided:
+    if x.is_nested and x.layout != torch.jagged:
+        way = "torch.nested.as_nested_tensor(list(input.unbind()), layout=torch.jagged) makes one"
+        raise TypeError(f"{op}: a NestedTensor must have the layout torch.jagged, got {x.layout}: {way}")
+    if not x.is_nested and x.layout != torch.strided:
         raise TypeError(f"{op}: input must be a dense Tensor or a PackedSequence, got {x.layout}")
     if packed:
         if torch.compiler.is_exporting():
@@ -75,12 +75,54 @@ def check_input(op: str, input: Any, input_size: int, weight: Tensor) -> None:
         _check_packed(op, input)
     elif x.ndim not in (2, 3):
         raise InputError(f"{op}: input must be 2-D, or 3-D for a batch, got {x.ndim}-D")
+    _check_features(op, x, input_size, weight)
+
+
+def check_token(op: str, input: Any, input_size: int, weight: Tensor) -> None:
+    """Raises unless input is a tensor (B, F) or (F,), F = input_size, with the device and dtype of weight."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}: input must be a Tensor, got {type(input).__name__}")
+    if input.is_nested or input.layout != torch.strided:
+        raise TypeError(f"{op}: input must be a dense Tensor")
+    if input.ndim not in (1, 2):
+        raise InputError(f"{op}: input must be 1-D, or 2-D for a batch, got {input.ndim}-D")
+    _check_features(op, input, input_size, weight)
+
+
+def _check_features(op: str, x: Tensor, input_size: int, weight: Tensor) -> None:
     if x.shape[-1] != input_size:
         raise InputError(f"{op}: input must have input_size={input_size} features, got shape {tuple(x.shape)}")
     if x.device != weight.device:
         raise InputError(f"{op}: input must be on the device of the weights, {weight.device}, got {x.device}")
     if x.dtype != weight.dtype and not _autocast.enabled(x.device.type):
         raise InputError(f"{op}: input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
+
+
+def check_reset(op: str, reset: Any, input: Any, learned: bool) -> None:
+    """Raises unless reset has a bool for each token of input, and lies as it does."""
+    if learned:
+        raise ValueError(
+            f"{op}: reset leads to the empty state, not to a learned one: without learn_initial_state only"
+        )
+    packed = isinstance(input, PackedSequence)
+    if isinstance(reset, PackedSequence) != packed or (not packed and not isinstance(reset, Tensor)):
+        kind = "a PackedSequence" if packed else "a tensor"
+        raise TypeError(f"{op}: reset must be {kind}, as the input is, got {type(reset).__name__}")
+    flags, x = (reset.data, input.data) if packed else (reset, input)
+    if flags.dtype != torch.bool:
+        raise TypeError(f"{op}: reset must have dtype torch.bool, got {flags.dtype}")
+    if flags.device != x.device:
+        raise InputError(f"{op}: reset must be on the device of the input, {x.device}, got {flags.device}")
+    if flags.is_nested != x.is_nested or (x.is_nested and flags.layout != x.layout):
+        raise TypeError(f"{op}: reset must be a jagged NestedTensor where the input is one, and nowhere else")
+    same = torch.equal(reset.batch_sizes, input.batch_sizes) if packed else True
+    if x.is_nested:
+        same = torch.equal(flags.contiguous().offsets(), x.contiguous().offsets())
+    if not same or (not x.is_nested and flags.shape != x.shape[:-1]):
+        shape = "the lengths of the input's rows" if packed or x.is_nested else f"shape {tuple(x.shape[:-1])}"
+        raise InputError(
+            f"{op}: reset must have {shape}, got {'others' if packed or x.is_nested else tuple(flags.shape)}"
+        )
 
 
 def check_state(

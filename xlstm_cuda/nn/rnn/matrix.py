@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ... import functional
 from ..._states import MLSTMState
-from ..init import linspace_
 from .base import RNN
-from .sequences import dense, join, merge_directions, reverse, split_directions
+from .initial import mlstm_biases_
+from .sequences import Rows, dense, join, merge_directions, reverse, split_directions
 
 KEEP = 1e4  # a forget gate whose sigmoid is 1 in every dtype
 
@@ -35,19 +35,18 @@ class mLSTM(RNN[MLSTMState]):
     Initial weights are those of torch.nn.LSTM; biases are 0, but for the forget gate's, which goes from 3 to 6 over the
     heads. num_heads divides hidden_size, else ValueError.
 
+    learn_initial_state: as in `LSTM`, with parameters initial_C, initial_n and initial_m.
+
     State: MLSTMState(C (num_layers * directions, B, num_heads, D, D), n (..., num_heads, D), m (..., num_heads)), in
     float32 at least. All zero is empty.
     """
 
     state_type = MLSTMState
+    learned_parts = ("C", "n", "m")
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        for name, parameter in self.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            if name.startswith("bias_if"):
-                linspace_(parameter.detach()[self.num_heads :], 3.0, 6.0)
+        mlstm_biases_(self)
 
     def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         rows, gates = 4 * self.hidden_size, 2 * self.num_heads
@@ -59,21 +58,19 @@ class mLSTM(RNN[MLSTMState]):
         }
         return shapes | ({"weight_hr": (self.proj_size, self.hidden_size)} if self.proj_size else {})
 
-    def _state_shapes(self) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         heads, dim = self.num_heads, self.head_dim
-        return (heads, dim, dim), (heads, dim), (heads,)
+        return {"C": (heads, dim, dim), "n": (heads, dim), "m": (heads,)}
 
-    def _layer(
-        self, layer: int, x: Tensor, state: MLSTMState | None, lengths: Tensor | None
-    ) -> tuple[Tensor, MLSTMState]:
+    def _layer(self, layer: int, x: Tensor, state: MLSTMState | None, rows: Rows) -> tuple[Tensor, MLSTMState]:
+        lengths = rows.lengths
         inputs = [x, reverse(x, lengths)] if self.bidirectional else [x]  # each in its own order of time
         (q, k, v, o), (i, f) = self._projections(layer, inputs)
         if lengths is not None:
             past = torch.arange(i.shape[2], device=i.device) >= lengths[:, None, None]  # (B, 1, S)
             i, f = i.masked_fill(past, -math.inf), f.masked_fill(past, KEEP)  # the state stays, bit by bit
         initial_state = None if state is None else MLSTMState(*map(merge_directions, state))
-        result = functional.mlstm(q, k, v, i, f, initial_state=initial_state, return_state=True)
-        h, final = cast(tuple[Tensor, MLSTMState], result)
+        h, final = self._recurrence((q, k, v, i, f), initial_state, rows)
         output = (torch.sigmoid(o) * h).transpose(1, 2).unflatten(2, (self.num_directions, self.num_heads)).flatten(3)
         if self.proj_size:
             weights = self._each("weight_hr", layer)
@@ -81,6 +78,23 @@ class mLSTM(RNN[MLSTMState]):
         forward, *backward = output.unbind(2)
         output = torch.stack([forward, *(reverse(y, lengths) for y in backward)], 2)
         return output, MLSTMState(*(split_directions(s, self.num_directions) for s in final))
+
+    def _recurrence(
+        self, inputs: tuple[Tensor, ...], initial_state: MLSTMState | None, rows: Rows
+    ) -> tuple[Tensor, MLSTMState]:
+        """mlstm of both directions, in one call unless they are emptied at different tokens."""
+        if rows.reset is None or not self.bidirectional:
+            result = functional.mlstm(*inputs, initial_state=initial_state, return_state=True, reset=rows.reset)
+            return cast(tuple[Tensor, MLSTMState], result)
+        backwards = cast(Tensor, rows.backwards().reset)
+        found = []
+        for direction, cuts in enumerate((rows.reset, reverse(backwards[..., None], rows.lengths).squeeze(-1))):
+            heads = slice(direction * self.num_heads, (direction + 1) * self.num_heads)
+            start = None if initial_state is None else MLSTMState(*(s[:, heads] for s in initial_state))
+            own: Any = [x[:, heads] for x in inputs]
+            found.append(functional.mlstm(*own, initial_state=start, return_state=True, reset=cuts))
+        outputs, finals = zip(*found, strict=True)
+        return torch.cat(outputs, 1), MLSTMState(*(torch.cat(parts, 1) for parts in zip(*finals, strict=True)))
 
     def _projections(self, layer: int, inputs: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """q, k, v, o (B, directions * H, S, D); i, f (B, directions * H, S), whose bias autocast does not round."""

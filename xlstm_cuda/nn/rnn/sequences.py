@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ... import _onnx
 from ..._backend import in_onnx_graph
 
 
+class Rows(NamedTuple):
+    """What is known of the rows of a batch (B, S, ...): how long they are, and where they begin anew."""
+
+    lengths: Tensor | None = None  # (B,): right padding
+    reset: Tensor | None = None  # bool (B, S): the state is emptied before that token
+
+    def backwards(self) -> Rows:
+        """For a pass from the last token to the first: it begins anew at the last tokens of what `reset` begins."""
+        if self.reset is None:
+            return self
+        following = F.pad(self.reset[:, 1:], (0, 1))
+        if self.lengths is not None:  # what follows the last token of a row is padding
+            t = torch.arange(1, following.shape[1] + 1, device=following.device)
+            following = following & (t < self.lengths[:, None])
+        return self._replace(reset=following)
+
+
 def unpack(input: PackedSequence) -> tuple[Tensor, Tensor]:
-    """Padded tokens (B, S, F) and lengths (B,) on the CPU, rows by decreasing length as they are packed."""
+    """Padded tokens (B, S, ...) and lengths (B,) on the CPU, rows by decreasing length as they are packed."""
     return pad_packed_sequence(PackedSequence(input.data, input.batch_sizes), batch_first=True)
 
 
@@ -30,6 +49,17 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     t, end = torch.arange(x.shape[1], device=x.device), lengths[:, None]
     index = torch.where(t < end, end - 1 - t, t)
     return x.gather(1, index[..., None].expand_as(x))
+
+
+def pad(input: Any) -> tuple[Tensor, Tensor]:
+    """Padded tokens (B, S, ...) and lengths (B,) of a contiguous jagged tensor."""
+    return input.to_padded_tensor(0.0), input.offsets().diff()
+
+
+def unpad(x: Tensor, lengths: Tensor, like: Any) -> Tensor:
+    """The inverse of `pad`: with the offsets of `like`, so that torch takes both for equally long."""
+    kept = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    return torch.nested.nested_tensor_from_jagged(x[kept], like.offsets())
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:
