@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
+from .checkpointing import ActivationCheckpointing
 from .config import Config, check_config, hand_down, require
 from .inputs import check_input, check_tokens, step_flag
 from .loading import CheckedLoading
@@ -132,7 +133,7 @@ def _parse_ratio(ratio: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-class xLSTMBlockStack(CheckedLoading):
+class xLSTMBlockStack(ActivationCheckpointing, CheckedLoading):
     """x (B, S, D), any S >= 0 -> (B, S, D). The state is the tuple of the blocks' states; None is the empty one."""
 
     blocks: Any  # ModuleList of xLSTMBlock
@@ -164,7 +165,7 @@ class xLSTMBlockStack(CheckedLoading):
             return node
         check_input(x, self.config.embedding_dim)
         following = []
-        for block, block_state in zip(self.blocks, self._states(state), strict=True):
+        for block, block_state in zip(self._blocks_to_run(), self._states(state), strict=True):
             x = block(x, block_state, return_state, reset=reset, **step_flag(is_step))
             if return_state:
                 x, block_state = x

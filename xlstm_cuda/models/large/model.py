@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...nn.checkpointing import ActivationCheckpointing
 from ...nn.config import check_config, require
 from ...nn.gates import soft_cap
 from ...nn.init import small_init_
@@ -26,7 +27,7 @@ from .states import GivenState, LargeState, block_states, stored
 from .weights import fuse_weights, split_weights
 
 
-class LargeBackbone(nn.Module):
+class LargeBackbone(ActivationCheckpointing):
     """The blocks and the norm after them: x (B, S, D) -> (B, S, D) and the states of the blocks."""
 
     blocks: Any  # ModuleList of LargeBlock
@@ -43,13 +44,13 @@ class LargeBackbone(nn.Module):
     ) -> tuple[Tensor, LargeState]:
         """is_step: 1 <= S <= 16, the cheaper way."""
         states = []
-        for block, before in zip(self.blocks, block_states(state, len(self.blocks)), strict=True):
+        for block, before in zip(self._blocks_to_run(), block_states(state, len(self.blocks)), strict=True):
             x, after = block(x, before, reset, is_step)
             states.append(stored(after, self.config.state_dtype))
         return self.out_norm(x), tuple(states)
 
 
-class xLSTMLarge(CheckedLoading, WeightDecayGroups):
+class xLSTMLarge(ActivationCheckpointing, CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V): the architecture of xLSTM 7B (arXiv 2503.13427).
 
     A state is the tuple of the blocks' `MLSTMState`; None is the empty one. Where one is taken, the public xLSTM code's

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...nn import StackState, xLSTMBlockStack
+from ...nn.checkpointing import ActivationCheckpointing
 from ...nn.config import check_config, require
 from ...nn.init import small_init_
 from ...nn.inputs import check_ids, check_tokens
@@ -19,7 +20,7 @@ from ..parameter_groups import WeightDecayGroups, weight_decay_names
 from .config import xLSTMLMModelConfig
 
 
-class xLSTMLMModel(CheckedLoading, WeightDecayGroups):
+class xLSTMLMModel(ActivationCheckpointing, CheckedLoading, WeightDecayGroups):
     """ids (B, S) -> logits (B, S, V). The state is the stack's, the tuple of its blocks'; None is the empty one."""
 
     def __init__(self, config: xLSTMLMModelConfig) -> None:
