@@ -75,6 +75,11 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
+# Training with other packages' adapters, trainers and quantised weights.
+.PHONY: test-finetuning
+test-finetuning: peers
+	$(PY) -m pytest -n 2 -m slow tests/interop/peers/test_finetuning.py $(ARGS)
+
 # A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one. Layers and models as
 # graphs for ONNX, where there is onnxruntime.
 .PHONY: test-ahead-of-time
