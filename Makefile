@@ -78,7 +78,7 @@ test-transformers: peers
 # Training with other packages' adapters, trainers and quantised weights.
 .PHONY: test-finetuning
 test-finetuning: peers
-	$(PY) -m pytest -n 2 -m slow tests/interop/peers/test_finetuning.py $(ARGS)
+	$(PY) -m pytest -n 2 -m slow -k 'tuning' tests/interop/peers/test_finetuning.py tests/examples/test_migrate.py $(ARGS)
 
 # A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one. Layers and models as
 # graphs for ONNX, where there is onnxruntime.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -75,7 +75,13 @@ def test_contents() -> None:
     assert links and links == places
 
 
-@pytest.mark.parametrize("example", GUIDE_EXAMPLES, ids=[example.name for example in GUIDE_EXAMPLES])
+def parameter(example: Example) -> Any:
+    """Programs that import half a dozen large packages run in make test-finetuning."""
+    marks = [pytest.mark.slow] if example.name.startswith("Fine-tuning") else []
+    return pytest.param(example, marks=marks, id=example.name)
+
+
+@pytest.mark.parametrize("example", map(parameter, GUIDE_EXAMPLES))
 def test_example(example: Example, tmp_path: Path) -> None:
     check(example, tmp_path)
 
