@@ -85,12 +85,12 @@ class ForwardScan {
   using Weights = typename F::Weights[2][S::kSteps];
 
   XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& params, const Team& of, ForwardShared<S>& shared,
-                           void* padded_h, int64_t width)
+                           void* padded_h)
       : p(params),
         team(of),
         s(shared),
         rows(shared.lengths, params.shape, of),
-        exchange(shared.exchange, params, of, rows, padded_h, width) {
+        exchange(shared.exchange, params, of, rows, padded_h) {
     const Moved at;
     const int first = team.rank * S::kUnits + at.group * kWarpUnits;
     const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
@@ -500,15 +500,14 @@ constexpr int kResidentForward =
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, kResidentForward<S>)
-    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h,
-                        int64_t width) {
+    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);
     typename ForwardScan<S>::Weights weights;
     load_weights<S>(weights, s, p, team);
     __syncthreads();
-    ForwardScan<S>(p, team, s.scan, padded_h, width).run(weights);
+    ForwardScan<S>(p, team, s.scan, padded_h).run(weights);
   } else {
     __trap();  // compiled for a device without clusters: launches refuse it
   }
@@ -516,21 +515,21 @@ __global__ void __launch_bounds__(S::kThreads, kResidentForward<S>)
 
 template <class S>
 cudaError_t launch_resident_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
-                                int64_t width, cudaStream_t stream) {
+                                cudaStream_t stream) {
   device::Launch l;
   l.block = dim3(S::kThreads);
   l.shared_bytes = sizeof(ForwardMemory<S>);
   l.name = "resident_fwd";
   l.stream = stream;
-  return launch_teams(l, resident_fwd_kernel<S>, p, plan, padded_h, width);
+  return launch_teams(l, resident_fwd_kernel<S>, p, plan, padded_h);
 }
 
 // The plans of one kind of products (plan.cpp says which there are).
 template <class F>
-cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h, int64_t width,
+cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
                        cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
-  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, width, stream); };
+  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, stream); };
   if (plan.variant == Variant::block) {
     if constexpr (kHalf) {
       if (plan.units == kWideUnits) return run(ForwardTraits<F, kWideUnits, Variant::block>{});
