@@ -35,7 +35,7 @@ struct ForwardTraits {
   // A warp beside these that only moves rows (resident_fwd_rows.h): where registers are left for one.
   static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
   static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
-  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
   // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
   static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
   // Steps of x that are under way, there or read.

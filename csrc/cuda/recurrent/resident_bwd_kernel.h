@@ -24,7 +24,7 @@ struct BwdTraits {
   // A warp beside these that only moves rows (resident_bwd_rows.h): where registers are left for one.
   static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
   static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
-  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
   static constexpr int kDimension =
       kVariant == Variant::block ? kUnits : static_cast<int>(resident_head_dim(F::kDepth, kUnits));
   static constexpr int kAllMTiles = kDimension / 16;
@@ -419,8 +419,12 @@ class BwdBlock {
   }
 };
 
+// Per multiprocessor. Nine warps leave 96 registers a thread for two blocks.
 template <class C>
-__global__ void __launch_bounds__(C::kBlockThreads, C::kHasMover ? 2 : 1)
+constexpr int kResidentBackward = C::kHasMover ? 2 : 1;
+
+template <class C>
+__global__ void __launch_bounds__(C::kBlockThreads, kResidentBackward<C>)
     resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan, void* workspace) {
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);

@@ -45,8 +45,8 @@ struct Part {
     const int warp = threadIdx.x / 32, steps = (static_cast<int>(shape.head_dim) + S::F::kDepth - 1) / S::F::kDepth;
     static_assert(S::kSteps % kAtOnce == 0);
     const int each = (steps + S::kSplits * kAtOnce - 1) / (S::kSplits * kAtOnce) * kAtOnce;
-    group = S::kSplits > 1 ? warp % S::kGroups : warp;
-    split = S::kSplits > 1 ? warp / S::kGroups : 0;
+    group = S::kHasMover ? warp : warp % S::kGroups;  // a mover is a warp more, and has no part
+    split = S::kHasMover ? 0 : warp / S::kGroups;
     first = split * each;
     count = steps - first < each ? steps - first : each;
   }
@@ -390,10 +390,10 @@ class ForwardScan {
   }
 };
 
-// Per multiprocessor. Heads of a single block and of 16 bits run side by side where there are many.
+// Per multiprocessor. Heads of a single block and of 16 bits run side by side where there are many: nine warps leave 96
+// registers a thread for two blocks.
 template <class S>
-constexpr int kResidentForward =
-    S::kVariant == Variant::block && S::kThreads == 256 && sizeof(typename S::T) == 2 ? 2 : 1;
+constexpr int kResidentForward = S::kHasMover ? 2 : 1;
 
 template <class S>
 __global__ void __launch_bounds__(S::kBlockThreads, kResidentForward<S>)
