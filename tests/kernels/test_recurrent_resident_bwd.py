@@ -240,9 +240,12 @@ FAULTS: dict[str, dict[str, tuple[int, int, int, int]]] = {
         "grid": (1, 2, 1, 136),
     },
     "resident_bwd: sums of helpers read before they are there": {"cluster": (1, 2, 1, 264)},
-    "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8)},
+    "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8), "cluster": (2, 3, 1, 72)},
     "resident_bwd: reset ignored": {"block": (1, 3, 1, 8)},
-    "resident_bwd: rows past the batch": {"block": (3, 1, 1, 8)},
+    "resident_bwd: rows past the batch": {"cluster": (3, 1, 1, 72)},
+    "resident_bwd: rows moved before all warps are ready": {"block": (1, 2, 1, 8)},
+    "resident_bwd: the mover does not wait for inputs": {"block": (2, 3, 1, 8)},
+    "resident_bwd: the mover takes rows past the batch": {"block": (3, 1, 1, 8)},
     "resident_bwd: no row ends early": {"block": (2, 4, 1, 8)},
 }
 CASES = [(name, variant, shape) for name, calls in FAULTS.items() for variant, shape in calls.items()]
@@ -263,5 +266,6 @@ def check_in_disorder(p: Any, variant: str) -> None:
 
 
 def test_every_fault_has_a_case() -> None:
-    sources = ("inbox.h", "dh_sums.h", "dh_by_parts.h", "dh_by_gather.h", "resident_bwd_kernel.h")
+    sources = ("inbox.h", "dh_sums.h", "dh_by_parts.h", "dh_by_gather.h")
+    sources += ("resident_bwd_kernel.h", "resident_bwd_rows.h")
     assert set.union(*(planted(f"csrc/cuda/recurrent/{name}") for name in sources)) == set(FAULTS)

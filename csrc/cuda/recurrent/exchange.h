@@ -33,6 +33,12 @@ struct ForwardTraits {
   static constexpr int kPitch = padded_pitch<T>(kWidth);
   static constexpr int kPacket = 16 / sizeof(T);  // values in 16 bytes
 
+  // A warp beside these that only moves rows (resident_fwd_rows.h): where registers are left for one.
+  static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
+  static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
+  // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
+  static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
   // Steps of x that are under way, there or read.
   static constexpr int kRing = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;
   // Of results. Wider types leave no room for two where a block may have 99 KB, and a barrier more is needed; warps

@@ -34,7 +34,7 @@ class BlockInbox {
   }
   // One buffer: a warp that sends the next message has passed the barrier between the cells and their product.
   XLSTM_DEVICE RowPair<A> receive(int tile, int, const Reader& at) {
-    device::sync_threads(XLSTM_MUTANT("resident_bwd: block reads sums before they are written"));
+    sync_computing(XLSTM_MUTANT("resident_bwd: block reads sums before they are written"));
     if (!at.wanted) return {};
     return sum_of_sources<1, A>(0, C::kSources,
                                 [&](int source) { return s.sums[tile][source][pair_position(at.unit, at.row)]; });
@@ -42,6 +42,15 @@ class BlockInbox {
 
  private:
   Shared& s;
+
+  // A warp that only moves rows has nothing to do with sums.
+  XLSTM_DEVICE static void sync_computing(bool left_out) {
+    if constexpr (C::kHasMover) {
+      if (!left_out) device::barrier_sync(1, C::kThreads);
+    } else {
+      device::sync_threads(left_out);
+    }
+  }
 };
 
 // ---- a cluster: the shared memory of others ----

@@ -8,8 +8,8 @@
 // Steps and messages count from 0, tokens t from the last one down.
 #include "cuda/recurrent/dh_by_gather.h"
 #include "cuda/recurrent/dh_by_parts.h"
+#include "cuda/recurrent/resident_bwd_rows.h"
 #include "cuda/recurrent/scan.h"
-#include "cuda/recurrent/warp_tile.h"
 
 namespace xlstm::cuda {
 namespace {
@@ -24,6 +24,10 @@ struct BwdTraits {
   using A = typename F::Sum;
   static constexpr Variant kVariant = kVariant_;
   static constexpr int kUnits = kUnits_, kThreads = kThreads_, kWarps = kThreads / 32, kTiles = max_tiles(kVariant);
+  // A warp beside these that only moves rows (resident_bwd_rows.h): where registers are left for one.
+  static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
+  static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
   static constexpr int kDimension =
       kVariant == Variant::block ? kUnits : static_cast<int>(resident_head_dim(F::kDepth, kUnits));
   // Cells: a warp has 8 units and all rows. Of warps with the same units, which may add up other sources, one has them.
@@ -40,12 +44,11 @@ template <class C>
 using Dh = std::conditional_t<C::kVariant == Variant::grid, DhByGather<C>, DhByParts<C>>;
 
 constexpr int kMaxGrads = 3;
-constexpr int kInputs = kSaved + 1;  // the saved values and dh
 
 template <class C>
 struct BwdShared {
-  alignas(16) typename C::T draw[C::kDrawBuffers][kBatchTile][C::kPitch];
-  GroupTiles<typename C::T, kInputs, C::kRing> inputs[C::kGroups];
+  alignas(16) DrawRows<C> draw[C::kDrawBuffers];
+  InputTiles<C> inputs;
   RowPair<typename C::A> grads[C::kTiles][kMaxGrads][C::kGroups * 32];  // carried; read and written by one thread
   RowLengths<C::kTiles> lengths;
   typename Dh<C>::Shared of_dh;
@@ -63,9 +66,7 @@ class BwdBlock {
   using T = typename C::T;
   using A = typename C::A;
   using Math = CellMath<T>;
-  using Draw = T[kBatchTile][C::kPitch];
-  using Moved = MovedRow<C::kGroups>;
-  static constexpr bool kRoomy = C::kThreads <= 256;  // more than 128 registers
+  using Draw = DrawRows<C>;
   static constexpr bool kGathers = C::kVariant == Variant::grid;
 
  public:
@@ -76,21 +77,21 @@ class BwdBlock {
         p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
         rows(s.lengths, p.shape, team),
-        of_dh(s.of_dh, memory.weights, p, team, rows, padded_draw) {
+        of_dh(s.of_dh, memory.weights, p, team, rows, padded_draw),
+        moved(s.inputs, p, team, rows) {
     __syncthreads();
-    find_rows();
   }
 
   XLSTM_DEVICE void run() {
     rows.find_lengths(p.shape, p.lengths);
     of_dh.start();
     __syncthreads();
-    access = find_access();
+    moved.find_access();
     if (has_cells()) {
       load_final();
-      for (int i = 0; i < C::kRing; ++i) fetch(i);
+      moved.fetch_first();
       load_reset(seqlen - 1, 0);
-      cp_async_wait<C::kRing - 1>();
+      moved.wait_for_first();
     }
     __syncthreads();
     int draw = 0;
@@ -106,14 +107,14 @@ class BwdBlock {
       const int t = seqlen - 1 - at.t;
       if (has_cells()) {
         step(t, at.tile, dh, s.draw[draw]);
-        if (C::kRing > 1) wait_for_inputs();
+        if (C::kRing > 1) moved.wait_for_inputs();
       }
       sync_threads(XLSTM_MUTANT("resident_bwd: d raw read before it is there"));
       of_dh.send(t, at.tile, at.t, s.draw[draw], [&] {
         if (has_cells()) move_rows(t, at.tile, s.draw[draw]);
       });
       if constexpr (C::kRing == 1) {
-        wait_for_inputs();
+        moved.wait_for_inputs();
         __syncthreads();
       }
     }
@@ -136,21 +137,14 @@ class BwdBlock {
   const BatchRows<C::kTiles> rows;
   const CellLane cell;
   const int group = static_cast<int>(threadIdx.x) / 32 % C::kGroups;
-  const int helper = static_cast<int>(threadIdx.x) / 32 / C::kGroups;
+  const int helper = C::kHelpers > 1 ? static_cast<int>(threadIdx.x) / 32 / C::kGroups : 0;
   const int first_unit = team.rank * C::kUnits + group * kWarpUnits;  // of the head
   const int units = static_cast<int>(p.shape.head_dim) - first_unit;  // that exist, of 8
   const int seqlen = static_cast<int>(p.shape.seqlen);
   uint8_t reset[2] = {};  // before the token after the one to come
-  Position ahead;         // of the inputs to be fetched next, in steps
-  int slot = 0;           // of the ring: inputs of this step
+  unsigned slot = 0;      // of the ring: inputs of this step
   Dh<C> of_dh;
-
-  // Of the rows that this thread moves. last: the fifth saved value, or dh.
-  const T *saved_from, *last_from;
-  T* dx_to;
-  uint32_t saved_stride, last_stride, dx_stride;
-  int moved_units;  // that exist, of 8
-  RowAccess access;
+  BwdRowsOfCells<C> moved;
 
   XLSTM_DEVICE bool has_cells() const { return C::kHelpers == 1 || helper == 0; }
   XLSTM_DEVICE int cell_index() const { return group * 32 + threadIdx.x % 32; }
@@ -160,32 +154,6 @@ class BwdBlock {
   }
 
   // ---- before the first step ----
-
-  XLSTM_DEVICE void find_rows() {
-    const Moved at;
-    const int first = team.rank * C::kUnits + at.group * kWarpUnits;
-    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
-    moved_units = static_cast<int>(D) - first;
-    const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh =
-                                                                           static_cast<const T*>(p.dh) + of_hidden;
-    const bool fifth = at.part == 0;
-    saved_from = saved + at.part * hidden;
-    last_from = fifth ? saved + (kSaved - 1) * hidden : dh;
-    dx_to = static_cast<T*>(p.dx) + at.part * hidden + of_hidden;
-    saved_stride = static_cast<uint32_t>(kSaved * hidden), dx_stride = static_cast<uint32_t>(kGates * hidden);
-    last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
-    // Held in registers: the compiler would compute them anew in every step.
-    saved_from = opaque(saved_from), last_from = opaque(last_from);
-    if (!kGathers) dx_to = opaque(dx_to);
-    if (kRoomy) saved_stride = opaque(saved_stride), last_stride = opaque(last_stride);
-    if (kRoomy && !kGathers) dx_stride = opaque(dx_stride);
-  }
-
-  XLSTM_DEVICE RowAccess find_access() const {
-    const int64_t D = p.shape.head_dim;
-    const Pieces of_saved = pieces_of<T>(p.saved, D), of_dh = pieces_of<T>(p.dh, D);
-    return {of_saved > of_dh ? of_saved : of_dh, consist_of<Vector<T>>(p.dx, D), rows.are_plain()};
-  }
 
   XLSTM_DEVICE void load_final() {
     for (int tile = 0; tile < team.tiles; ++tile) {
@@ -209,49 +177,6 @@ class BwdBlock {
   }
 
   // ---- inputs ----
-
-  // Of a step to come: a thread takes a batch row of a saved value; those of the first two also what is left. Before
-  // the first token, past the end of a row and past the batch: zeros.
-  XLSTM_DEVICE void fetch(int to) {
-    const Moved at;
-    const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
-    if (access.is_plain()) {
-      fetch_token(to, t, rows.plain_index(tile, at.row, t), Pieces::vectors);
-    } else {
-      fetch_token(to, t, rows.index(tile, at.row, t), access.inputs());
-    }
-    cp_async_commit();
-    ahead.next(team.tiles);
-  }
-
-  XLSTM_DEVICE void fetch_token(int to, int t, uint64_t token, Pieces pieces) {
-    const Moved at;
-    auto& into = s.inputs[at.group].tile[to].x;
-    T(&first)[kWarpUnits] = into[at.part][at.row];
-    T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
-    const bool has_last = at.part < 2;
-    const int count = t >= 0 && t < rows.length(ahead.tile, at.row) ? moved_units : 0;
-    const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
-    if (pieces == Pieces::vectors) {
-      fetch_row<Vector<T>>(first, saved, count);
-      if (has_last) fetch_row<Vector<T>>(last, other, count);
-    } else if (sizeof(T) > 2 || pieces == Pieces::words) {
-      fetch_row<Word<T>>(first, saved, count);
-      if (has_last) fetch_row<Word<T>>(last, other, count);
-    } else {
-      const RowElements<T> of_first(saved, count);
-      if (!kRoomy) of_first.write(first);  // there are no registers for both
-      const RowElements<T> of_last(other, has_last ? count : 0);
-      if (kRoomy) of_first.write(first);
-      if (has_last) of_last.write(last);
-    }
-  }
-
-  // Those of the next step: a barrier follows, for other warps read them.
-  XLSTM_DEVICE void wait_for_inputs() const {
-    constexpr int kUnderWay = C::kRing > 1 ? C::kRing - 2 : 0;
-    if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<kUnderWay>();
-  }
 
   XLSTM_DEVICE void load_reset(int t, int tile) {
     const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
@@ -354,36 +279,8 @@ class BwdBlock {
     __syncwarp();
   }
 
-  // Built anew: there are no registers for what rows of whole vectors do not need.
-  XLSTM_DEVICE T* dx_row(int tile, const Moved& at, int t) const {
-    const uint64_t row = rows.index(tile, at.row, t) * kGates + static_cast<unsigned>(opaque(at.part));
-    return static_cast<T*>(p.dx) + row * p.shape.hidden() + team.head * p.shape.head_dim + team.rank * C::kUnits +
-           at.group * kWarpUnits;
-  }
-
-  // What the next step does not wait for: dx goes out, and inputs of a later step come in.
   XLSTM_DEVICE void move_rows(int t, int tile, const Draw& draw) {
-    const Moved at;
-    const bool there = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_bwd: rows past the batch");
-    const T(&row)[kWarpUnits] =
-        *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + at.group * kWarpUnits]);
-    const int of_dx = there ? moved_units : 0;
-    if (kGathers) {
-      // Rows of whole vectors are in dx already: others read them there.
-      if (!access.vector_results()) store_row(dx_row(tile, at, t), row, of_dx);
-    } else if (access.is_plain()) {
-      const RowVectors<T> values(row);
-      values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, of_dx);
-    } else {
-      const bool in_step = XLSTM_MUTANT("resident_bwd: no row ends early");
-      T* to = dx_to + (in_step ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t)) * dx_stride;
-      if (access.vector_results()) {
-        RowVectors<T>(row).store(to, of_dx);
-      } else {
-        store_row(to, row, of_dx);
-      }
-    }
-    fetch(slot);
+    moved.move(t, tile, draw, slot);
     slot = (slot + 1) % C::kRing;
   }
 
@@ -412,12 +309,22 @@ class BwdBlock {
   }
 };
 
+// Per multiprocessor. Nine warps leave 96 registers a thread for two blocks.
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1)
+constexpr int kResidentBackward = C::kHasMover ? 2 : 1;
+
+template <class C>
+__global__ void __launch_bounds__(C::kBlockThreads, kResidentBackward<C>)
     resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan,
                         void* padded_draw) {
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);
+    if constexpr (C::kHasMover) {
+      if (threadIdx.x >= C::kThreads) {
+        const Team team = team_of(blockIdx.x, p.shape, plan);
+        return BwdMover<C>(s.scan.inputs, s.scan.draw, s.scan.lengths, p, team).run();
+      }
+    }
     BwdBlock<C>(s, p, plan, padded_draw).run();
   } else {
     __trap();  // compiled for a device without clusters: launches refuse it
@@ -429,7 +336,7 @@ cudaError_t launch_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPl
                        cudaStream_t stream) {
   using C = BwdTraits<F, kUnits, kThreads, kVariant>;
   device::Launch l;
-  l.block = dim3(C::kThreads);
+  l.block = dim3(C::kBlockThreads);
   l.shared_bytes = sizeof(BwdMemory<C>);
   l.name = "resident_bwd";
   l.stream = stream;
