@@ -22,7 +22,7 @@ from tools.ptx.parse import Module
 from tools.sass.assemble import assembled, entries, program, ptx_of, single_kernel
 from tools.sass.courses import Courses
 from tools.sass.measure import Measured, Turn, load_batches, measured
-from tools.sass.model import Course, cycles_of_courses, cycles_of_turn
+from tools.sass.model import Course, cycles_of_courses, cycles_of_turn, is_meeting
 from tools.sass.names import demangled
 from tools.sass.products import touched_too_early
 from tools.sass.profile import counts_of_lines
@@ -73,16 +73,31 @@ class Seen:
         """Warps that a multiprocessor holds on each of its four schedulers."""
         return max(1, self.warps_of_block * self.blocks // SCHEDULERS)
 
-    def courses_in(self, turn: Turn) -> list[list[Course]]:
-        """Of the warps of one scheduler in a loop, block by block; none where they are not known, or not well."""
+    def courses_of(self, turn: Turn) -> list[Course]:
         courses = self.courses.in_loop(self.code.kernel, self.code.blocks, turn.loop, turn.turns)
         lengths = [len(path) for course in courses for path in course]
-        if not lengths or abs(sum(lengths) / len(lengths) - turn.executed) > FAR * turn.executed:
+        known = lengths and abs(sum(lengths) / len(lengths) - turn.executed) <= FAR * turn.executed
+        return courses if known else []
+
+    def courses_in(self, turn: Turn) -> list[list[Course]]:
+        """Of the warps of one scheduler in a loop, block by block; none where they are not known, or not well. Warps
+        with another task are in a loop of their own meanwhile, and meet the others in it."""
+        courses = self.courses_of(turn)
+        if not courses:
             return []
+        for other in self.code.turns:
+            if not all(courses) and other is not turn and meets(turn) and meets(other):
+                beside = self.courses_of(other) or courses
+                courses = [a or b for a, b in zip(courses, beside, strict=True)]
         size = self.warps_of_block
         of_blocks = [courses[n : n + size : SCHEDULERS] for n in range(0, len(courses), size)]
         chosen = [of_blocks[n * len(of_blocks) // self.blocks] for n in range(self.blocks)]
         return chosen if all(course for courses in chosen for course in courses) else []
+
+
+def meets(turn: Turn) -> bool:
+    """Whether warps wait for one another in each turn."""
+    return any(is_meeting(instruction) for instruction in turn.path)
 
 
 def sources(arch: str = ARCH) -> dict[str, Path]:

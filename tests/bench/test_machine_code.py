@@ -243,6 +243,15 @@ def test_a_block_barrier_waits_for_no_other_block() -> None:
     assert together > 300 and apart < 0.7 * together
 
 
+def test_a_barrier_waits_for_those_that_come_to_it() -> None:
+    """A warp with another task meets two others once a turn, who meet twice more without it."""
+    all_of_them, some = (line(f"BAR.SYNC.DEFER_BLOCKING {of}", stall=1) for of in ("0x0", "0x1, 0x40"))
+    two = turn_of(*LOOP, some, all_of_them, some, BACK, *END).path
+    one = turn_of(*LOOP, *[line("FADD R0, R0, R0", stall=10)] * 10, all_of_them, BACK, *END).path
+    assert cycles_of_courses([[[two], [two]]]) == pytest.approx(3 * BARRIER + BRANCH, abs=4)
+    assert cycles_of_courses([[[two], [two], [one]]]) == pytest.approx(100 + BARRIER + BRANCH, abs=10)
+
+
 def test_turns_may_take_different_ways_one_after_the_other() -> None:
     ways = [turn_of(*LOOP, line("FADD R0, R0, R0", stall=n), BACK, *END).path for n in (5, 15)]
     assert cycles_of_courses([[ways]], turns=40) == pytest.approx(10 + BRANCH, abs=0.5)

@@ -128,6 +128,11 @@ SHAPES: list[tuple[str, str, tuple[int, int, int, int], int]] = [
     ("grid", "tf32x3", (17, 3, 1, 72), 2),
     ("grid", "tf32", (3, 3, 1, 136), 132),  # 32 units
     ("grid", "tf32x3", (2, 3, 1, 264), 132),  # 16 units
+    ("grid", "bf16", (2, 3, 1, 520), 132),  # the same
+    ("grid", "tf32x3", (1, 3, 1, 72), 132),
+    # Rows that are no whole packets: d raw goes through a workspace.
+    ("grid", "bf16", (9, 3, 2, 75), 132),
+    ("grid", "tf32", (9, 3, 1, 70), 2),
     # In several launches: all heads find no room at once.
     ("grid", "tf32", (3, 3, 3, 72), 5),
     ("grid units=16", "bf16", (9, 3, 5, 40), 7),
@@ -214,19 +219,33 @@ FAULTS: dict[str, dict[str, tuple[int, int, int, int]]] = {
     "resident_bwd: cluster reads sums before they are there": {"cluster": (1, 2, 1, 72)},
     "resident_bwd: cluster has one buffer instead of two": {"cluster": (1, 4, 1, 72)},
     "resident_bwd: cluster does not send sums": {"cluster": (1, 2, 1, 72)},
-    "resident_bwd: grid takes the message before": {"grid": (1, 2, 1, 72)},
-    "resident_bwd: grid does not wait for sums": {"grid": (1, 6, 1, 200)},
-    "resident_bwd: grid does not send sums": {"grid": (1, 2, 1, 72)},
-    "resident_bwd: grid sends before inboxes are clear": {"grid": (1, 2, 1, 72)},
-    "resident_bwd: d raw multiplied before it is there": {"block": (1, 1, 1, 8), "cluster": (1, 1, 1, 72)},
-    "resident_bwd: one buffer of d raw instead of two": {"cluster": (1, 3, 1, 136), "grid": (1, 3, 1, 72)},
+    "resident_bwd: grid does not mark d raw as absent": {"grid": (1, 3, 1, 72)},
+    "resident_bwd: grid starts before d raw is marked as absent": {"grid": (1, 2, 1, 72)},
+    "resident_bwd: grid does not wait for d raw": {"grid": (1, 6, 1, 200)},
+    "resident_bwd: grid does not send d raw": {"grid": (1, 2, 1, 72)},
+    "resident_bwd: sums of warps read before they are there": {"grid": (1, 3, 1, 72)},
+    "resident_bwd: last sums written over": {"grid teams=1": (9, 1, 1, 72), "cluster teams=1": (9, 1, 1, 264)},
+    "resident_bwd: d raw read before it is there": {
+        "block": (1, 1, 1, 8),
+        "cluster": (1, 1, 1, 72),
+        "grid": (1, 2, 1, 72),
+    },
+    "resident_bwd: d raw written over before it is read": {"grid teams=1": (9, 1, 1, 72)},
+    "resident_bwd: one buffer of d raw instead of two": {"cluster": (1, 3, 1, 136)},
     "resident_bwd: a block leaves before the last message": {"block": (1, 2, 1, 8), "cluster": (1, 2, 1, 72)},
-    "resident_bwd: sums sent to another block": {"cluster": (1, 2, 1, 72), "grid": (1, 2, 1, 72)},
-    "resident_bwd: the last source left out": {"block": (1, 2, 1, 8), "cluster": (1, 2, 1, 72)},
-    "resident_bwd: sums of helpers read before they are there": {"grid": (1, 2, 1, 264)},
-    "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8)},
+    "resident_bwd: sums sent to another block": {"cluster": (1, 2, 1, 72)},
+    "resident_bwd: the last source left out": {
+        "block": (1, 2, 1, 8),
+        "cluster": (1, 2, 1, 72),
+        "grid": (1, 2, 1, 136),
+    },
+    "resident_bwd: sums of helpers read before they are there": {"cluster": (1, 2, 1, 264)},
+    "resident_bwd: inputs read before they have landed": {"block": (2, 3, 1, 8), "cluster": (2, 3, 1, 72)},
     "resident_bwd: reset ignored": {"block": (1, 3, 1, 8)},
-    "resident_bwd: rows past the batch": {"block": (3, 1, 1, 8)},
+    "resident_bwd: rows past the batch": {"cluster": (3, 1, 1, 72)},
+    "resident_bwd: rows moved before all warps are ready": {"block": (1, 2, 1, 8)},
+    "resident_bwd: the mover does not wait for inputs": {"block": (2, 3, 1, 8)},
+    "resident_bwd: the mover takes rows past the batch": {"block": (3, 1, 1, 8)},
     "resident_bwd: no row ends early": {"block": (2, 4, 1, 8)},
 }
 CASES = [(name, variant, shape) for name, calls in FAULTS.items() for variant, shape in calls.items()]
@@ -241,11 +260,12 @@ def test_fault_is_caught(mutant: str, variant: str, shape: tuple[int, int, int, 
 
 def check_in_disorder(p: Any, variant: str) -> None:
     """Blocks of a grid in random order whatever the seed: in turn, none would ever be ahead of another."""
-    if variant == "grid":
+    if variant.startswith("grid"):
         _ops.library(RACE).simt_set("order", "random")
     check(p, variant, RACE)
 
 
 def test_every_fault_has_a_case() -> None:
-    sources = ("inbox.h", "resident_bwd_kernel.h")
+    sources = ("inbox.h", "dh_sums.h", "dh_by_parts.h", "dh_by_gather.h")
+    sources += ("resident_bwd_kernel.h", "resident_bwd_rows.h")
     assert set.union(*(planted(f"csrc/cuda/recurrent/{name}") for name in sources)) == set(FAULTS)

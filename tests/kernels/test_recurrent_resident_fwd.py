@@ -259,13 +259,17 @@ def test_any_order_of_blocks_and_messages(case: Case, order: str, landing: str) 
 
 # Fault: a call that shows it.
 BLOCK, FLOAT = Case("block", BF16, 2, 3, 1, 16), Case("block", F32, 2, 6, 1, 16)
+LONG = Case("block", BF16, 2, 7, 1, 16)
 CLUSTER, SPLIT = Case("cluster", BF16, 2, 4, 1, 72), Case("grid", F32, 2, 3, 1, 130)
 GRID = Case("grid", BF16, 2, 4, 1, 72)
 FAULTS = {
     "resident_fwd: block reads h before all warps wrote it": BLOCK,
     "resident_fwd: block has one buffer of h": BLOCK,
-    "resident_fwd: rows past the batch": BLOCK,
-    "resident_fwd: x of rows that are none": BLOCK,
+    "resident_fwd: rows past the batch": FLOAT,
+    "resident_fwd: x of rows that are none": FLOAT,
+    "resident_fwd: rows moved before all warps are ready": BLOCK,
+    "resident_fwd: the mover does not wait for x": LONG,
+    "resident_fwd: the mover takes rows past the batch": BLOCK,
     "resident_fwd: x read before it has landed": FLOAT,
     "resident_fwd: one buffer of results": BLOCK,
     "resident_fwd: results written before all warps moved those before": FLOAT,
@@ -314,5 +318,5 @@ def compare_race(case: Case) -> None:
 
 
 def test_every_fault_has_a_case() -> None:
-    sources = ("csrc/cuda/recurrent/resident_fwd_kernel.h", "csrc/cuda/recurrent/exchange.h")
-    assert set().union(*map(planted, sources)) == set(FAULTS)
+    sources = ("resident_fwd_kernel.h", "resident_fwd_rows.h", "exchange.h")
+    assert set().union(*(planted(f"csrc/cuda/recurrent/{source}") for source in sources)) == set(FAULTS)

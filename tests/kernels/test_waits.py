@@ -25,7 +25,7 @@ LOST = {
     "resident_fwd: cluster does not send h": ("cluster", "h, step 1"),
     "resident_fwd: grid does not send h": ("grid", "h, step 1"),
     "resident_bwd: cluster does not send sums": ("cluster", "parts of dh, step 0"),
-    "resident_bwd: grid does not send sums": ("grid", "parts of dh, step 0"),
+    "resident_bwd: grid does not send d raw": ("grid", "d raw, step 0"),
 }
 
 

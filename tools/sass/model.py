@@ -2,8 +2,8 @@
 
 The warps of a scheduler issue in order, one instruction a cycle in all, as the control words allow: after the stall of
 the one before, once the barriers that it waits for are clear, and when its pipe is free. A block barrier lets nobody
-pass before all warps are there. What a loop receives from other blocks arrives a message's time after the last of its
-own warps has sent in the turn before, as if all blocks ran alike.
+pass before all warps are there that come to it. What a loop receives from other blocks arrives a message's time after
+the last of its own warps has sent in the turn before, as if all blocks ran alike.
 
 Left out: caches (a global load takes as long as from L2), register banks, instruction fetch, and other blocks.
 """
@@ -98,6 +98,11 @@ def message_of(instructions: list[Instruction]) -> Message | None:
     return None
 
 
+def is_meeting(instruction: Instruction) -> bool:
+    return instruction.opcode.startswith("BAR.SYNC")
+
+
+Meeting = tuple[int, str, int]  # of a block, at a barrier by its operands, for the n-th time
 Path = list[Instruction]
 Course = list[Path]  # turns of a loop, one after the other, and again from the first one on
 
@@ -110,7 +115,8 @@ class _Warp:
         self.barriers = [0] * 6  # when they are clear
         self.product = 0  # when the sums of its last wgmma are there
         self.groups: list[int] = []  # the same of each group of them that has ended
-        self.arrivals = 0  # at the block's barrier
+        self.arrivals: Counter[str] = Counter()  # at each barrier of the block
+        self.meeting: Meeting | None = None  # that it has come to
         self.ends: list[int] = []  # of its turns
         self.start_turn()
 
@@ -121,6 +127,9 @@ class _Warp:
     @property
     def next(self) -> Instruction:
         return self.path[self.at]
+
+    def barriers_met(self) -> set[str]:
+        return {i.operands for path in self.course for i in path if is_meeting(i)}
 
 
 class _Scheduler:
@@ -134,10 +143,10 @@ class _Scheduler:
             for number, courses in enumerate(blocks)
             for course in courses
         ]
-        self.in_block = Counter(warp.block for warp in self.warps)
+        self.meeting_at = Counter((warp.block, barrier) for warp in self.warps for barrier in warp.barriers_met())
         self.pipes: Counter[str] = Counter()
-        self.released: dict[tuple[int, int], int] = {}  # barriers of blocks, by block and number of the meeting
-        self.met: Counter[tuple[int, int]] = Counter()
+        self.released: dict[Meeting, int] = {}
+        self.met: Counter[Meeting] = Counter()
         paths = [path for courses in blocks for course in courses for path in course]
         self.message = message_of([instruction for path in paths for instruction in path])
         self.sent: dict[int, int] = {}  # in a turn: the last one
@@ -160,7 +169,7 @@ class _Scheduler:
     def may_issue(self, warp: _Warp, now: int) -> bool:
         if now < warp.ready or now < self.pipes[pipe_of(warp.next)[0]]:
             return False
-        if warp.arrivals and now < self.released.get((warp.block, warp.arrivals), now + 1):
+        if warp.meeting and now < self.released.get(warp.meeting, now + 1):
             return False
         waits = warp.next.control.waits
         return all(now >= clear for barrier, clear in enumerate(warp.barriers) if waits >> barrier & 1)
@@ -176,8 +185,8 @@ class _Scheduler:
         if control.read_barrier is not None:
             clear = warp.barriers[control.read_barrier]
             warp.barriers[control.read_barrier] = max(clear, now + READ_LATENCY)
-        if instruction.opcode.startswith("BAR.SYNC"):
-            self.meet(warp, now)
+        if is_meeting(instruction):
+            self.meet(warp, instruction.operands, now)
         if instruction.name == "HGMMA":
             warp.product = now + cycles + PRODUCT_TAIL
             if "gsb0" in instruction.operands:
@@ -193,12 +202,12 @@ class _Scheduler:
             warp.turn += 1
             warp.start_turn()
 
-    def meet(self, warp: _Warp, now: int) -> None:
-        warp.arrivals += 1
-        meeting = warp.block, warp.arrivals
-        self.met[meeting] += 1
-        if self.met[meeting] == self.in_block[warp.block]:
-            self.released[meeting] = now + BARRIER
+    def meet(self, warp: _Warp, barrier: str, now: int) -> None:
+        warp.arrivals[barrier] += 1
+        warp.meeting = warp.block, barrier, warp.arrivals[barrier]
+        self.met[warp.meeting] += 1
+        if self.met[warp.meeting] == self.meeting_at[warp.block, barrier]:
+            self.released[warp.meeting] = now + BARRIER
 
     def arrival(self, instruction: Instruction, turn: int) -> int:
         """When what this one waits for is there, as far as it has been sent."""

@@ -9,6 +9,7 @@
 //   stores_h             whether `send` also writes the output
 // unit: the first one of the warp, of the head.
 #include "cuda/recurrent/fragments.h"
+#include "cuda/recurrent/l2_rows.h"
 #include "cuda/recurrent/scan.h"
 #include "cuda/recurrent/warp_tile.h"
 
@@ -32,6 +33,12 @@ struct ForwardTraits {
   static constexpr int kPitch = padded_pitch<T>(kWidth);
   static constexpr int kPacket = 16 / sizeof(T);  // values in 16 bytes
 
+  // A warp beside these that only moves rows (resident_fwd_rows.h): where registers are left for one.
+  static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
+  static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
+  // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
+  static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
   // Steps of x that are under way, there or read.
   static constexpr int kRing = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;
   // Of results. Wider types leave no room for two where a block may have 99 KB, and a barrier more is needed; warps
@@ -63,11 +70,6 @@ XLSTM_DEVICE void stage_initial(HiddenRows<S>& to, const RecurrentForwardParams<
   }
 }
 
-template <class T>
-XLSTM_DEVICE uint4 load_packet(const T* from) {
-  return *reinterpret_cast<const uint4*>(from);
-}
-
 // ---- one block has all units ----
 
 template <class S>
@@ -81,7 +83,7 @@ struct BlockExchange {
   const Team& team;
 
   XLSTM_DEVICE BlockExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of, const Rows<S>&,
-                             void*, int64_t)
+                             void*)
       : s(shared), team(of) {
     for (int tile = 0; tile < team.tiles; ++tile) stage_initial<S>(s.h[0][tile], p, team, tile);
   }
@@ -122,7 +124,7 @@ struct ClusterExchange {
   const int steps;
 
   XLSTM_DEVICE ClusterExchange(Shared& shared, const RecurrentForwardParams<void>& p, const Team& of,
-                               const Rows<S>& of_rows, void*, int64_t)
+                               const Rows<S>& of_rows, void*)
       : s(shared), team(of), rows(of_rows), steps(static_cast<int>(p.shape.seqlen)) {
     for (int tile = 0; tile < team.tiles; ++tile) {
       stage_initial<S>(s.h[0][tile], p, team, tile);
@@ -184,10 +186,7 @@ struct ClusterExchange {
   }
 };
 
-// ---- a grid: h goes through L2, and a word of it says by its value that it is there ----
-//
-// `padded_h`: (B, S, H, width) of T, the output itself or a workspace. Every block fills its units with kAbsent before
-// the first step, then all meet once.
+// ---- a grid: h goes through L2 (l2_rows.h), in the output itself or in a workspace ----
 
 template <class S>
 struct GridExchange {
@@ -200,35 +199,22 @@ struct GridExchange {
   const RecurrentForwardParams<void>& p;
   const Team& team;
   const Rows<S> rows;
-  char* const of_head;  // in padded_h
-  const int width;
-  const uint32_t row_step;  // bytes
+  const L2Rows<T, 1> in_l2;
   const bool stores_h;
   int turn = 0;  // of the two buffers
 
   XLSTM_DEVICE GridExchange(Shared& shared, const RecurrentForwardParams<void>& params, const Team& of,
-                            const Rows<S>& of_rows, void* padded_h, int64_t width_)
+                            const Rows<S>& of_rows, void* padded_h)
       : s(shared),
         p(params),
         team(of),
         rows(of_rows),
-        of_head(device::opaque(static_cast<char*>(padded_h) + of.head * width_ * sizeof(T))),
-        width(static_cast<int>(width_)),
-        row_step(device::opaque(static_cast<uint32_t>(p.shape.num_heads * width_ * sizeof(T)))),
+        in_l2(padded_h, p.shape, of.head),
         stores_h(padded_h == params.h) {}
 
   XLSTM_DEVICE void start() {
-    const int first = team.rank * S::kUnits, units = width - first < S::kUnits ? width - first : S::kUnits;
-    const int packets = units / S::kPacket;
-    const bool filled = !XLSTM_MUTANT("resident_fwd: grid does not mark h as absent");
-    for (int i = 0; filled && i < team.tiles * kBatchTile; ++i) {
-      if (!rows.exists(i / kBatchTile, i % kBatchTile)) continue;
-      for (int64_t x = threadIdx.x; x < p.shape.seqlen * packets; x += S::kThreads) {
-        const int t = static_cast<int>(x / packets);
-        const uint4 absent{kAbsent, kAbsent, kAbsent, kAbsent};
-        const int tile = i / kBatchTile, row = i % kBatchTile;
-        *packet_at(rows.index(tile, row, t), first + static_cast<int>(x % packets) * S::kPacket) = absent;
-      }
+    if (!XLSTM_MUTANT("resident_fwd: grid does not mark h as absent")) {
+      in_l2.template mark_absent<S::kThreads>(rows, team.tiles, p.shape.seqlen, team.rank * S::kUnits, S::kUnits);
     }
     device::grid_sync(XLSTM_MUTANT("resident_fwd: grid starts before h is marked as absent"));
   }
@@ -250,43 +236,30 @@ struct GridExchange {
   XLSTM_DEVICE void send(int t, int tile, int unit, const T (&h)[kBatchTile][kWarpUnits]) {
     const RowLane at;
     const int first = at.part * S::kPacket;  // of 8
-    if (first >= kWarpUnits || unit + first >= width || !rows.exists(tile, at.row)) return;
+    if (first >= kWarpUnits || unit + first >= in_l2.width || !rows.exists(tile, at.row)) return;
     if (XLSTM_MUTANT("resident_fwd: grid does not send h")) return;
-    device::store_relaxed(packet_at(rows.index(tile, at.row, t), unit + first), load_packet(&h[at.row][first]));
+    device::store_relaxed(in_l2.packet(rows.index(tile, at.row, t), 0, unit + first), load_packet(&h[at.row][first]));
   }
 
  private:
-  XLSTM_DEVICE uint4* packet_at(uint64_t token, int unit) const {
-    return reinterpret_cast<uint4*>(of_head + token * row_step + unit * static_cast<int>(sizeof(T)));
-  }
-
-  // h of step t from L2: every thread asks for its packets until all of them are there.
+  // h of step t from L2.
   XLSTM_DEVICE void stage(HiddenRows<S>& to, int t, int tile) {
     constexpr int kRow = S::kWidth / S::kPacket, kRows = S::kThreads / kRow, kLoads = kBatchTile / kRows;
     static_assert(S::kThreads % kRow == 0 && kBatchTile % kRows == 0);
     const int first = threadIdx.x / kRow, unit = threadIdx.x % kRow * S::kPacket;
     int tokens[kLoads];
     rows.template tokens_at<kRows>(tokens, tile, first, t);
-    uint4 packets[kLoads] = {};
+    uint4 packets[kLoads];
     const uint4* from[kLoads];
-    bool exists[kLoads];
+    Flags<kLoads> missing;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      from[i] = packet_at(rows.index_of(tile, first + i * kRows, tokens[i]), unit);
-      exists[i] = rows.exists(tile, first + i * kRows) && unit < width;
+      from[i] = in_l2.packet(rows.index_of(tile, first + i * kRows, tokens[i]), 0, unit);
+      missing.set(i, rows.exists(tile, first + i * kRows) && unit < in_l2.width);
     }
-    device::Patience patience({"h", t + 1, tile});
-    bool all;
-    do {
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (exists[i]) packets[i] = device::load_relaxed(from[i]);
-      }
-      all = true;
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) all &= complete(packets[i]);
-      if (!all) patience.spend(device::Source::here());
-    } while (!all && !XLSTM_MUTANT("resident_fwd: grid does not wait for h"));
+    await_packets(
+        packets, missing, [&](int i) { return from[i]; }, device::Patience({"h", t + 1, tile}),
+        XLSTM_MUTANT("resident_fwd: grid does not wait for h"));
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       *reinterpret_cast<uint4*>(&to.row[first + i * kRows][unit]) = packets[i];

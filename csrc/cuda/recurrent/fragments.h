@@ -93,7 +93,7 @@ struct Fragments<float, kPasses> {
   template <class At>
   XLSTM_DEVICE static Weights load(At at) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    return {{at(g, t), at(g + 8, t), at(g, t + 4), at(g + 8, t + 4)}};
+    return rounded({{at(g, t), at(g + 8, t), at(g, t + 4), at(g + 8, t + 4)}});
   }
 
   XLSTM_DEVICE static Weights load_shared(const float* from, int pitch) {
@@ -101,8 +101,8 @@ struct Fragments<float, kPasses> {
   }
 
   XLSTM_DEVICE static Weights weights_of(uint2 upper, uint2 lower) {
-    return {{device::bits_as<float>(upper.x), device::bits_as<float>(lower.x), device::bits_as<float>(upper.y),
-             device::bits_as<float>(lower.y)}};
+    return rounded({{device::bits_as<float>(upper.x), device::bits_as<float>(lower.x), device::bits_as<float>(upper.y),
+                     device::bits_as<float>(lower.y)}});
   }
   XLSTM_DEVICE static Values values_of(uint2 x) { return {{device::bits_as<float>(x.x), device::bits_as<float>(x.y)}}; }
 
@@ -112,7 +112,9 @@ struct Fragments<float, kPasses> {
 #pragma unroll
     for (int j = 0; j < 4; ++j) a[j] = kPasses == Passes::one ? w.x[j] : device::opaque(w.x[j]);  // parts made anew
 #pragma unroll
-    for (int j = 0; j < 4; ++j) big_w[j] = device::round_tf32(a[j]);
+    for (int j = 0; j < 4; ++j) {
+      big_w[j] = kPasses == Passes::one ? device::bits_as<uint32_t>(a[j]) : device::round_tf32(a[j]);
+    }
 #pragma unroll
     for (int j = 0; j < 2; ++j) big_b[j] = device::round_tf32(v.x[j]);
     if constexpr (kPasses == Passes::three) {
@@ -139,15 +141,19 @@ struct Fragments<float, kPasses> {
     for (int k = 0; k < kCount; ++k) values[k] = {{from[k * kDepth], from[k * kDepth + 4]}};
   }
 
-  // kFewRows: the products of this lane's columns with the batch rows at `from` and a pitch after it, as d of
-  // (row g, row 0), (row g, row 1) and the same of row g + 8.
-  XLSTM_DEVICE static void multiply_few(float (&d)[4], const Weights& w, const float* from, int pitch) {
-    const int t = threadIdx.x % 4;
+  // kFewRows: the products of this lane's columns with two batch rows, as d of (row g, row 0), (row g, row 1) and the
+  // same of row g + 8.
+  XLSTM_DEVICE static void multiply_few(float (&d)[4], const Weights& w, const Values (&rows)[2]) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) d[j] += w.x[k * 2 + j / 2] * from[j % 2 * pitch + t + 4 * k];
+      for (int j = 0; j < 4; ++j) d[j] += w.x[k * 2 + j / 2] * rows[j % 2].x[k];
     }
+  }
+  // Of those at `from` and a pitch after it.
+  XLSTM_DEVICE static void multiply_few(float (&d)[4], const Weights& w, const float* from, int pitch) {
+    from += threadIdx.x % 4;
+    multiply_few(d, w, {{{from[0], from[4]}}, {{from[pitch], from[pitch + 4]}}});
   }
   // Adds up the columns and leaves the sums where multiply has them: batch rows 0 and 1 are those of t = 0.
   XLSTM_DEVICE static void finish_few(float (&d)[4]) {
@@ -160,6 +166,15 @@ struct Fragments<float, kPasses> {
   }
 
  private:
+  // Weights of one pass are rounded once, when they are loaded.
+  XLSTM_DEVICE static Weights rounded(Weights w) {
+#pragma unroll
+    for (int j = 0; kPasses == Passes::one && j < 4; ++j) {
+      w.x[j] = device::bits_as<float>(device::round_tf32(w.x[j]));
+    }
+    return w;
+  }
+
   // mma ignores the digits that make it more than a TF32. Of an infinity: zero, so that it does not become NaN.
   XLSTM_DEVICE static uint32_t small_part(float x, uint32_t big) {
     const float rest = x - device::bits_as<float>(big);

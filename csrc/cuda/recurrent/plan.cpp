@@ -41,6 +41,7 @@ int64_t teams_at_once(Variant variant, int64_t blocks, const RecurrentDevice& de
 
 // Nanoseconds of a step of a whole batch tile on an H200, up to so many blocks (bench/results/h200-2026-11-29). What
 // counts is which of two is smaller: tests/kernels/test_recurrent_plan.py compares the choices with what was measured.
+// Those of a grid, backward, are of blocks that sent each other sums of dh. Since they gather d raw none was measured.
 struct StepTime {
   Variant variant;
   int units, blocks, forward, backward;

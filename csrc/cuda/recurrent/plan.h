@@ -9,7 +9,8 @@
 
 namespace xlstm::cuda {
 
-// The place where the R of a head stays, and the way of h (backward: of partial sums of dh) from block to block.
+// The place where the R of a head stays, and the way of h (backward: of partial sums of dh, in a grid of d raw) from
+// block to block.
 enum class Variant {
   block,    // R in one block, h in its shared memory
   cluster,  // R in the blocks of a cluster, which write into each other's shared memory

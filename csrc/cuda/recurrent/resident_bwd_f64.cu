@@ -3,9 +3,9 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_bwd_f64(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* workspace,
+cudaError_t resident_bwd_f64(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* padded_draw,
                              cudaStream_t stream) {
-  return launch_resident_bwd<Fragments<double>>(p, plan, workspace, stream);
+  return launch_resident_bwd<Fragments<double>>(p, plan, padded_draw, stream);
 }
 
 }  // namespace xlstm::cuda

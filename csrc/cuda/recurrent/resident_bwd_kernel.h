@@ -1,19 +1,22 @@
 #pragma once
-// The backward scan with R on the chip (docs/kernels/recurrent.md). A block has the rows of R of its own hidden units:
-// per step it computes d raw of these, multiplies R^T d raw, which is a part of dh for every unit of the head, and
-// sends each part to the block that owns the unit (inbox.h).
-#include "cuda/recurrent/fragments.h"
-#include "cuda/recurrent/inbox.h"
+// The backward scan with R on the chip (docs/kernels/recurrent.md). Per step a block computes d raw of its own hidden
+// units from their dh, which is R^T d raw of all units a step later. How that comes about is a class of its own:
+//   DhByParts, DhByGather
+//   start()                                before the loop, all threads
+//   receive(tile, message, reader)         all threads: dh of a thread's two cells, from d raw of step `message`
+//   send(t, tile, message, draw, move)     all threads, behind a barrier: what others need of d raw
+// Steps and messages count from 0, tokens t from the last one down.
+#include "cuda/recurrent/dh_by_gather.h"
+#include "cuda/recurrent/dh_by_parts.h"
+#include "cuda/recurrent/resident_bwd_rows.h"
 #include "cuda/recurrent/scan.h"
-#include "cuda/recurrent/warp_tile.h"
 
 namespace xlstm::cuda {
 namespace {
 
 using namespace device;
 
-// kDimension: the longest head. A warp has kMTiles tiles of 16 rows of R^T, its weights of kSteps products each in
-// registers. Few tiles: kSplits warps share one, each with a part of the d raw, and count as sources of their own.
+// kDimension: the longest head.
 template <class F_, int kUnits_, int kThreads_, Variant kVariant_>
 struct BwdTraits {
   using F = F_;
@@ -21,69 +24,40 @@ struct BwdTraits {
   using A = typename F::Sum;
   static constexpr Variant kVariant = kVariant_;
   static constexpr int kUnits = kUnits_, kThreads = kThreads_, kWarps = kThreads / 32, kTiles = max_tiles(kVariant);
+  // A warp beside these that only moves rows (resident_bwd_rows.h): where registers are left for one.
+  static constexpr bool kHasMover = kVariant == Variant::block && kUnits == kResidentUnits && sizeof(T) == 2;
+  static constexpr int kBlockThreads = kThreads + (kHasMover ? 32 : 0);
+  static constexpr bool kRoomy = kThreads <= 256;  // more than 128 registers, or no rows to move
   static constexpr int kDimension =
       kVariant == Variant::block ? kUnits : static_cast<int>(resident_head_dim(F::kDepth, kUnits));
-  static constexpr int kAllMTiles = kDimension / 16;
-  static constexpr int kSplits = kAllMTiles < kWarps ? kWarps / kAllMTiles : 1;
-  static constexpr int kTileWarps = kWarps / kSplits;
-  static constexpr int kMTiles = kAllMTiles / kTileWarps;
-  static constexpr int kSplitGates = kGates * kUnits / kSplits;  // d raw of a split
-  static constexpr int kSteps = kSplitGates / F::kDepth;
-  // Sums of a tile that do not wait for each other; of many warps, some multiply while others wait.
-  static constexpr int kChains = kMTiles >= 4 ? 1 : (kWarps > 8 ? 2 : 4) / kMTiles;
-  static constexpr int kSources = kDimension / kUnits * kSplits;
-  // Cells: a warp has 8 units and all rows. Of warps with the same units, which add up other sources, one has the
-  // cells.
+  // Cells: a warp has 8 units and all rows. Of warps with the same units, which may add up other sources, one has them.
   static constexpr int kGroups = kUnits / kWarpUnits, kHelpers = kWarps / kGroups;
   // Tokens under way. One: no room for more where a block may have 99 KB, and each is waited for.
   static constexpr int kRing = sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 2 : kThreads > 256 ? 3 : 4;
   static constexpr int kPitch = padded_pitch<T>(kGates * kUnits);
-  static_assert(kMTiles * kSteps * sizeof(typename F::Weights) <= (kThreads > 256 ? 256 : 512));
-  static_assert(kSplits == 1 || kVariant == Variant::block);
+  // Of d raw. Parts of dh may have come while a warp still multiplies, so that others write the next d raw. In a grid
+  // there is a barrier between.
+  static constexpr int kDrawBuffers = kVariant == Variant::grid ? 1 : 2;
 };
 
-template <class C, Variant = C::kVariant>
-struct InboxOf {
-  using Type = BlockInbox<C>;
-};
 template <class C>
-struct InboxOf<C, Variant::cluster> {
-  using Type = ClusterInbox<C>;
-};
-template <class C>
-struct InboxOf<C, Variant::grid> {
-  using Type = GridInbox<C>;
-};
-template <class C>
-using Inbox = typename InboxOf<C>::Type;
+using Dh = std::conditional_t<C::kVariant == Variant::grid, DhByGather<C>, DhByParts<C>>;
 
 constexpr int kMaxGrads = 3;
-constexpr int kInputs = kSaved + 1;  // the saved values and dh
 
-// Sums of the helpers, for the warp that has the cells.
-template <class C, bool = (C::kHelpers > 1)>
-struct HelperSums {};
-template <class C>
-struct HelperSums<C, true> {
-  RowPair<typename C::A> x[C::kHelpers - 1][C::kGroups * 32];
-};
-
-// Two buffers of d raw: the message of a tile may be there while a warp still multiplies, so that others write the next
-// d raw; a barrier follows.
 template <class C>
 struct BwdShared {
-  alignas(16) typename C::T draw[2][kBatchTile][C::kPitch];
-  GroupTiles<typename C::T, kInputs, C::kRing> inputs[C::kGroups];
+  alignas(16) DrawRows<C> draw[C::kDrawBuffers];
+  InputTiles<C> inputs;
   RowPair<typename C::A> grads[C::kTiles][kMaxGrads][C::kGroups * 32];  // carried; read and written by one thread
-  HelperSums<C> helpers;
   RowLengths<C::kTiles> lengths;
-  typename Inbox<C>::Shared inbox;
+  typename Dh<C>::Shared of_dh;
 };
 
 template <class C>
 union BwdMemory {
   BwdShared<C> scan;
-  WeightStage<typename C::F, C::kMTiles, C::kSteps, C::kWarps> weights[C::kWarps];
+  typename Dh<C>::Stage weights[C::kWarps];
 };
 
 template <class C>
@@ -92,50 +66,55 @@ class BwdBlock {
   using T = typename C::T;
   using A = typename C::A;
   using Math = CellMath<T>;
-  using Draw = T[kBatchTile][C::kPitch];
-  using Moved = MovedRow<C::kGroups>;
-  static constexpr bool kRoomy = C::kThreads <= 256;  // more than 128 registers
+  using Draw = DrawRows<C>;
+  static constexpr bool kGathers = C::kVariant == Variant::grid;
 
  public:
   // The weights come through memory that is used for the scan later.
   XLSTM_DEVICE BwdBlock(BwdMemory<C>& memory, const RecurrentBackwardParams<void>& params, const RecurrentPlan& plan,
-                        void* workspace)
+                        void* padded_draw)
       : s(memory.scan),
         p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
         rows(s.lengths, p.shape, team),
-        inbox(s.inbox, p, team, plan, workspace) {
-    load_weights(memory);
-    find_rows();
+        of_dh(s.of_dh, memory.weights, p, team, rows, padded_draw),
+        moved(s.inputs, p, team, rows) {
+    __syncthreads();
   }
 
   XLSTM_DEVICE void run() {
     rows.find_lengths(p.shape, p.lengths);
-    inbox.start();
+    of_dh.start();
     __syncthreads();
-    access = find_access();
+    moved.find_access();
     if (has_cells()) {
       load_final();
-      for (int i = 0; i < C::kRing; ++i) fetch(i);
+      moved.fetch_first();
       load_reset(seqlen - 1, 0);
-      cp_async_wait<C::kRing - 1>();
+      moved.wait_for_first();
     }
     __syncthreads();
     int draw = 0;
 #pragma unroll 1
     for (Position at; at.t < seqlen; at.next(team.tiles)) {
-      draw = XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
+      draw = C::kDrawBuffers == 1 || XLSTM_MUTANT("resident_bwd: one buffer of d raw instead of two") ? 0 : 1 - draw;
       RowPair<A> dh{};
-      if (at.t > 0) dh = receive(at.tile, at.t - 1);
+      if (at.t > 0) {
+        dh = receive(at.tile, at.t - 1);
+      } else if (C::kDrawBuffers == 1) {
+        sync_threads(XLSTM_MUTANT("resident_bwd: d raw written over before it is read"));
+      }
       const int t = seqlen - 1 - at.t;
       if (has_cells()) {
         step(t, at.tile, dh, s.draw[draw]);
-        if (C::kRing > 1) wait_for_inputs();
+        if (C::kRing > 1) moved.wait_for_inputs();
       }
-      sync_threads(XLSTM_MUTANT("resident_bwd: d raw multiplied before it is there"));
-      send(t, at.tile, at.t, s.draw[draw]);
+      sync_threads(XLSTM_MUTANT("resident_bwd: d raw read before it is there"));
+      of_dh.send(t, at.tile, at.t, s.draw[draw], [&] {
+        if (has_cells()) move_rows(t, at.tile, s.draw[draw]);
+      });
       if constexpr (C::kRing == 1) {
-        wait_for_inputs();
+        moved.wait_for_inputs();
         __syncthreads();
       }
     }
@@ -145,7 +124,8 @@ class BwdBlock {
       if (seqlen > 0 && !XLSTM_MUTANT("resident_bwd: a block leaves before the last message"))
         dh = receive(tile, seqlen - 1);
       if (has_cells()) store_initial(tile, dh);
-      if (C::kHelpers > 1) __syncthreads();  // the sums of helpers have been read
+      // Sums that warps passed on have been read.
+      if (C::kHelpers > 1 || kGathers) sync_threads(XLSTM_MUTANT("resident_bwd: last sums written over"));
     }
     cp_async_wait<0>();
   }
@@ -155,75 +135,25 @@ class BwdBlock {
   const RecurrentBackwardParams<void>& p;
   const Team team;
   const BatchRows<C::kTiles> rows;
-  Inbox<C> inbox;
-  typename F::Weights weights[C::kMTiles][C::kSteps];
   const CellLane cell;
   const int group = static_cast<int>(threadIdx.x) / 32 % C::kGroups;
-  const int helper = static_cast<int>(threadIdx.x) / 32 / C::kGroups;
+  const int helper = C::kHelpers > 1 ? static_cast<int>(threadIdx.x) / 32 / C::kGroups : 0;
   const int first_unit = team.rank * C::kUnits + group * kWarpUnits;  // of the head
   const int units = static_cast<int>(p.shape.head_dim) - first_unit;  // that exist, of 8
   const int seqlen = static_cast<int>(p.shape.seqlen);
   uint8_t reset[2] = {};  // before the token after the one to come
-  Position ahead;         // of the inputs to be fetched next, in steps
-  int slot = 0;           // of the ring: inputs of this step
+  unsigned slot = 0;      // of the ring: inputs of this step
+  Dh<C> of_dh;
+  BwdRowsOfCells<C> moved;
 
-  // Of the rows that this thread moves. last: the fifth saved value, or dh.
-  const T *saved_from, *last_from;
-  T* dx_to;
-  uint32_t saved_stride, last_stride, dx_stride;
-  int moved_units;  // that exist, of 8
-  RowAccess access;
-
-  XLSTM_DEVICE int warp() const { return threadIdx.x / 32; }
-  XLSTM_DEVICE int split() const { return warp() / C::kTileWarps; }
   XLSTM_DEVICE bool has_cells() const { return C::kHelpers == 1 || helper == 0; }
   XLSTM_DEVICE int cell_index() const { return group * 32 + threadIdx.x % 32; }
-  // Tiles of R^T are dealt in turn, so that each warp has some where the head is short.
-  XLSTM_DEVICE int first_in(int mtile) const { return (mtile * C::kTileWarps + warp() % C::kTileWarps) * 16; }
   XLSTM_DEVICE bool exists(int tile, int i) const { return cell.unit < units && rows.exists(tile, cell.row + i); }
   XLSTM_DEVICE int64_t state_offset(int tile, int i) const {
     return rows.number(tile, cell.row + i) * p.shape.hidden() + team.head * p.shape.head_dim + first_unit + cell.unit;
   }
 
   // ---- before the first step ----
-
-  // Of R^T: rows `in` of the head, columns the d raw of this split.
-  XLSTM_DEVICE void load_weights(BwdMemory<C>& memory) {
-    const int D = static_cast<int>(p.shape.head_dim), first = team.rank * C::kUnits, count = D - first;
-    const T* from = static_cast<const T*>(p.R.data) + team.head * p.R.head + first * p.R.out;
-    cuda::load_weights<F>(weights, memory.weights[warp()], p.R.in != 1, [&](int mtile, int row, int k) {
-      const int column = split() * C::kSplitGates + k, gate = column / C::kUnits, out = column % C::kUnits;
-      const int in = first_in(mtile) + row;
-      return in < D && out < count ? from[gate * p.R.gate + out * p.R.out + in * p.R.in] : T{};
-    });
-    __syncthreads();
-  }
-
-  XLSTM_DEVICE void find_rows() {
-    const Moved at;
-    const int first = team.rank * C::kUnits + at.group * kWarpUnits;
-    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
-    moved_units = static_cast<int>(D) - first;
-    const T *const saved = static_cast<const T*>(p.saved) + of_hidden, *const dh =
-                                                                           static_cast<const T*>(p.dh) + of_hidden;
-    const bool fifth = at.part == 0;
-    saved_from = saved + at.part * hidden;
-    last_from = fifth ? saved + (kSaved - 1) * hidden : dh;
-    dx_to = static_cast<T*>(p.dx) + at.part * hidden + of_hidden;
-    saved_stride = static_cast<uint32_t>(kSaved * hidden), dx_stride = static_cast<uint32_t>(kGates * hidden);
-    last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
-    // Held in registers: the compiler would compute them anew in every step.
-    saved_from = opaque(saved_from), last_from = opaque(last_from), dx_to = opaque(dx_to);
-    if (kRoomy) {
-      saved_stride = opaque(saved_stride), dx_stride = opaque(dx_stride), last_stride = opaque(last_stride);
-    }
-  }
-
-  XLSTM_DEVICE RowAccess find_access() const {
-    const int64_t D = p.shape.head_dim;
-    const Pieces of_saved = pieces_of<T>(p.saved, D), of_dh = pieces_of<T>(p.dh, D);
-    return {of_saved > of_dh ? of_saved : of_dh, consist_of<Vector<T>>(p.dx, D), rows.are_plain()};
-  }
 
   XLSTM_DEVICE void load_final() {
     for (int tile = 0; tile < team.tiles; ++tile) {
@@ -248,49 +178,6 @@ class BwdBlock {
 
   // ---- inputs ----
 
-  // Of a step to come: a thread takes a batch row of a saved value; those of the first two also what is left. Before
-  // the first token, past the end of a row and past the batch: zeros.
-  XLSTM_DEVICE void fetch(int to) {
-    const Moved at;
-    const int t = seqlen - 1 - ahead.t, tile = ahead.tile;
-    if (access.is_plain()) {
-      fetch_token(to, t, rows.plain_index(tile, at.row, t), Pieces::vectors);
-    } else {
-      fetch_token(to, t, rows.index(tile, at.row, t), access.inputs());
-    }
-    cp_async_commit();
-    ahead.next(team.tiles);
-  }
-
-  XLSTM_DEVICE void fetch_token(int to, int t, uint64_t token, Pieces pieces) {
-    const Moved at;
-    auto& into = s.inputs[at.group].tile[to].x;
-    T(&first)[kWarpUnits] = into[at.part][at.row];
-    T(&last)[kWarpUnits] = into[kSaved - 1 + at.part % 2][at.row];
-    const bool has_last = at.part < 2;
-    const int count = t >= 0 && t < rows.length(ahead.tile, at.row) ? moved_units : 0;
-    const T *const saved = saved_from + token * saved_stride, *const other = last_from + token * last_stride;
-    if (pieces == Pieces::vectors) {
-      fetch_row<Vector<T>>(first, saved, count);
-      if (has_last) fetch_row<Vector<T>>(last, other, count);
-    } else if (sizeof(T) > 2 || pieces == Pieces::words) {
-      fetch_row<Word<T>>(first, saved, count);
-      if (has_last) fetch_row<Word<T>>(last, other, count);
-    } else {
-      const RowElements<T> of_first(saved, count);
-      if (!kRoomy) of_first.write(first);  // there are no registers for both
-      const RowElements<T> of_last(other, has_last ? count : 0);
-      if (kRoomy) of_first.write(first);
-      if (has_last) of_last.write(last);
-    }
-  }
-
-  // Those of the next step: a barrier follows, for other warps read them.
-  XLSTM_DEVICE void wait_for_inputs() const {
-    constexpr int kUnderWay = C::kRing > 1 ? C::kRing - 2 : 0;
-    if (!XLSTM_MUTANT("resident_bwd: inputs read before they have landed")) cp_async_wait<kUnderWay>();
-  }
-
   XLSTM_DEVICE void load_reset(int t, int tile) {
     const uint8_t* flags = reinterpret_cast<const uint8_t*>(p.reset.data);
     if (!flags || t < 0) return;
@@ -304,21 +191,9 @@ class BwdBlock {
     return reinterpret_cast<const uint8_t*>(p.reset.data)[at] != 0;
   }
 
-  // The sums of all sources for two cells.
   XLSTM_DEVICE RowPair<A> receive(int tile, int message) {
     const bool wanted = cell.unit < units && rows.exists(tile, cell.row);
-    RowPair<A> sum = inbox.receive(tile, message, {group * kWarpUnits + cell.unit, cell.row, helper, wanted});
-    if constexpr (C::kHelpers > 1) {
-      if (helper > 0) s.helpers.x[helper - 1][cell_index()] = sum;
-      sync_threads(XLSTM_MUTANT("resident_bwd: sums of helpers read before they are there"));
-      if (helper > 0) return {};
-#pragma unroll
-      for (int i = 0; i < C::kHelpers - 1; ++i) {
-        const RowPair<A> other = s.helpers.x[i][cell_index()];
-        sum.x[0] += other.x[0], sum.x[1] += other.x[1];
-      }
-    }
-    return sum;
+    return of_dh.receive(tile, message, {group * kWarpUnits + cell.unit, cell.row, helper, wanted});
   }
 
   // ---- a step ----
@@ -359,7 +234,7 @@ class BwdBlock {
     if (rows_end) clear_past_the_end(grads, d_raw, t, tile);
     device::Pack<T, 2> pairs[kGates];
 #pragma unroll
-    for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_two<T>(d_raw[0][gate], d_raw[1][gate]);
+    for (int gate = 0; gate < kGates; ++gate) pairs[gate] = narrow_one_nan<T>(d_raw[0][gate], d_raw[1][gate]);
     write_cells<C::kPitch, C::kUnits>(&draw[0][group * kWarpUnits], pairs);
 #pragma unroll
     for (int n = 0; n < kMaxGrads; ++n) s.grads[tile][n][cell_index()] = grads[n];
@@ -404,87 +279,9 @@ class BwdBlock {
     __syncwarp();
   }
 
-  // What the next step does not wait for: dx goes out, and inputs of a later step come in.
   XLSTM_DEVICE void move_rows(int t, int tile, const Draw& draw) {
-    const Moved at;
-    const bool there = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_bwd: rows past the batch");
-    const T(&row)[kWarpUnits] =
-        *reinterpret_cast<const T(*)[kWarpUnits]>(&draw[at.row][at.part * C::kUnits + at.group * kWarpUnits]);
-    const int of_dx = there ? moved_units : 0;
-    if (access.is_plain()) {
-      const RowVectors<T> values(row);
-      values.store(dx_to + rows.plain_index(tile, at.row, t) * dx_stride, of_dx);
-    } else {
-      const bool in_step = XLSTM_MUTANT("resident_bwd: no row ends early");
-      T* to = dx_to + (in_step ? rows.plain_index(tile, at.row, t) : rows.index(tile, at.row, t)) * dx_stride;
-      if (access.vector_results()) {
-        RowVectors<T>(row).store(to, of_dx);
-      } else {
-        store_row(to, row, of_dx);
-      }
-    }
-    fetch(slot);
+    moved.move(t, tile, draw, slot);
     slot = (slot + 1) % C::kRing;
-  }
-
-  // ---- products ----
-
-  XLSTM_DEVICE void multiply(A (&sums)[C::kMTiles][C::kChains][4], const Draw& draw) const {
-    const T* from = &draw[0][split() * C::kSplitGates];
-    if constexpr (kFewRows<F> > 0) {
-      if (p.shape.batch <= kFewRows<F>) return multiply_few(sums, from);
-    }
-    constexpr int kAtOnce = 4;
-    static_assert(C::kSteps % kAtOnce == 0);
-#pragma unroll
-    for (int first = 0; first < C::kSteps; first += kAtOnce) {
-      typename F::Values values[kAtOnce];
-      F::load_values(values, from + first * F::kDepth, C::kPitch);
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-        for (int i = 0; i < C::kMTiles; ++i) F::multiply(sums[i][k % C::kChains], weights[i][first + k], values[k]);
-      }
-    }
-  }
-
-  XLSTM_DEVICE void multiply_few(A (&sums)[C::kMTiles][C::kChains][4], const T* from) const {
-#pragma unroll
-    for (int step = 0; step < C::kSteps; ++step) {
-#pragma unroll
-      for (int i = 0; i < C::kMTiles; ++i) {
-        F::multiply_few(sums[i][step % C::kChains], weights[i][step], from + step * F::kDepth, C::kPitch);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < C::kMTiles * C::kChains; ++i) F::finish_few(sums[i / C::kChains][i % C::kChains]);
-  }
-
-  // This warp's part of dh for all units of the head.
-  XLSTM_DEVICE void send(int t, int tile, int message, const Draw& draw) {
-    const int D = static_cast<int>(p.shape.head_dim), count = rows.count(tile);
-    inbox.expect(tile, message, count);
-    A sums[C::kMTiles][C::kChains][4] = {};
-    multiply(sums, draw);
-    constexpr bool kMovesFirst = C::kVariant == Variant::block;  // while tensor cores work; or messages travel
-    if (kMovesFirst && has_cells()) move_rows(t, tile, draw);
-    const int source = team.rank * C::kSplits + split();
-#pragma unroll
-    for (int i = 0; i < C::kMTiles; ++i) {
-      if (first_in(i) >= D || cell.row >= count) continue;
-#pragma unroll
-      for (int chain = 1; chain < C::kChains; ++chain) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][0][j] += sums[i][chain][j];
-      }
-      const A(&sum)[4] = sums[i][0];
-      const int unit = first_in(i) % C::kUnits + cell.unit, of_unit = first_in(i) / C::kUnits;
-      const int owner =
-          XLSTM_MUTANT("resident_bwd: sums sent to another block") ? (of_unit + 1) % team.blocks : of_unit;
-      inbox.send(owner, tile, message, source, unit, cell.row, sum[0], sum[1]);
-      inbox.send(owner, tile, message, source, unit + 8, cell.row, sum[2], sum[3]);
-    }
-    if (!kMovesFirst && has_cells()) move_rows(t, tile, draw);
   }
 
   XLSTM_DEVICE void store_initial(int tile, const RowPair<A>& dh) {
@@ -512,12 +309,23 @@ class BwdBlock {
   }
 };
 
+// Per multiprocessor. Nine warps leave 96 registers a thread for two blocks.
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1)
-    resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan, void* workspace) {
+constexpr int kResidentBackward = C::kHasMover ? 2 : 1;
+
+template <class C>
+__global__ void __launch_bounds__(C::kBlockThreads, kResidentBackward<C>)
+    resident_bwd_kernel(const __grid_constant__ RecurrentBackwardParams<void> p, RecurrentPlan plan,
+                        void* padded_draw) {
   if constexpr (C::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(BwdMemory<C>, s);
-    BwdBlock<C>(s, p, plan, workspace).run();
+    if constexpr (C::kHasMover) {
+      if (threadIdx.x >= C::kThreads) {
+        const Team team = team_of(blockIdx.x, p.shape, plan);
+        return BwdMover<C>(s.scan.inputs, s.scan.draw, s.scan.lengths, p, team).run();
+      }
+    }
+    BwdBlock<C>(s, p, plan, padded_draw).run();
   } else {
     __trap();  // compiled for a device without clusters: launches refuse it
   }
@@ -528,7 +336,7 @@ cudaError_t launch_bwd(const RecurrentBackwardParams<void>& p, const RecurrentPl
                        cudaStream_t stream) {
   using C = BwdTraits<F, kUnits, kThreads, kVariant>;
   device::Launch l;
-  l.block = dim3(C::kThreads);
+  l.block = dim3(C::kBlockThreads);
   l.shared_bytes = sizeof(BwdMemory<C>);
   l.name = "resident_bwd";
   l.stream = stream;

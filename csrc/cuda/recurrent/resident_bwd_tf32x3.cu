@@ -3,9 +3,9 @@
 
 namespace xlstm::cuda {
 
-cudaError_t resident_bwd_tf32x3(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* workspace,
+cudaError_t resident_bwd_tf32x3(const RecurrentBackwardParams<void>& p, const RecurrentPlan& plan, void* padded_draw,
                                 cudaStream_t stream) {
-  return launch_resident_bwd<Fragments<float, Passes::three>>(p, plan, workspace, stream);
+  return launch_resident_bwd<Fragments<float, Passes::three>>(p, plan, padded_draw, stream);
 }
 
 }  // namespace xlstm::cuda

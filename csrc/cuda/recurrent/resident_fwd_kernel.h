@@ -4,7 +4,7 @@
 // A block has 8, 16 .. units of one head with all four gates; a warp multiplies 8 of these units, or a part of their
 // rows. Its two fragment tiles are gates 0 and 1, gates 2 and 3 of the 8 units: a lane that has their sums has all
 // gates of its cells. x comes in and results leave in rows of 8 units (warp_tile.h).
-#include "cuda/recurrent/exchange.h"
+#include "cuda/recurrent/resident_fwd_rows.h"
 
 namespace xlstm::cuda {
 
@@ -20,11 +20,8 @@ struct Partials<S, true> {
 
 template <class S>
 struct ForwardShared {
-  using T = typename S::T;
-
   typename ExchangeOf<S>::Shared exchange;
-  GroupTiles<T, kGates, S::kRing> x[S::kGroups];
-  GroupTiles<T, kSaved + 1, S::kResultBuffers> results[S::kGroups];  // the saved values and h; in turn
+  ForwardTiles<S> tiles;
   device::Pack<typename S::A, 2> state[S::kTiles][kMaxCarried]
                                       [S::kGroups * 32];  // of two cells; read by their thread alone
   Partials<S> partials;
@@ -48,8 +45,8 @@ struct Part {
     const int warp = threadIdx.x / 32, steps = (static_cast<int>(shape.head_dim) + S::F::kDepth - 1) / S::F::kDepth;
     static_assert(S::kSteps % kAtOnce == 0);
     const int each = (steps + S::kSplits * kAtOnce - 1) / (S::kSplits * kAtOnce) * kAtOnce;
-    group = warp % S::kGroups;
-    split = warp / S::kGroups;
+    group = S::kHasMover ? warp : warp % S::kGroups;  // a mover is a warp more, and has no part
+    split = S::kHasMover ? 0 : warp / S::kGroups;
     first = split * each;
     count = steps - first < each ? steps - first : each;
   }
@@ -76,50 +73,27 @@ class ForwardScan {
   using T = typename S::T;
   using A = typename S::A;
   using Math = CellMath<T>;
-  using Moved = MovedRow<S::kGroups>;
-  static constexpr bool kRoomy = S::kThreads <= 256;  // more than 128 registers
-  // Sums start with x and b, which are read a step ahead. Sums of wider types would lose digits to them.
-  static constexpr bool kStartsWithX = sizeof(T) == 2 && kRoomy;
+  static constexpr bool kRoomy = S::kRoomy, kStartsWithX = S::kStartsWithX;
 
  public:
   using Weights = typename F::Weights[2][S::kSteps];
 
   XLSTM_DEVICE ForwardScan(const RecurrentForwardParams<void>& params, const Team& of, ForwardShared<S>& shared,
-                           void* padded_h, int64_t width)
+                           void* padded_h)
       : p(params),
         team(of),
         s(shared),
         rows(shared.lengths, params.shape, of),
-        exchange(shared.exchange, params, of, rows, padded_h, width) {
-    const Moved at;
-    const int first = team.rank * S::kUnits + at.group * kWarpUnits;
-    const int64_t D = p.shape.head_dim, hidden = p.shape.hidden(), of_hidden = team.head * D + first;
-    T *const saved = static_cast<T*>(p.saved) + of_hidden, *const h = static_cast<T*>(p.h) + of_hidden;
-    const bool fifth = at.part == 0, stores_last = fifth ? p.saved != nullptr : at.part == 1 && !exchange.stores_h;
-    x_from = static_cast<const T*>(p.x.data) + at.part * p.x.gate + team.head * p.x.head + first;
-    saved_to = saved + at.part * hidden;
-    last_to = fifth ? saved + (kSaved - 1) * hidden : h;
-    saved_stride = static_cast<uint32_t>(kSaved * hidden);
-    last_stride = fifth ? saved_stride : static_cast<uint32_t>(hidden);
-    saved_units = p.saved ? moved_units() : 0, last_units = stores_last ? moved_units() : 0;
-    // Held in registers: the compiler would compute them anew in every step.
-    saved_to = device::opaque(saved_to), last_to = device::opaque(last_to);
-    if (kRoomy) {
-      x_from = device::opaque(x_from);
-      saved_stride = device::opaque(saved_stride), last_stride = device::opaque(last_stride);
-      saved_units = device::opaque(saved_units), last_units = device::opaque(last_units);
-    }
-  }
+        exchange(shared.exchange, params, of, rows, padded_h),
+        moved(params, of, shared.tiles, rows, exchange.stores_h) {}
 
   XLSTM_DEVICE void run(const Weights& weights) {
     rows.find_lengths(p.shape, p.lengths);
     __syncthreads();
-    access = find_access();
     if (has_cells()) {
       load_bias();
       load_initial();
-      for (unsigned i = 0; i < S::kRing; ++i) fetch_x(i);
-      wait_for_x();
+      moved.start();
     }
     __syncthreads();
     if (has_cells()) {
@@ -133,7 +107,7 @@ class ForwardScan {
       before = at;
     }
     __syncthreads();
-    if (has_cells() && seqlen > 0) store_rows(before.t, before.tile);
+    if (has_cells() && seqlen > 0) moved.store(before, turn);
     device::cp_async_wait<0>();
   }
 
@@ -143,6 +117,7 @@ class ForwardScan {
   ForwardShared<S>& s;
   const Rows<S> rows;
   ExchangeOf<S> exchange;
+  ForwardRowsOfCells<S> moved;
   const Part<S> part{p.shape};
   const CellLane cell;
   const int first_unit = team.rank * S::kUnits + part.group * kWarpUnits;  // of the head
@@ -152,25 +127,10 @@ class ForwardScan {
   uint8_t reset[2] = {};                            // before the step to come
   A x[2][4] = {};                                   // x + b where the sums lie
   Position before{-1, 0};                           // the step before this one, whose results are still to be stored
-  Position ahead;                                   // of the x to be fetched next
   unsigned slot = kStartsWithX ? 0 : S::kRing - 1;  // of the ring: the x that has been read
   int turn = 0;                                     // of the buffers of results: that of this step
 
-  // Of the rows that this thread moves. last: the fifth saved value, or h.
-  const T* x_from;
-  T *saved_to, *last_to;
-  uint32_t saved_stride, last_stride;
-  int saved_units, last_units;  // to be stored, of 8
-  RowAccess access;
-
   XLSTM_DEVICE bool has_cells() const { return S::kSplits == 1 || part.split == 0; }
-  XLSTM_DEVICE static int buffer(int turn) {
-    return S::kResultBuffers == 1 || XLSTM_MUTANT("resident_fwd: one buffer of results") ? 0 : turn;
-  }
-  // That exist, of the 8 of the rows that this thread moves.
-  XLSTM_DEVICE int moved_units() const {
-    return static_cast<int>(p.shape.head_dim) - team.rank * S::kUnits - Moved().group * kWarpUnits;
-  }
   XLSTM_DEVICE int state_index() const { return part.group * 32 + threadIdx.x % 32; }
   XLSTM_DEVICE int64_t of_hidden() const { return team.head * p.shape.head_dim + first_unit + cell.unit; }
   XLSTM_DEVICE int64_t state_offset(int tile, int i) const {
@@ -178,12 +138,6 @@ class ForwardScan {
   }
 
   // ---- before the first step ----
-
-  XLSTM_DEVICE RowAccess find_access() const {
-    const int64_t D = p.shape.head_dim;
-    const bool vectors = consist_of<device::Vector<T>>(p.h, D) && consist_of<device::Vector<T>>(p.saved, D);
-    return {pieces_of<T>(p.x.data, D, p.x.batch, p.x.time, p.x.gate, p.x.head), vectors, rows.are_plain()};
-  }
 
   XLSTM_DEVICE void load_bias() {
     if (!p.b.data || cell.unit >= units) return;
@@ -223,37 +177,9 @@ class ForwardScan {
 
   // ---- inputs ----
 
-  // x of a step to come: a thread takes a batch row of a gate. Past the last step, zeros.
-  XLSTM_DEVICE void fetch_x(unsigned to) {
-    const Moved at;
-    T(&row)[kWarpUnits] = s.x[at.group].tile[to].x[at.part][at.row];
-    if (access.is_plain()) {
-      const bool exists = rows.exists(ahead.tile, at.row) || XLSTM_MUTANT("resident_fwd: x of rows that are none");
-      const int64_t offset = rows.plain_offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
-      fetch_row<device::Vector<T>>(row, x_from + offset, exists && ahead.t < seqlen ? moved_units() : 0);
-    } else {
-      const int count = ahead.t < rows.length(ahead.tile, at.row) ? moved_units() : 0;
-      const T* from = x_from + rows.offset(ahead.tile, at.row, ahead.t, p.x.batch, p.x.time);
-      if (access.inputs() == Pieces::vectors) {
-        fetch_row<device::Vector<T>>(row, from, count);
-      } else if (sizeof(T) > 2 || (kRoomy && access.inputs() == Pieces::words)) {  // at 128 registers words spill
-        fetch_row<Word<T>>(row, from, count);
-      } else {
-        RowElements<T>(from, count).write(row);
-      }
-    }
-    device::cp_async_commit();
-    ahead.next(team.tiles);
-  }
-
-  // All x but the latest kRing - 2: what is read after the next barrier.
-  XLSTM_DEVICE void wait_for_x() {
-    if (!XLSTM_MUTANT("resident_fwd: x read before it has landed")) device::cp_async_wait<S::kRing - 2>();
-  }
-
   XLSTM_DEVICE void read_x() {
     A pairs[kGates][2];
-    read_cells(pairs, s.x[part.group].tile[slot]);
+    read_cells(pairs, s.tiles.x[part.group].tile[slot]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i / 4][i % 4] = pairs[i / 2][i % 2] + bias[i / 2];
   }
@@ -343,8 +269,7 @@ class ForwardScan {
 
   // What h of the next step does not wait for: results of the step before go out and x of a later one comes in.
   XLSTM_DEVICE void move_rows() {
-    if (before.t >= 0) store_rows(before.t, before.tile);
-    if (kStartsWithX || before.t >= 0) fetch_x(slot);
+    moved.move(before, slot, turn);
     slot = (slot + 1) % S::kRing;
   }
 
@@ -369,7 +294,7 @@ class ForwardScan {
     if (!has_cells()) return;
     if (!kRoomy) load_state(state, tile);
     with_cell<Math>(p.cell, [&](auto functor) { advance(functor, sums, state, t, tile); });
-    wait_for_x();
+    moved.wait_for_x();
   }
 
   XLSTM_DEVICE void load_state(device::Pack<A, 2> (&state)[kMaxCarried], int tile) const {
@@ -436,7 +361,7 @@ class ForwardScan {
 #pragma unroll
         for (int x = 0; x < Cell::kStates; ++x) c.state[i][x] = s.state[tile][x][state_index()].x[i];
       } else if (t + 1 == tokens && cell.unit < units) {
-        const int64_t at = state_offset(tile, i);
+        const int64_t at = state_offset(device::opaque(tile), i);  // here, not in every step
         store_unit_state(p.final_state, at, Cell::store_state(c.state[i]));
         static_cast<A*>(p.final_state.h)[at] = device::widen<A>(device::narrow<T>(c.h[i]));
       }
@@ -454,7 +379,7 @@ class ForwardScan {
     Pair saved[kSaved];
 #pragma unroll
     for (int x = 0; x < kSaved; ++x) saved[x] = device::narrow_two<T>(c.saved[0][x], c.saved[1][x]);
-    auto& results = s.results[part.group].tile[buffer(turn)].x;
+    auto& results = s.tiles.results[part.group].tile[ForwardTiles<S>::buffer(turn)].x;
     turn ^= 1;
     write_cells(&results[0][0][0], {saved[0], saved[1], saved[2], saved[3]});
     write_cells(&results[kSaved - 1][0][0], {saved[4], h});
@@ -463,52 +388,26 @@ class ForwardScan {
     if (!XLSTM_MUTANT("resident_fwd: results read before all lanes wrote them")) __syncwarp();
     exchange.send(t, tile, first_unit, results[kSaved]);
   }
-
-  // Of the step before: a thread stores its part and batch row, and those of the first two the parts that are left.
-  XLSTM_DEVICE void store_rows(int t, int tile) {
-    const Moved at;
-    const auto& from = s.results[at.group].tile[buffer(turn ^ 1)].x;
-    const bool exists = rows.exists(tile, at.row) || XLSTM_MUTANT("resident_fwd: rows past the batch");
-    const int of_saved = exists ? saved_units : 0, of_last = exists ? last_units : 0;
-    const T(&first)[kWarpUnits] = from[at.part][at.row], (&last)[kWarpUnits] = from[kSaved - 1 + at.part % 2][at.row];
-    const auto store_vectors = [&](auto find_token) {
-      const RowVectors<T> of_first(first), of_second(last);
-      const uint64_t token = find_token();
-      of_first.store(saved_to + token * saved_stride, of_saved);
-      of_second.store(last_to + token * last_stride, of_last);
-    };
-    if (access.is_plain()) {
-      store_vectors([&] { return rows.plain_index(tile, at.row, t); });
-    } else if (access.vector_results()) {
-      store_vectors([&] { return index_of_result(tile, at.row, t); });
-    } else {
-      const uint64_t token = index_of_result(tile, at.row, t);
-      store_row(saved_to + token * saved_stride, first, of_saved);
-      store_row(last_to + token * last_stride, last, of_last);
-    }
-  }
-  XLSTM_DEVICE uint64_t index_of_result(int tile, int row, int t) const {
-    if (XLSTM_MUTANT("resident_fwd: no row ends early")) return rows.plain_index(tile, row, t);
-    return rows.index(tile, row, t);
-  }
 };
 
-// Per multiprocessor. Heads of a single block and of 16 bits run side by side where there are many.
+// Per multiprocessor. Heads of a single block and of 16 bits run side by side where there are many: nine warps leave 96
+// registers a thread for two blocks.
 template <class S>
-constexpr int kResidentForward =
-    S::kVariant == Variant::block && S::kThreads == 256 && sizeof(typename S::T) == 2 ? 2 : 1;
+constexpr int kResidentForward = S::kHasMover ? 2 : 1;
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, kResidentForward<S>)
-    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h,
-                        int64_t width) {
+__global__ void __launch_bounds__(S::kBlockThreads, kResidentForward<S>)
+    resident_fwd_kernel(const __grid_constant__ RecurrentForwardParams<void> p, RecurrentPlan plan, void* padded_h) {
   if constexpr (S::kVariant != Variant::cluster || XLSTM_SM90) {
     XLSTM_SHARED(ForwardMemory<S>, s);
     const Team team = team_of(blockIdx.x, p.shape, plan);
+    if constexpr (S::kHasMover) {
+      if (threadIdx.x >= S::kThreads) return ForwardMover<S>(p, team, s.scan.tiles, s.scan.lengths).run();
+    }
     typename ForwardScan<S>::Weights weights;
     load_weights<S>(weights, s, p, team);
     __syncthreads();
-    ForwardScan<S>(p, team, s.scan, padded_h, width).run(weights);
+    ForwardScan<S>(p, team, s.scan, padded_h).run(weights);
   } else {
     __trap();  // compiled for a device without clusters: launches refuse it
   }
@@ -516,21 +415,21 @@ __global__ void __launch_bounds__(S::kThreads, kResidentForward<S>)
 
 template <class S>
 cudaError_t launch_resident_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
-                                int64_t width, cudaStream_t stream) {
+                                cudaStream_t stream) {
   device::Launch l;
-  l.block = dim3(S::kThreads);
+  l.block = dim3(S::kBlockThreads);
   l.shared_bytes = sizeof(ForwardMemory<S>);
   l.name = "resident_fwd";
   l.stream = stream;
-  return launch_teams(l, resident_fwd_kernel<S>, p, plan, padded_h, width);
+  return launch_teams(l, resident_fwd_kernel<S>, p, plan, padded_h);
 }
 
 // The plans of one kind of products (plan.cpp says which there are).
 template <class F>
-cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h, int64_t width,
+cudaError_t launch_fwd(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
                        cudaStream_t stream) {
   constexpr bool kHalf = sizeof(typename F::Element) == 2, kTeams = sizeof(typename F::Element) < 8;
-  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, width, stream); };
+  const auto run = [&](auto shape) { return launch_resident_fwd<decltype(shape)>(p, plan, padded_h, stream); };
   if (plan.variant == Variant::block) {
     if constexpr (kHalf) {
       if (plan.units == kWideUnits) return run(ForwardTraits<F, kWideUnits, Variant::block>{});

@@ -4,8 +4,8 @@
 namespace xlstm::cuda {
 
 cudaError_t resident_fwd_tf32x3(const RecurrentForwardParams<void>& p, const RecurrentPlan& plan, void* padded_h,
-                                int64_t width, cudaStream_t stream) {
-  return launch_fwd<Fragments<float, Passes::three>>(p, plan, padded_h, width, stream);
+                                cudaStream_t stream) {
+  return launch_fwd<Fragments<float, Passes::three>>(p, plan, padded_h, stream);
 }
 
 }  // namespace xlstm::cuda

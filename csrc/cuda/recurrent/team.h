@@ -188,22 +188,6 @@ XLSTM_DEVICE void load_weights(typename F::Weights (&weights)[kTiles][kSteps],
   }
 }
 
-// ---- values that are their own flags: a word in global memory is there once it is not kAbsent ----
-
-constexpr uint32_t kAbsent = 0xfff1fff1;  // a NaN as bf16, f16 and f32; results that are NaN have other bits
-
-XLSTM_DEVICE bool complete(const uint4& words) {
-  return (words.x != kAbsent) & (words.y != kAbsent) & (words.z != kAbsent) & (words.w != kAbsent);  // no branches
-}
-
-// x and y to the precision of T; one NaN for all.
-template <class T, class A>
-XLSTM_DEVICE device::Pack<T, 2> narrow_one_nan(A x, A y) {
-  if constexpr (sizeof(T) == 2) return device::narrow_two<T>(x, y);  // conversions have one
-  constexpr A none = static_cast<A>(NAN);
-  return device::narrow_two<T>(x == x ? x : none, y == y ? y : none);
-}
-
 // ---- launches ----
 
 // kernel(params, plan, rest): all teams, as many in a launch as the plan says.

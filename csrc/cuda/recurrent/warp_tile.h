@@ -126,6 +126,24 @@ struct MovedRow {
       : part(threadIdx.x / (kGroups * kBatchTile)),
         row(threadIdx.x / kGroups % kBatchTile),
         group(threadIdx.x % kGroups) {}
+  // f(row) for the rows of a tile that it moves, whether they exist or not.
+  template <class F>
+  XLSTM_DEVICE void each_row(int, F f) const {
+    f(row);
+  }
+};
+
+// The same where one warp moves all of them: a lane has a part of a group, and one row after the other.
+template <int kGroups>
+struct MovedRows {
+  int part, group;
+  XLSTM_DEVICE MovedRows() : part(threadIdx.x % 32 / kGroups), group(threadIdx.x % kGroups) {}
+  // f(row) for the first `count` rows.
+  template <class F>
+  XLSTM_DEVICE void each_row(int count, F f) const {
+#pragma unroll 1
+    for (int row = 0; row < count; ++row) f(row);
+  }
 };
 
 template <class T>
@@ -171,6 +189,38 @@ struct RowElements {
     for (int u = 0; u < kWarpUnits; ++u) to[u] = x[u];
   }
 };
+
+// The same for the first `count` batch rows, whole vectors of 16 bits, `stride` elements apart in memory and kPitch in
+// shared memory; zeros past them.
+template <int kPitch, class T>
+XLSTM_DEVICE void fetch_rows(T* to, const T* from, int64_t stride, int count) {
+  const uint32_t at = device::shared_address(to);
+#pragma unroll
+  for (int row = 0; row < kBatchTile; ++row, from += stride) {
+    device::cp_async<16>(at + row * kPitch * static_cast<uint32_t>(sizeof(T)), from, row < count);
+  }
+}
+
+// The other way. Half of the rows are read before they are stored.
+template <int kPitch, class T>
+XLSTM_DEVICE void store_rows(T* to, const T* from, uint64_t stride, int count) {
+  using Vector = device::Vector<T>;
+  static_assert(Vector::kCount == kWarpUnits);
+  constexpr int kAtOnce = kBatchTile / 2;
+#pragma unroll
+  for (int first = 0; first < kBatchTile; first += kAtOnce) {
+    if (first >= count) break;
+    Vector x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      x[i] = device::load_shared_now(reinterpret_cast<const Vector*>(from + (first + i) * kPitch));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, to += stride) {
+      if (first + i < count) device::store_whole(reinterpret_cast<Vector*>(to), x[i]);
+    }
+  }
+}
 
 template <class T>
 XLSTM_DEVICE void store_row(T* to, const T (&from)[kWarpUnits], int units) {
