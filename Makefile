@@ -75,10 +75,10 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
-# Training with other packages' adapters, trainers and quantised weights.
-.PHONY: test-finetuning
-test-finetuning: peers
-	$(PY) -m pytest -n 2 -m slow -k 'tuning' tests/interop/peers/test_finetuning.py tests/examples/test_migrate.py $(ARGS)
+# Training and evaluation by other packages: adapters, trainers, quantised weights, the lm-evaluation-harness.
+.PHONY: test-packages
+test-packages: peers
+	$(PY) -m pytest -n 2 -m slow -k 'tuning or eval' tests/interop/peers/test_finetuning.py tests/interop/peers/test_lm_eval.py tests/examples/test_migrate.py $(ARGS)
 
 # A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one. Layers and models as
 # graphs for ONNX, where there is onnxruntime.

@@ -33,6 +33,28 @@ pictures: the first seed.
 """
 
 
+DOWNSTREAM = """<a id="downstream"></a>
+
+## Downstream tasks
+
+The paper's tables of large language models (section 4.3), and how each would be run. None of it was run here: neither
+the weights nor the data sets were at hand. What the command computes is tested on small tasks of the same kinds
+([migrate.md](migrate.md#evaluation)).
+
+    python -m xlstm_cuda.interop.lm_eval run --model xlstm_cuda --model_args pretrained=FOLDER,dtype=bfloat16 \\
+        --device cuda --tasks TASKS
+
+| in the paper | TASKS |
+| --- | --- |
+| LAMBADA: perplexity, accuracy | `lambada_openai` |
+| HellaSwag | `hellaswag` |
+| PIQA | `piqa` |
+| ARC-E, ARC-C | `arc_easy,arc_challenge` |
+| WinoGrande | `winogrande` |
+| PALOMA: perplexity in each domain | `paloma`, with `max_length=2048` in `--model_args` as Transformers have it |
+"""
+
+
 def load(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
     """The results by task, in the order of the catalogue and of the seeds."""
     found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
@@ -42,7 +64,7 @@ def load(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
 
 def page(results: dict[str, list[dict[str, Any]]]) -> str:
     sections = [section(TASKS[name], runs) for name, runs in results.items()]
-    return "\n".join([INTRODUCTION, summary(results), *sections])
+    return "\n".join([INTRODUCTION, summary(results), *sections, DOWNSTREAM])
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> str:

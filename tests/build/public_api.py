@@ -30,6 +30,7 @@ MODULES = (
     "xlstm_cuda.models.weights",
     "xlstm_cuda.interop.checkpoints",
     "xlstm_cuda.interop.flashrnn",
+    "xlstm_cuda.interop.lm_eval",
     "xlstm_cuda.interop.nxai",
     "xlstm_cuda.interop.transformers",
     "xlstm_cuda.interop.tirex",

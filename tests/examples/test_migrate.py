@@ -76,12 +76,12 @@ def test_contents() -> None:
 
 
 def parameter(example: Example) -> Any:
-    """Programs that import half a dozen large packages run in make test-finetuning."""
-    marks = [pytest.mark.slow] if example.name.startswith("Fine-tuning") else []
+    """Programs that import half a dozen large packages run in make test-packages."""
+    marks = [pytest.mark.slow] if example.name.startswith(("Fine-tuning", "Evaluation")) else []
     return pytest.param(example, marks=marks, id=example.name)
 
 
-@pytest.mark.parametrize("example", map(parameter, GUIDE_EXAMPLES))
+@pytest.mark.parametrize("example", [parameter(example) for example in GUIDE_EXAMPLES])
 def test_example(example: Example, tmp_path: Path) -> None:
     check(example, tmp_path)
 

@@ -19,7 +19,7 @@ from xlstm_cuda.testing import assert_close_relative
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # make test-finetuning; warnings of theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # make test-packages; warnings of theirs
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WORDS = [
