@@ -77,8 +77,8 @@ class BwdBlock {
         p(params),
         team(team_of(blockIdx.x, p.shape, plan)),
         rows(s.lengths, p.shape, team),
-        of_dh(s.of_dh, memory.weights, p, team, rows, padded_draw),
-        moved(s.inputs, p, team, rows) {
+        moved(s.inputs, p, team, rows),
+        of_dh(s.of_dh, memory.weights, p, team, rows, padded_draw) {
     __syncthreads();
   }
 
@@ -141,10 +141,10 @@ class BwdBlock {
   const int first_unit = team.rank * C::kUnits + group * kWarpUnits;  // of the head
   const int units = static_cast<int>(p.shape.head_dim) - first_unit;  // that exist, of 8
   const int seqlen = static_cast<int>(p.shape.seqlen);
-  uint8_t reset[2] = {};  // before the token after the one to come
-  unsigned slot = 0;      // of the ring: inputs of this step
+  uint8_t reset[2] = {};    // before the token after the one to come
+  unsigned slot = 0;        // of the ring: inputs of this step
+  BwdRowsOfCells<C> moved;  // before of_dh: the other way round the blocks of 128 units spill on sm_90a
   Dh<C> of_dh;
-  BwdRowsOfCells<C> moved;
 
   XLSTM_DEVICE bool has_cells() const { return C::kHelpers == 1 || helper == 0; }
   XLSTM_DEVICE int cell_index() const { return group * 32 + threadIdx.x % 32; }
