@@ -75,10 +75,17 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) $(HF_TESTS)
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
-# Training and evaluation by other packages: adapters, trainers, quantised weights, the lm-evaluation-harness.
+# The same with packages that are large, or slow to import (extra [packages]): trainers, quantised weights, the
+# lm-evaluation-harness, flashrnn, TiRex-2. make test runs them too where they are found, all but the slow ones.
+PACKAGE_TESTS := $(addprefix tests/interop/peers/test_,finetuning.py lm_eval.py flashrnn.py tirex_2.py) tests/examples/test_migrate.py tests/nn/test_children_are_called.py
 .PHONY: test-packages
-test-packages: peers
-	$(PY) -m pytest -n 2 -m slow -k 'tuning or eval' tests/interop/peers/test_finetuning.py tests/interop/peers/test_lm_eval.py tests/examples/test_migrate.py $(ARGS)
+test-packages: build/.packages$(subst /,_,$(PY))
+	$(PY) -m pytest -n 2 --dist worksteal -m '' -k 'peers or tuning or Eval or TiRex or FlashRNN or quantised_by' $(PACKAGE_TESTS) $(ARGS)
+
+build/.packages$(subst /,_,$(PY)): build/.peers$(subst /,_,$(PY))
+	@$(PY) tools/packages.py packages >build/packages.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt
+	@touch $@
 
 # A package of AOTInductor: built, which takes a C++ compiler and half a minute, and run without one. Layers and models as
 # graphs for ONNX, where there is onnxruntime.
