@@ -1,4 +1,4 @@
-# make demo | tasks | test | test-all | test-elsewhere | test-asan | test-sdist | test-torches | test-peers | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
+# make demo | tasks | test | test-examples | test-all | test-elsewhere | test-asan | test-sdist | test-torches | test-peers | simt | gates | gpu-check | bench | lint: each sets up what is missing first.
 # PYTHON=path: that interpreter is used as it is, nothing but this package is installed into it. Otherwise .venv is made.
 # TORCH: what to install where no torch >= 2.11 is importable. Options of the demo: make demo ARGS="--data FOLDER";
 # one experiment of examples/tasks, or its options: make tasks ARGS="parity --seed 1".
@@ -38,8 +38,15 @@ build/.tasks$(subst /,_,$(PY)): $(STAMP)
 	$(PY) -m pip install -q --disable-pip-version-check -c build/torch.txt -r build/packages.txt
 	@touch $@
 
+# test: the library. test-examples: the programs around it. Against other packages: test-peers. test-all: everything, the
+# slow tests too.
+PROGRAMS := tests/examples tests/tasks tests/bench
 test: $(STAMP) build/.simt
-	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal $(addprefix --ignore=,$(PROGRAMS) tests/interop/peers) $(ARGS)
+
+.PHONY: test-examples
+test-examples: $(STAMP) build/.simt
+	$(PY) -m pytest -n 2 --dist worksteal $(PROGRAMS) $(ARGS)
 
 test-all: $(STAMP) build/.simt
 	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow' $(ARGS)
@@ -52,8 +59,7 @@ test-elsewhere: $(STAMP)
 test-asan: $(STAMP)
 	PATH="$(abspath $(dir $(PY))):$$PATH" bash tests/tools/asan.sh $(PY) $(ARGS)
 
-# The packages that ours replaces (extra [peers]), for the tests in tests/interop/peers, which make test runs too where they are
-# found. test-transformers: its previous major version, and either one as if xlstm were not installed.
+# The packages that ours replaces (extra [peers]), for the tests in tests/interop/peers. test-transformers: its previous major version, and either one as if xlstm were not installed.
 peers: build/.peers$(subst /,_,$(PY))
 
 PREVIOUS  := build/peers/transformers-4.57
@@ -66,7 +72,7 @@ build/.peers$(subst /,_,$(PY)): $(STAMP)
 	@touch $@
 
 test-peers: peers
-	$(PY) -m pytest -n 2 tests/interop/peers $(ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal tests/interop/peers $(ARGS)
 	$(MAKE) test-transformers
 
 HF_TESTS := $(PY) -m pytest -n 2 tests/interop/peers/test_transformers.py
@@ -76,7 +82,7 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
 # The same with packages that are large, or slow to import (extra [packages]): trainers, quantised weights, the
-# lm-evaluation-harness, flashrnn, TiRex-2. make test runs them too where they are found, all but the slow ones.
+# lm-evaluation-harness, flashrnn, TiRex-2.
 PACKAGE_TESTS := $(addprefix tests/interop/peers/test_,finetuning.py lm_eval.py flashrnn.py tirex_2.py) tests/examples/test_migrate.py tests/nn/test_children_are_called.py
 .PHONY: test-packages
 test-packages: build/.packages$(subst /,_,$(PY))
@@ -100,12 +106,14 @@ test-sdist: $(STAMP)
 	@rm -rf $(SDIST) xlstm_cuda.egg-info && mkdir -p $(SDIST)
 	@$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('$(SDIST)')" >$(SDIST)/log 2>&1 || { cat $(SDIST)/log; exit 1; }
 	XLSTM_CUDA=off PATH="$(abspath $(dir $(PY))):$$PATH" $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --target $(SDIST)/installed $(SDIST)/*.tar.gz
+	@rm -rf xlstm_cuda.egg-info  # of the sdist: the package would be found here, without the tests' settings
 	@cp -r tests pyproject.toml $(SDIST)
 	PYTHONPATH='$(abspath $(SDIST)/installed)' $(PY) -c "import os, sys; os.chdir('$(SDIST)'); import pytest; sys.exit(pytest.main(['tests/build/test_import.py']))"
 
-# The lowest torch that is supported, and the newest that pip offers: some gigabytes each, removed at the end.
+# The lowest torch that is supported, and the newest that pip offers: some gigabytes each, removed at the end. ARGS=lowest:
+# that one alone.
 test-torches: test-sdist
-	tests/tools/torches.sh $(PY) $(SDIST)/*.tar.gz
+	tests/tools/torches.sh $(PY) $(SDIST)/*.tar.gz $(ARGS)
 
 simt: build/.simt
 

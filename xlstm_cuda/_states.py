@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,13 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
-# torch.export saves a program's input and output structure by these names, and states that torch.save wrote may be read
-# back with weights_only=True.
+def register(state_type: Any) -> None:
+    """torch.export saves a program's input and output structure by its name, and states of it that torch.save wrote may
+    be read back with weights_only=True.
+    """
+    _pytree._register_namedtuple(state_type, serialized_type_name=f"xlstm_cuda.{state_type.__name__}")
+    torch.serialization.add_safe_globals([state_type])
+
+
 for _type in (MLSTMState, SLSTMState, LSTMState):
-    _pytree._register_namedtuple(_type, serialized_type_name=f"xlstm_cuda.{_type.__name__}")
-    torch.serialization.add_safe_globals([_type])
+    register(_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 
 import pytest
@@ -11,11 +10,21 @@ from bench import machine_code, predict
 from bench.__main__ import main
 from bench.counters import counted, mlstm_of
 from tests.support.variants import requested
+from tools.sass.assemble import program
 from tools.sass.model import PIPES
 from xlstm_cuda import _ops
 
+
+def has(name: str) -> bool:
+    try:
+        return bool(program(name))
+    except FileNotFoundError:
+        return False
+
+
 needs_ptx = pytest.mark.skipif(
-    not _ops.available(_ops.PTX_NAMESPACE) or not shutil.which("ptxas"), reason="make ptx builds it"
+    not _ops.available(_ops.PTX_NAMESPACE) or not (has("ptxas") and has("nvdisasm")),
+    reason="make ptx builds it, make sass brings nvdisasm",
 )
 
 

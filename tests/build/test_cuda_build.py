@@ -86,5 +86,9 @@ def test_changed_registers_are_found() -> None:
     assert problems({KERNEL: {"80": 97}}, table, "13.1") == []
     assert problems({KERNEL: {"80": 96}, "new": {"80": 8}}, table, "13.0")
     assert problems({}, table, "13.0")
+    more = {"nvcc": "13.0", "registers": {KERNEL: {"80": 96, "100": 97}, "of another": {"100": 8}}}
+    assert problems({KERNEL: {"80": 96}}, more, "13.0") == [], "architectures that were not compiled say nothing"
+    assert problems({KERNEL: {"80": 96, "100": 98}}, more, "13.0")
+    assert problems({KERNEL: {"80": 96, "100": 97}}, more, "13.0"), "a kernel is gone"
     assert problems({f"k{n}": {"80": 8} for n in range(MAX_KERNELS + 1)}, {"nvcc": "1"}, "13.0")
     assert problems({KERNEL: {"80": 256}}, table, "13.1")

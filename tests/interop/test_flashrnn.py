@@ -87,6 +87,64 @@ def test_gradients_of_h_from_all_states() -> None:
     compare((actual,), (expected,), inputs, 1e-11)
 
 
+@pytest.mark.parametrize("function", STATES)
+def test_second_derivatives(function: str) -> None:
+    """Through every state after every token, where the gradient that comes in needs none and where it does."""
+    inputs = draw(function)
+
+    def all_of(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor) -> Tensor:
+        return flashrnn(Wx, R, b, states, function=function)[0]
+
+    assert torch.autograd.gradgradcheck(all_of, tuple(inputs.values()), fast_mode=True)
+
+    def squares(result: tuple[Tensor, ...]) -> list[Tensor]:
+        """Of gradients of a sum, into which constants come in."""
+        first = torch.autograd.grad(result[0].sum(), list(inputs.values()), create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), list(inputs.values())))
+
+    expected = squares(plain(function, **inputs))
+    for found, wanted in zip(squares(flashrnn(**inputs, function=function)), expected, strict=True):
+        assert_close_relative(found, wanted, 1e-10)
+
+
+@pytest.mark.parametrize("function", STATES)
+def test_transforms(function: str) -> None:
+    """All states under torch.func and in one graph of torch.compile."""
+    inputs = draw(function)
+    place = ("Wx", "R", "b", "states")
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return flashrnn(*tensors, function=function)[0].square().sum()
+
+    tensors = tuple(inputs[name] for name in place)
+    expected = torch.autograd.grad(plain(function, **inputs)[0].square().sum(), tensors)
+    fixed = tuple(tensor.detach() for tensor in tensors)
+    for found, wanted in zip(torch.func.grad(loss, tuple(range(4)))(*fixed), expected, strict=True):
+        assert_close_relative(found, wanted, 1e-10)
+    along = tuple(torch.randn_like(tensor) for tensor in fixed)
+    slope = torch.func.jvp(loss, fixed, along)[1]
+    assert_close_relative(slope, sum((g * d).sum() for g, d in zip(expected, along, strict=True)), 1e-10)
+    several = torch.stack([fixed[0], along[0]])
+    found = torch.func.vmap(loss, (0, None, None, None))(several, *fixed[1:])
+    assert_close_relative(found, torch.stack([loss(x, *fixed[1:]) for x in several]), 1e-10)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close_relative(compiled(*tensors), loss(*tensors), 1e-10)
+    for found, wanted in zip(torch.autograd.grad(compiled(*tensors), tensors), expected, strict=True):
+        assert_close_relative(found, wanted, 1e-10)
+
+
+@pytest.mark.parametrize("function", STATES)
+def test_autocast(function: str) -> None:
+    """It changes nothing: dtypes are the config's business. Gradients likewise."""
+    inputs = {name: x.detach().float().requires_grad_() for name, x in draw(function).items()}
+    expected = flashrnn(**inputs, function=function)
+    of_all = torch.autograd.grad(expected[0].sum(), list(inputs.values()))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = flashrnn(**inputs, function=function)
+        found = torch.autograd.grad(actual[0].sum(), list(inputs.values()))
+    assert all(map(torch.equal, (*actual, *found), (*expected, *of_all)))
+
+
 LAYOUTS = itertools.product(("BTGHD", "TBGHD"), ("SBHTD", "STBHD", "SBTHD"), ("GHDP", "HGDP", "HPGD", "HPDG"), ("HDG",))
 BIASES = [("BTGHD", "SBTHD", "GHDP", bias) for bias in ("GHD", "HGD")]
 

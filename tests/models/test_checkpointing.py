@@ -72,3 +72,13 @@ def test_names_of_transformers_4(name: str) -> None:
 def test_fewer_than_every_layer() -> None:
     with pytest.raises(ValueError, match="^every_n_layers must be at least 1, got 0"):
         build("lm").activation_checkpointing_enable(every_n_layers=0)
+
+
+@every_model
+def test_refusals(name: str) -> None:
+    """Both ways would lose something without a word: gradients of states, or the option."""
+    model = build(name)
+    with pytest.raises(ValueError, match="^use_reentrant must be False, as it loses the gradients of states, got True"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match=r"^activation_checkpointing_kwargs must be among .*, got \['reentrant'\]"):
+        model.activation_checkpointing_enable({"reentrant": False})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,21 @@ def test_states_and_repr(cell: Any) -> None:
     assert all(map(torch.equal, ours(draw(B, INPUTS), zeros), state)), "a state of zeros is the empty one"
     assert repr(ours) == f"{cell.__name__}(5, 6, num_heads=2)"
     ours.reset_parameters()
+
+
+@cells
+def test_states_are_saved(cell: Any, tmp_path: Path) -> None:
+    """By torch.save, read with weights_only, and in a program of torch.export that returns them."""
+    ours, x = make(cell, num_heads=2), draw(B, INPUTS)
+    state = ours(x)
+    torch.save(state, tmp_path / "state")
+    found = torch.load(tmp_path / "state", weights_only=True)
+    assert type(found) is type(state) and all(map(torch.equal, found, state))
+    torch.export.save(torch.export.export(ours, (x, state)), tmp_path / "program.pt2")
+    again = torch.export.load(tmp_path / "program.pt2").module()(x, state)
+    assert type(again) is type(state)
+    for a, e in zip(again, ours(x, state), strict=True):
+        assert_close_relative(a, e, 1e-10)
 
 
 @pytest.mark.parametrize(

@@ -223,12 +223,41 @@ def test_wrong_resets(change: Any, error: type[Exception], message: str) -> None
         make(xnn.LSTM)(draw(S, B, INPUTS), reset=change(cuts().T))
 
 
+@modules
+def test_reset_without_tokens(module: Any) -> None:
+    ours = make(module, bidirectional=True)
+    y, _ = ours(draw(0, B, INPUTS), reset=torch.zeros(0, B, dtype=torch.bool))
+    assert y.shape[:2] == (0, B)
+
+
+@pytest.mark.parametrize("module", [xnn.LSTM, xnn.sLSTM])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_projected_state(module: Any, bidirectional: bool) -> None:
+    """torch.vmap over resets or states alone; and NaN in a state ends at a reset before the first token."""
+    ours = make(module, 1, proj_size=4, bidirectional=bidirectional)
+    x, state = draw(S, B, INPUTS), tuple(s.detach() for s in random_state(ours))
+    resets = torch.stack([cuts().T, cuts().flip(0).T])
+    found = torch.func.vmap(lambda r: ours(x, state, reset=r)[0])(resets)
+    assert_close_relative(found, torch.stack([ours(x, state, reset=r)[0] for r in resets]), bound)
+    several = tuple(torch.stack([s, s.flip(1)]) for s in state)
+    found = torch.func.vmap(lambda *hx: ours(x, hx)[0])(*several)
+    assert_close_relative(found, torch.stack([ours(x, hx)[0] for hx in zip(*several, strict=True)]), bound)
+    begins = torch.zeros(S, B, dtype=torch.bool)
+    begins[0] = True
+    nan = tuple(s.clone().index_fill_(0, torch.tensor([0]), torch.nan) for s in state)
+    assert_close_relative(ours(x, nan, reset=begins)[0], ours(x, state, reset=begins)[0], bound)
+
+
 def test_wrong_resets_of_rows() -> None:
     ours, x, reset = make(xnn.LSTM), draw(B, S, INPUTS), cuts()
     packed: PackedSequence = pack_padded_sequence(x, torch.tensor([9, 6, 4, 1]), batch_first=True)
     other = pack_padded_sequence(reset, torch.tensor([9, 6, 3, 2]), batch_first=True)
     with pytest.raises(ValueError, match="^LSTM: reset must have the lengths of the input's rows"):
         ours(packed, reset=other)
+    shuffled = PackedSequence(packed.data, packed.batch_sizes, torch.arange(B).flip(0), torch.arange(B).flip(0))
+    flags = pack_padded_sequence(reset, torch.tensor([9, 6, 4, 1]), batch_first=True)
+    with pytest.raises(ValueError, match="^LSTM: reset must have the lengths of the input's rows, in their order"):
+        ours(shuffled, reset=flags)
     with pytest.raises(TypeError, match="^LSTM: reset must be a PackedSequence, as the input is, got Tensor"):
         ours(packed, reset=reset)
     with pytest.raises(ValueError, match="^LSTM: reset must have the lengths of the input's rows"):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# tests/tools/torches.sh PYTHON SDIST: the core tests on the lowest torch that is supported and on the newest that pip offers,
-# each in an environment of its own, which goes again. The extension is built with the lowest; both run that file.
+# tests/tools/torches.sh PYTHON SDIST [lowest]: the core tests on the lowest torch that is supported and on the newest that pip offers,
+# each in an environment of its own, which goes again. The extension is built with the lowest; both run that file. With
+# "lowest" on that one alone.
 set -euo pipefail
 python=$1
 sdist=$(realpath "$2")
@@ -12,7 +13,9 @@ core='build/test_import functional/test_torch functional/test_mlstm functional/t
 rm -rf $folder && mkdir -p $folder
 trap 'rm -rf $folder/venv' EXIT  # some gigabytes
 cp -r tests pyproject.toml $folder
-for torch in "torch==$lowest" torch; do
+versions=("torch==$lowest")
+[ "${3:-}" = lowest ] || versions+=(torch)
+for torch in "${versions[@]}"; do
   "$python" -m venv $folder/venv
   pip="$folder/venv/bin/python -m pip --disable-pip-version-check -q"
   if ! $pip install --no-compile "$torch"; then

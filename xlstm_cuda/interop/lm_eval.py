@@ -45,7 +45,7 @@ class XLSTMCuda(TemplateLM):
         tokenizer: of transformers, or a folder that has one; None: that of the checkpoint's folder.
         device, dtype: of a model that is read from a folder. The harness's command says "cuda:0" unless it is told
             otherwise: that, and None, are a GPU where there is one and else the CPU.
-        batch_size: rows of a call.
+        batch_size: rows of a call; the harness's "auto" is 8, nothing is tried out.
         chunk_size: tokens of a row that go through the model at once; changes only rounding.
         max_length: None: each text is scored as a whole. Otherwise tokens that a prediction may look back on, as in a
             Transformer: what the harness's own models do, and what published numbers of them mean.
@@ -75,7 +75,8 @@ class XLSTMCuda(TemplateLM):
             self.model = load_large(pretrained, device=device, dtype=dtype)
             tokenizer = Path(pretrained) if tokenizer is None else tokenizer
         self.tokenizer = _tokenizer(tokenizer)
-        self.batch_size, self.chunk_size = int(batch_size), int(chunk_size)
+        self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
+        self.chunk_size = int(chunk_size)
         self.max_length = None if max_length is None else int(max_length)
         self.max_gen_toks = int(max_gen_toks)
         self.model.eval()
@@ -153,7 +154,8 @@ class XLSTMCuda(TemplateLM):
         if self.max_length is None or len(context) + len(continuation) <= self.max_length + 1:
             return context, continuation
         kept = (context + continuation)[-(self.max_length + 1) :]
-        return kept[: -len(continuation)], kept[-len(continuation) :]
+        split = len(kept) - len(continuation)
+        return kept[:split], kept[split:]
 
     def _windows(self, tokens: list[int]) -> list[tuple[None, list[int], list[int]]]:
         """(None, context, tokens to be predicted): one of them, or as many as max_length makes it."""
@@ -203,7 +205,8 @@ class XLSTMCuda(TemplateLM):
         stops = options.get("until") or []
         stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
         sampling: dict[str, Any] = {"temperature": 0.0}
-        if options.get("do_sample", options.get("temperature", 0) > 0):
+        temperature = options.get("temperature", 1.0 if options.get("do_sample") else 0.0)
+        if options.get("do_sample", True) and temperature > 0:
             sampling = {name: options[name] for name in ("temperature", "top_k", "top_p") if options.get(name)}
         ids, mask = self._padded([self.tok_encode(context) or [self.prefix_token_id] for context in contexts])
         count = int(options.get("max_gen_toks", self.max_gen_toks))

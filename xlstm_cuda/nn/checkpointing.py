@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import require
 
+# Of torch.utils.checkpoint.checkpoint.
+OPTIONS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+
 
 class Checkpointing(NamedTuple):
     options: dict[str, Any]  # of torch.utils.checkpoint.checkpoint
@@ -33,13 +36,18 @@ class ActivationCheckpointing(nn.Module):
     ) -> None:
         """From now on training saves the inputs of blocks only, and its backward pass computes these anew.
 
-        activation_checkpointing_kwargs: options of torch.utils.checkpoint.checkpoint; use_reentrant is False unless
-            given.
+        activation_checkpointing_kwargs: options of torch.utils.checkpoint.checkpoint (`OPTIONS`). ValueError for
+            others, and for use_reentrant=True: that way loses the gradients of states that are handed on.
         every_n_layers: the first block and every n-th one after it do so; ValueError for less than 1.
         offload: these inputs wait in the memory of the CPU.
         """
         require(every_n_layers >= 1, f"every_n_layers must be at least 1, got {every_n_layers}")
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        unknown = [name for name in options if name not in OPTIONS]
+        require(not unknown, f"activation_checkpointing_kwargs must be among {', '.join(OPTIONS)}, got {unknown}")
+        require(
+            not options["use_reentrant"], "use_reentrant must be False, as it loses the gradients of states, got True"
+        )
         self._set_checkpointing(Checkpointing(options, every_n_layers, offload))
 
     def activation_checkpointing_disable(self) -> None:

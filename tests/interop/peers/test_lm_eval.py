@@ -186,6 +186,18 @@ def test_our_language_model(folder: Path) -> None:
     assert harness.generate_until([request("a", sampled)])[0]
 
 
+def test_odd_requests(folder: Path) -> None:
+    """Sampling at temperature 0 is greedy, nothing to score is 0 at any length, "auto" is a number of rows."""
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    harness = XLSTMCuda(blocks_lm(), tokenizer=tokenizer, batch_size="auto:4", max_length=2)
+    assert harness.batch_size == 8
+    greedy, cold = {"max_gen_toks": 8}, {"do_sample": True, "temperature": 0.0, "max_gen_toks": 8}
+    assert harness.generate_until([request("a", cold)]) == harness.generate_until([request("a", greedy)])
+    ids = tokenizer.encode("the cat sat on a mat")
+    assert harness._loglikelihood_tokens([(None, ids, [])]) == [(0.0, True)]
+
+
 def test_refusals(folder: Path) -> None:
     with pytest.raises(ValueError, match="^XLSTMCuda: a model that is built already needs a tokenizer"):
         XLSTMCuda(blocks_lm())

@@ -10,18 +10,29 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from ... import functional
+from ... import _autocast, functional
 from ..._states import LSTMState, SLSTMState
+from ..._transforms import in_forward_mode, in_transform
+
+
+def all_states(dtype: torch.dtype, h: Tensor, x: Tensor, R: Tensor, b: Tensor, state: Tensor) -> Tensor:
+    """(S, B, T, H, D), the first of them h.
+
+    h (B, T, H, D), what the kernel made of x (B, T, 4, H, D), R, b and state (S, B, H, D). The others are found in
+    float32 at least. torch's transforms and compiler trace the steps themselves.
+    """
+    if in_transform() or in_forward_mode() or torch.compiler.is_compiling():
+        others = _step_by_step(_gates(h, x, R, b, state), state)
+        return torch.cat([h[None].to(dtype), others.to(dtype)])
+    found: Tensor = AllStates.apply(dtype, h, x, R, b, state)
+    return found
 
 
 class AllStates(torch.autograd.Function):
-    """(S, B, T, H, D), the first of them h: AllStates.apply(dtype, h, x, R, b, state)
-
-    h (B, T, H, D), what the kernel made of x (B, T, 4, H, D), R, b and state (S, B, H, D). Programs read h alone as a
-    rule. So nothing is saved for the gradients of the others, which are found step by step where there are some.
+    """`all_states` outside of transforms. Programs read h alone as a rule, so nothing is saved for the gradients of the
+    others: these are found step by step where there are some.
     """
 
     @staticmethod
@@ -34,16 +45,20 @@ class AllStates(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        h, *others = ctx.saved_tensors
-        dh = grad[0].to(h.dtype)
-        if not grad[1:].any():
+        again = torch.is_grad_enabled()  # these gradients are to be differentiated in turn
+        dh = grad[0].to(ctx.saved_tensors[0].dtype)
+        if not again and not grad[1:].any():
             return None, dh, None, None, None, None
-        with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in (h, *others)]
+        with torch.enable_grad(), _autocast.disabled(grad.device.type):
+            # Views: h comes from the others, and what goes through it is not to be counted twice.
+            inputs = [
+                tensor.view_as(tensor) if again and tensor.requires_grad else tensor.detach().requires_grad_()
+                for tensor in ctx.saved_tensors
+            ]
             states = _step_by_step(_gates(*inputs), inputs[-1])
-            found = torch.autograd.grad(states, inputs, grad[1:].to(states.dtype), allow_unused=True)
+            weights = grad[1:].to(states.dtype)
+            found = torch.autograd.grad(states, inputs, weights, create_graph=again, allow_unused=True)
         return None, dh if found[0] is None else dh + found[0], *found[1:]
 
 
@@ -92,6 +107,8 @@ def _decaying_sum(decay: Tensor, added: Tensor, before: Tensor) -> Tensor:
 def _step_by_step(gates: Tensor, state: Tensor) -> Tensor:
     """c, n and m (S - 1, B, T, H, D) again, differentiable: the cell of the library, without recurrent weights."""
     heads = gates.shape[3:]
+    if not gates.shape[2]:
+        return state[1:, :, None].expand(-1, -1, 0, -1, -1)
     gates = torch.cat([gates, gates[:1]]).flatten(3)[..., None]  # any o: of h nothing is taken
     state = state.flatten(2)[..., None]
     none = gates.new_zeros(4, gates.shape[3], 1, 1)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ... import functional
+from ... import _autocast, functional
 from ..._states import LSTMState, SLSTMState
-from .all_states import AllStates
+from .all_states import all_states as every_state
 from .config import STATES, FlashRNNConfig, check
 
 
@@ -41,9 +41,11 @@ def flashrnn(
     Returns:
         All states after every token (S, B, T, H, D), and those after the last one (S, B, 1, H, D).
 
-    Computed in the dtype of Wx and R, states in float32 at least. An element of `states` with n = 0 is empty, whatever
-    the others are; the package ignores its m only where all n are 0. n is no less than 1 there, after the first token
-    at the latest; here it is so from the empty state on, or from states that such a call returned.
+    Computed in the dtype of Wx and R, under autocast too, states in float32 at least.
+
+    An element of `states` with n = 0 is empty, whatever the others are; the package ignores its m only where all n are
+    0. n is no less than 1 there, after the first token at the latest; here it is so from the empty state on, or from
+    states that such a call returned.
 
     Raises:
         TypeError, ValueError: no tensors, other shapes, functions, names of layouts, or options that have no kernel.
@@ -95,12 +97,12 @@ def run(
     if state is None and config.initial_val != 0:
         state = _constant_state(config, x)
 
-    h, final = _scan(config.function, x, R, b, state)
-    found, last = h[None], torch.stack(final)[:, :, None]
-    if all_states:
-        found = cast(
-            Tensor, AllStates.apply(dtype, h, x, R, b, torch.zeros_like(last[:, :, 0]) if state is None else state)
-        )
+    with _autocast.disabled(x.device.type):  # the config says all that there is to say about dtypes
+        h, final = _scan(config.function, x, R, b, state)
+        found, last = h[None], torch.stack(final)[:, :, None]
+        if all_states:
+            start = torch.zeros_like(last[:, :, 0]) if state is None else state
+            found = every_state(dtype, h, x, R, b, start)
     return _turned(found.to(dtype), "SBTHD", layout.states), _turned(last.to(dtype), "SBTHD", layout.states)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import functional
-from ..._states import LSTMState, MLSTMState, SLSTMState
+from ..._states import LSTMState, MLSTMState, SLSTMState, register
 from ..tracing import leaf_call
 from .base import RNN
 from .checks import check_heads, check_options, check_state, check_token
@@ -28,6 +28,7 @@ class MLSTMCellState(NamedTuple):
     m: Tensor
 
 
+register(MLSTMCellState)
 State = TypeVar("State", LSTMState, SLSTMState, MLSTMCellState)
 
 

@@ -115,11 +115,15 @@ def check_reset(op: str, reset: Any, input: Any, learned: bool) -> None:
         raise InputError(f"{op}: reset must be on the device of the input, {x.device}, got {flags.device}")
     if flags.is_nested != x.is_nested or (x.is_nested and flags.layout != x.layout):
         raise TypeError(f"{op}: reset must be a jagged NestedTensor where the input is one, and nowhere else")
-    same = torch.equal(reset.batch_sizes, input.batch_sizes) if packed else True
+    same = _same_rows(reset, input) if packed else True
     if x.is_nested:
         same = torch.equal(flags.contiguous().offsets(), x.contiguous().offsets())
     if not same or (not x.is_nested and flags.shape != x.shape[:-1]):
-        shape = "the lengths of the input's rows" if packed or x.is_nested else f"shape {tuple(x.shape[:-1])}"
+        shape = (
+            "the lengths of the input's rows, in their order"
+            if packed or x.is_nested
+            else f"shape {tuple(x.shape[:-1])}"
+        )
         raise InputError(
             f"{op}: reset must have {shape}, got {'others' if packed or x.is_nested else tuple(flags.shape)}"
         )
@@ -140,6 +144,15 @@ def check_state(
             raise InputError(f"{op}: {name} of hx must be on the device of the input, {device}, got {s.device}")
         if s.shape != shape:
             raise InputError(f"{op}: {name} of hx must have shape {shape}, got {tuple(s.shape)}")
+
+
+def _same_rows(a: PackedSequence, b: PackedSequence) -> bool:
+    """Whether two packed batches have rows of the same lengths, packed in the same order."""
+    if not torch.equal(a.batch_sizes, b.batch_sizes):
+        return False
+    as_they_are = torch.arange(max(a.batch_sizes.tolist(), default=0))
+    orders = [as_they_are if p.sorted_indices is None else p.sorted_indices.cpu() for p in (a, b)]
+    return torch.equal(*orders)
 
 
 def _check_packed(op: str, input: PackedSequence) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _autocast, _onnx, functional
 from ..._backend import in_onnx_graph
 from ..._states import LSTMState, SLSTMState
+from ..._transforms import in_transform
 from ...functional._blockwise import blockwise_scan, tokens_per_block
 from ...functional._blockwise import gates as project
 from .base import RNN
@@ -115,7 +116,8 @@ class ScalarRNN(RNN[State]):
             if x.shape[1]:
                 first = _by_head(p, R.transpose(0, 1).flatten(1, 2)).unflatten(-1, R.shape[::2])  # (B, H, 4, D)
                 if rows.reset is not None:  # behind the last token, where the reversed heads start, nothing begins
-                    first[:, : self.num_heads] *= ~rows.reset[:, 0, None, None, None]
+                    forward = torch.arange(first.shape[1], device=x.device) < self.num_heads
+                    first = first.masked_fill((rows.reset[:, :1] & forward)[..., None, None], 0)
                 x = _with_first_tokens(x, first.transpose(1, 2), self.num_heads, rows.lengths)
             initial_state = initial_state._replace(h=torch.zeros_like(initial_state.c))
         h, final = self._scan(x, R @ P, b, initial_state, rows)
@@ -139,10 +141,12 @@ def _with_first_tokens(x: Tensor, first: Tensor, forward_heads: int, lengths: Te
 
     The heads after the forward ones are reversed. A row without tokens gets it in its padding, where nothing counts.
     """
-    if in_onnx_graph():
+    if in_onnx_graph() or in_transform():  # vmap: x may have fewer dimensions than what is to be written into it
         t, heads = (torch.arange(size, device=x.device) for size in (x.shape[1], x.shape[3]))
-        turn = torch.where(heads < forward_heads, 0, x.shape[1] - 1)  # (H,): which token is the first
-        return x + first[:, None] * (t[:, None] == turn)[None, :, None, :, None]
+        end = torch.full_like(t[:1], x.shape[1]) if lengths is None else lengths
+        turn = torch.where(heads < forward_heads, 0, (end[:, None] - 1).clamp(min=0))  # (B or 1, H): the first token
+        is_first = (t[None, :, None] == turn[:, None])[:, :, None, :, None]
+        return torch.where(is_first, x + first[:, None], x)
     x[:, 0, :, :forward_heads] += first[:, :, :forward_heads]
     if x.shape[3] > forward_heads:
         rows = torch.arange(x.shape[0], device=x.device)

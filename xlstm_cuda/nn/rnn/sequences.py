@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ... import _onnx
@@ -24,7 +23,7 @@ class Rows(NamedTuple):
         """For a pass from the last token to the first: it begins anew at the last tokens of what `reset` begins."""
         if self.reset is None:
             return self
-        following = F.pad(self.reset[:, 1:], (0, 1))
+        following = torch.cat([self.reset[:, 1:], torch.zeros_like(self.reset[:, :1])], 1)
         if self.lengths is not None:  # what follows the last token of a row is padding
             t = torch.arange(1, following.shape[1] + 1, device=following.device)
             following = following & (t < self.lengths[:, None])
