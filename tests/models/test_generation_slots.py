@@ -47,11 +47,11 @@ def test_requests_equal_generation_alone(model: Any, capacity: int, eos: int | l
         for _ in range(random.randint(0, 3)):
             new = decoder.step()
             assert len(new) <= capacity
-            for number, token in new.items():
-                tokens.setdefault(number, []).append(token)
+            for number, ids in new.items():
+                tokens.setdefault(number, []).extend(ids)
     while new := decoder.step():
-        for number, token in new.items():
-            tokens.setdefault(number, []).append(token)
+        for number, ids in new.items():
+            tokens.setdefault(number, []).extend(ids)
     assert numbers == list(range(12))
     for number, (prompt, length) in zip(numbers, given, strict=True):
         result = decoder.result(number)

@@ -4,15 +4,27 @@ import sys
 from importlib import import_module
 
 from . import weights
-from .generation import GraphedStep, SlotDecoder, generate, reorder_state, stream
+from .generation import (
+    GraphedStep,
+    PrefixCache,
+    SlotDecoder,
+    generate,
+    model_draft,
+    prompt_lookup,
+    reorder_state,
+    stream,
+)
 from .large import LargeState, xLSTMLarge, xLSTMLargeConfig
 from .lm import xLSTMLMModel, xLSTMLMModelConfig
 
 __all__ = [
     "GraphedStep",
     "LargeState",
+    "PrefixCache",
     "SlotDecoder",
     "generate",
+    "model_draft",
+    "prompt_lookup",
     "reorder_state",
     "stream",
     "weights",

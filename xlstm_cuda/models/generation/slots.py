@@ -22,7 +22,10 @@ from .decoding import (
     evaluation,
     reorder_state,
 )
+from .drafts import Draft, check_draft
+from .prefix_cache import PrefixCache, row_of
 from .sampling import Sampling, seeded
+from .speculation import Row, Speculation, Window, until_end
 
 
 @dataclass
@@ -30,7 +33,16 @@ class _Request:
     number: int
     prompt: Prompt
     max_new_tokens: int
-    new: list[int] = field(default_factory=list)
+    row: Row = field(init=False)
+
+    def __post_init__(self) -> None:
+        ids = self.prompt.ids[0].tolist()
+        self.row = Row(ids, len(ids))
+
+    @property
+    def wanted(self) -> int:
+        """New ids that it still takes."""
+        return self.prompt.ids.shape[1] + self.max_new_tokens - len(self.row.ids)
 
 
 class SlotDecoder:
@@ -41,6 +53,8 @@ class SlotDecoder:
     on the order of all requests.
 
     temperature, top_k, top_p, seed, eos_id, prefill_chunk_size: see generate; for all requests.
+    draft, window: speculative decoding, see generate: a step may give a request several tokens.
+    prefix_cache: prompts begin behind the longest prefix that it knows, and it keeps their states.
     Raises ValueError for options out of range, TypeError for counts that are no integers.
     """
 
@@ -55,10 +69,19 @@ class SlotDecoder:
         top_p: float | None = None,
         seed: int | None = None,
         prefill_chunk_size: int | None = PREFILL_CHUNK_SIZE,
+        draft: Draft | None = None,
+        window: int = 8,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         check_count("SlotDecoder: capacity", capacity, 1)
         check_count("SlotDecoder: prefill_chunk_size", prefill_chunk_size, 1, optional=True)
+        check_draft("SlotDecoder", draft, window)
+        if not (prefix_cache is None or isinstance(prefix_cache, PrefixCache)):
+            given = type(prefix_cache).__name__
+            raise TypeError(f"SlotDecoder: prefix_cache must be None or a PrefixCache, got {given}")
         self._model = model
+        self._speculation = Speculation(model, draft, window)
+        self._cache = prefix_cache
         self._capacity = capacity
         self._eos = eos_ids("SlotDecoder", eos_id)
         self._seed = seed
@@ -97,28 +120,32 @@ class SlotDecoder:
         return number
 
     @torch.no_grad()
-    def step(self) -> dict[int, int]:
-        """One token more for every active request: {its number: the token}; empty where no request is left.
+    def step(self) -> dict[int, list[int]]:
+        """One token more for every active request, with a draft one or more: {its number: its new tokens}.
 
-        After an error the active requests are as they were before, and the next step goes on with them; a request whose
-        prompt raised it is dropped.
+        Empty where no request is left. After an error the active requests are as they were before, and the next step
+        goes on with them; a request whose prompt raised it is dropped.
         """
         with evaluation(self._model):
             self._admit()
             if not self._active:
                 return {}
-            stepped, state, logits = self._next_logits()
-        tokens = self._sampling.choose(logits).tolist()
-        self._write(stepped, state)  # only now: a step whose choice failed is repeated
-        slots = [*stepped, *self._first_logits]
+            stepped = [slot for slot in self._active if slot not in self._first_logits]
+            verified = self._verify(stepped) if stepped else None
+        logits = list(self._first_logits.values()) if verified is None else [verified[1], *self._first_logits.values()]
+        tokens = self._sampling.choose(torch.cat(logits)).tolist()
+        new: dict[int, list[int]] = {}  # by slot
+        if verified is not None:  # only now: a step whose choice failed is repeated
+            new |= self._accept(stepped, tokens, verified)
+        for slot, token in zip(self._first_logits, tokens[len(tokens) - len(self._first_logits) :], strict=True):
+            self._active[slot].row.ids.append(token)
+            new[slot] = [token]
         self._first_logits.clear()
-        requests = [self._active[slot] for slot in slots]
-        for slot, request, token in zip(slots, requests, tokens, strict=True):
-            request.new.append(token)
-            if token in self._eos or len(request.new) == request.max_new_tokens:
-                del self._active[slot]
-                self._finish(request)
-        return {request.number: token for request, token in zip(requests, tokens, strict=True)}
+        found = {self._active[slot].number: ids for slot, ids in new.items()}
+        for slot, ids in new.items():
+            if ids[-1] in self._eos or self._active[slot].wanted == 0:
+                self._end(slot)
+        return found
 
     def run(self) -> None:
         """Steps until no request is left."""
@@ -138,7 +165,10 @@ class SlotDecoder:
         free = [slot for slot in range(self._capacity) if slot not in self._active]
         for slot in free[: len(self._waiting)]:
             request = self._waiting.popleft()
-            logits, state = request.prompt.prefill(self._model)
+            if self._cache is None:
+                logits, state = request.prompt.prefill(self._model)
+            else:
+                logits, state = self._cache.prefill(self._model, request.prompt.ids, self._chunk_size)
             if self._state is None:
                 with torch.inference_mode(False):  # steps outside of it may follow, and write there
                     self._state = _pytree.tree_map(lambda leaf: leaf.new_zeros(self._capacity, *leaf.shape[1:]), state)
@@ -146,16 +176,28 @@ class SlotDecoder:
             self._first_logits[slot] = logits[:, -1]
             self._active[slot] = request
 
-    def _next_logits(self) -> tuple[list[int], Any, Tensor]:
-        """The slots that made a step, their next state, and logits (N, V): theirs, then those of the new prompts."""
-        slots = [slot for slot in self._active if slot not in self._first_logits]
-        rows, state = [], None
-        if slots:
-            ids = self._active[slots[0]].prompt.ids
-            last = ids.new_tensor([[self._active[slot].new[-1]] for slot in slots])
-            logits, state = self._model.step(last, reorder_state(self._state, _index(slots, ids)))
-            rows.append(logits[:, -1])
-        return slots, state, torch.cat([*rows, *self._first_logits.values()])
+    def _verify(self, slots: list[int]) -> tuple[Window, Tensor, Any, Any]:
+        """What the rows in these slots were given, the logits (N * S, V), and their states before and after that."""
+        requests = [self._active[slot] for slot in slots]
+        rows, ids = [request.row for request in requests], requests[0].prompt.ids
+        state = reorder_state(self._state, _index(slots, ids))
+        before = self._speculation.absorb(rows, state, ids)
+        if before is not state:
+            self._write(slots, before)
+        window, logits, after = self._speculation.verify(rows, [request.wanted for request in requests], before, ids)
+        return window, logits.flatten(0, 1), before, after
+
+    def _accept(
+        self, slots: list[int], tokens: list[int], verified: tuple[Window, Tensor, Any, Any]
+    ) -> dict[int, list[int]]:
+        """What was chosen behind each of the given ids -> the new ids of each slot, which are kept."""
+        window, _, before, after = verified
+        size = window.size
+        chosen = [tokens[place * size : (place + 1) * size] for place in range(len(slots))]
+        new = [until_end(ids, self._eos) for ids in window.accepted(chosen)]
+        rows = [self._active[slot].row for slot in slots]
+        self._write(slots, self._speculation.accept(window, rows, new, before, after))
+        return dict(zip(slots, new, strict=True))
 
     def _write(self, slots: list[int], state: Any) -> None:
         """The rows of `state` into those of the slots."""
@@ -164,9 +206,14 @@ class SlotDecoder:
         for buffer, leaf in zip(_pytree.tree_leaves(self._state), _pytree.tree_leaves(state), strict=True):
             buffer.index_copy_(0, _index(slots, buffer), leaf.to(buffer.dtype))
 
+    def _end(self, slot: int) -> None:
+        request = self._active.pop(slot)
+        if self._cache is not None:  # the next turn of a conversation begins so
+            self._cache.store(request.row.ids[: request.row.seen], row_of(self._state, slot))
+        self._finish(request)
+
     def _finish(self, request: _Request) -> None:
-        ids = request.prompt.ids[0]
-        self._results[request.number] = torch.cat([ids, ids.new_tensor(request.new)])
+        self._results[request.number] = request.prompt.ids.new_tensor(request.row.ids)
 
 
 def _index(slots: list[int], like: Tensor) -> Tensor:

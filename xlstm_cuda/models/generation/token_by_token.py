@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...nn.config import require
 from .beams import beam_search
-from .cuda_graph import make_step
+from .cuda_graph import GraphedStep, make_step
 from .decoding import (
     LOOK_EVERY,
     PREFILL_CHUNK_SIZE,
@@ -26,7 +26,9 @@ from .decoding import (
     is_any_of,
     padded_prompt,
 )
+from .drafts import Draft, check_draft
 from .sampling import Sampling, seeded
+from .speculation import Speculation, decode
 
 
 @torch.no_grad()
@@ -48,6 +50,8 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     cuda_graph: bool | str = "auto",
+    draft: Draft | None = None,
+    window: int = 8,
 ) -> Tensor | tuple[Tensor, Any]:
     """Continues prompt_ids (B, S), S >= 1, by up to max_new_tokens: the ids (B, S + N), prompt included.
 
@@ -70,6 +74,11 @@ def generate(
     length_penalty: beams are compared by log-probability / n**length_penalty, n new tokens, eos_id included.
     cuda_graph: record the step as a CUDA graph, see GraphedStep. "auto": on a GPU, if there are at least 32 new tokens,
         with a warning where that fails. True raises instead.
+    draft: speculative decoding (arXiv 2211.17192): a function of the ids of a row so far, a tuple, and a number, that
+        guesses at most so many next ids: `prompt_lookup`, `model_draft` of a smaller model, or your own. Of a guess
+        those ids are kept that the model chooses too, so that greedy tokens are the same, and samples have the same
+        distribution. Excludes num_beams, callback and return_state.
+    window: 2 to 16: ids of a row that go through the model at once with a draft.
 
     Without a callback and return_state, it is only looked every eighth step on a GPU whether all rows have ended; what
     was too much is dropped.
@@ -85,6 +94,8 @@ def generate(
     watched = callback is not None or return_state
     _check_beams(num_beams, max_new_tokens, length_penalty, temperature, watched)
     require(max_new_tokens > 0 or not return_state, "generate: return_state needs max_new_tokens >= 1")
+    check_draft("generate", draft, window)
+    require(draft is None or (num_beams == 1 and not watched), f"generate: draft excludes {_NOT_WITH_A_DRAFT}")
     step = make_step(model, prompt_ids.device, cuda_graph, max_new_tokens)
     if max_new_tokens == 0:
         return prompt_ids.clone()
@@ -94,9 +105,14 @@ def generate(
             search = partial(beam_search, step, max_new_tokens, num_beams, length_penalty, eos, look_every)
             best = search(*prompt.prefill(model))
             return torch.cat([prompt_ids, best.to(prompt_ids.dtype)], 1)
+        if draft is not None:
+            recorded = step if isinstance(step, GraphedStep) else None
+            speculation = Speculation(model, draft, window, recorded)
+            new_ids = partial(decode, speculation, sampling, eos, _without_padding(prompt), max_new_tokens, prompt_ids)
+            return torch.cat([prompt_ids, _filled_up(new_ids(*prompt.prefill(model)), eos, prompt_ids)], 1)
         columns = []
-        decode = partial(_decode, step, max_new_tokens, sampling, eos, prompt_ids.dtype, look_every)
-        for new, state_before in decode(*prompt.prefill(model)):  # noqa: B007
+        columns_of = partial(_decode, step, max_new_tokens, sampling, eos, prompt_ids.dtype, look_every)
+        for new, state_before in columns_of(*prompt.prefill(model)):  # noqa: B007
             columns.append(new)
             if callback is not None:
                 callback(new.clone())  # who changes it does not change the result
@@ -178,6 +194,22 @@ def _without_surplus(new: Tensor, eos: tuple[int, ...]) -> Tensor:
         return new
     running = (~is_any_of(new, eos)).cumprod(1).any(0)  # by column: a row has not ended yet
     return new[:, : int(running.sum()) + 1]
+
+
+def _without_padding(prompt: Prompt) -> list[list[int]]:
+    """The ids of each row, from where it begins."""
+    first = [0] * len(prompt.ids) if prompt.reset is None else prompt.reset.int().argmax(1).tolist()
+    return [ids[start:] for ids, start in zip(prompt.ids.tolist(), first, strict=True)]
+
+
+def _filled_up(rows: list[list[int]], eos: tuple[int, ...], like: Tensor) -> Tensor:
+    """(B, N): rows that ended earlier are filled up with eos[0]."""
+    longest = max(map(len, rows), default=0)  # no rows, no columns
+    found = [row + [eos[0]] * (longest - len(row)) if len(row) < longest else row for row in rows]
+    return like.new_tensor(found).view(len(rows), longest)
+
+
+_NOT_WITH_A_DRAFT = "num_beams, callback and return_state: rows are not equally far"
 
 
 def _check(max_new_tokens: int, sampling: Sampling) -> None:
