@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ablation import Ablation
+from .comparison import LongArithmetic, LongParity, Permutations
 from .control import Control
 from .digits import Digits
 from .domains import Domains
@@ -22,6 +23,9 @@ _ALL: tuple[type[Task], ...] = (
     EvenPairs,
     CycleNavigation,
     ModularArithmetic,
+    LongParity,
+    Permutations,
+    LongArithmetic,
     Recall,
     NearestNeighbor,
     Ablation,
