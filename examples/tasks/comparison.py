@@ -30,7 +30,8 @@ class Comparison(StateTracking):
         "equations, with their convolutions and initial values; xLSTM has no convolutions. Gated DeltaNet[-1,1] is the "
         "same with negative eigenvalues, for which parity is within reach in theory (arXiv 2411.12537); nothing is "
         "claimed of it here. A model stops early when it is sure and makes no mistake on sequences twelve times as "
-        "long as those of training. One rate for all, no search: a model that fails here may be trained better by other means."
+        "long as those of training. One rate for all, no search: a model that fails here may be trained better by "
+        "other means."
     )
 
     def models(self) -> Models:
