@@ -16,12 +16,15 @@ from .generation import (
 )
 from .large import LargeState, xLSTMLarge, xLSTMLargeConfig
 from .lm import xLSTMLMModel, xLSTMLMModelConfig
+from .vision import VisionLSTM, VisionLSTM2
 
 __all__ = [
     "GraphedStep",
     "LargeState",
     "PrefixCache",
     "SlotDecoder",
+    "VisionLSTM",
+    "VisionLSTM2",
     "generate",
     "model_draft",
     "prompt_lookup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +21,7 @@ from .inputs import check_input, check_reset, layer_state, step_flag
 from .layer import RecurrentLayer
 from .linear import mapped
 from .linear_headwise import LinearHeadwise, headwise_maps
-from .norms import MultiHeadLayerNorm
+from .norms import MultiHeadLayerNorm, widest
 from .states import MLSTMLayerState
 
 
@@ -67,12 +68,12 @@ class mLSTMLayerConfig(UpProjectionConfig):
 class mLSTMCell(nn.Module):
     """Gates, mLSTM and norm over the heads; q, k, v (B, S, I) -> (B, S, I)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, norm_bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.igate = GateLinear(3 * dim, num_heads)
         self.fgate = GateLinear(3 * dim, num_heads)
-        self.outnorm = MultiHeadLayerNorm(dim)
+        self.outnorm = MultiHeadLayerNorm(dim, bias=norm_bias)
         self.reset_parameters()
 
     def forward(
@@ -133,13 +134,20 @@ class mLSTMCell(nn.Module):
         nn.init.normal_(self.igate.bias, std=0.1)
 
 
-class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
-    """Up-projection to two branches, one through convolution and mLSTM, the other gating it, down-projection.
+class GatedMLSTM(nn.Module):
+    """What mLSTM layers have in common: up-projection to two branches, one through a convolution and the mLSTM, the
+    other gating it, down-projection.
 
-    x (B, S, D), any S >= 0 -> (B, S, D). The state is an `MLSTMLayerState`; None is the empty one.
+    conv: makes the convolution, a module of inner width I that is called `conv_name`, with `reset_parameters`.
     """
 
-    def __init__(self, config: mLSTMLayerConfig) -> None:
+    def __init__(
+        self,
+        config: mLSTMLayerConfig,
+        conv_name: str,
+        conv: Callable[[int], nn.Module],
+        norm_bias: bool = False,
+    ) -> None:
         super().__init__()
         check_config(config, mLSTMLayerConfig)
         self.config = config
@@ -149,32 +157,39 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         self.q_proj = LinearHeadwise(inner, blocks, bias=config.bias)
         self.k_proj = LinearHeadwise(inner, blocks, bias=config.bias)
         self.v_proj = LinearHeadwise(inner, blocks, bias=config.bias)
-        self.conv1d = CausalConv1d(inner, config.conv1d_kernel_size)
-        self.mlstm_cell = mLSTMCell(inner, config.num_heads)
+        self.add_module(conv_name, conv(inner))
+        self.mlstm_cell = mLSTMCell(inner, config.num_heads, norm_bias)
         self.learnable_skip = nn.Parameter(torch.ones(inner))
         self.proj_down = nn.Linear(inner, dim, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self._conv_name = conv_name
         self.reset_parameters()
 
-    def _run(
-        self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None, is_step: bool
-    ) -> tuple[Tensor, MLSTMLayerState]:
-        check_input(x, self.config.embedding_dim)
-        check_reset(reset, x)
-        conv_state, cell_state = layer_state(state)
-        u, z = mapped(self.proj_up, x).chunk(2, dim=-1)  # mLSTM branch, gating branch (B, S, I)
-        conv, conv_state = self.conv1d(u, conv_state, reset=reset, activation="silu")
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, S, D) -> (B, S, I) of the mLSTM branch and of the gating one."""
+        u, z = mapped(self.proj_up, x).chunk(2, dim=-1)
+        return u, z
+
+    def mixed(
+        self,
+        u: Tensor,
+        conv: Tensor,
+        z: Tensor,
+        state: MLSTMState | None = None,
+        reset: Tensor | None = None,
+        is_step: bool = False,
+    ) -> tuple[Tensor, MLSTMState]:
+        """The branches and the convolution of the first one, (B, S, I) each -> (B, S, D) and the cell's state."""
         q, k = self._queries_and_keys(conv)
         v = self.v_proj(u)
-        is_step = is_step and reset is None
         cell = self.mlstm_cell
         if only_forward(mLSTMCell, cell) and is_plain(MultiHeadLayerNorm, cell.outnorm):
-            h, cell_state = cell.before_norm(q, k, v, cell_state, reset, is_step)
+            h, state = cell.before_norm(q, k, v, state, reset, is_step)
             h = self._normed_and_gated(h, conv, z)
         else:
-            h, cell_state = cell(q, k, v, cell_state, reset=reset, **step_flag(is_step))
+            h, state = cell(q, k, v, state, reset=reset, **step_flag(is_step))
             h = (h + self.learnable_skip * conv) * F.silu(z)
-        return self.dropout(mapped(self.proj_down, h)), MLSTMLayerState(conv_state, cell_state)
+        return self.dropout(mapped(self.proj_down, h)), state
 
     def _queries_and_keys(self, conv: Tensor) -> list[Tensor]:
         """Two maps of the same features."""
@@ -185,7 +200,7 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         """h (B, S, H, D) -> (B, S, I); in one pass where all of it has one dtype, or the projection rounds to it."""
         norm, skip = self.mlstm_cell.outnorm, self.learnable_skip
         weight = cast(Tensor, norm.weight)
-        wide = torch.promote_types(torch.promote_types(h.dtype, weight.dtype), skip.dtype)
+        wide = widest(h.dtype, weight, norm.bias, skip)
         rounded = _autocast.enabled(h.device.type) and is_plain(nn.Linear, self.proj_down)
         if is_ordinary(skip) and h.dtype == conv.dtype == z.dtype and (wide == h.dtype or rounded):
             return norm.gated(h, conv, skip, z)
@@ -201,5 +216,29 @@ class mLSTMLayer(RecurrentLayer[MLSTMLayerState]):
         for headwise in (self.q_proj, self.k_proj, self.v_proj):
             headwise.reset_parameters(dim)
         nn.init.ones_(self.learnable_skip)
-        self.conv1d.reset_parameters()
+        getattr(self, self._conv_name).reset_parameters()
         self.mlstm_cell.reset_parameters()
+
+
+class mLSTMLayer(GatedMLSTM, RecurrentLayer[MLSTMLayerState]):
+    """Up-projection to two branches, one through convolution and mLSTM, the other gating it, down-projection.
+
+    x (B, S, D), any S >= 0 -> (B, S, D). The state is an `MLSTMLayerState`; None is the empty one.
+    """
+
+    conv1d: CausalConv1d
+
+    def __init__(self, config: mLSTMLayerConfig) -> None:
+        check_config(config, mLSTMLayerConfig)
+        super().__init__(config, "conv1d", lambda inner: CausalConv1d(inner, config.conv1d_kernel_size))
+
+    def _run(
+        self, x: Tensor, state: MLSTMLayerState | None, reset: Tensor | None, is_step: bool
+    ) -> tuple[Tensor, MLSTMLayerState]:
+        check_input(x, self.config.embedding_dim)
+        check_reset(reset, x)
+        conv_state, cell_state = layer_state(state)
+        u, z = self.branches(x)
+        conv, conv_state = self.conv1d(u, conv_state, reset=reset, activation="silu")
+        y, cell_state = self.mixed(u, conv, z, cell_state, reset, is_step and reset is None)
+        return y, MLSTMLayerState(conv_state, cell_state)

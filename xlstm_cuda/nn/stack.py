@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from .blocks import mLSTMBlock, mLSTMBlockConfig, sLSTMBlock, sLSTMBlockConfig, xLSTMBlock
 from .checkpointing import ActivationCheckpointing
 from .config import Config, check_config, hand_down, require
-from .inputs import check_input, check_tokens, step_flag
+from .inputs import check_input, check_reset, check_tokens, step_flag
 from .loading import CheckedLoading
 from .norms import LayerNorm
+from .rows import document_ends
 from .slstm_layer import sLSTMCell
 from .states import StackState
 from .tracing import leaf_call
@@ -29,6 +30,8 @@ class xLSTMBlockStackConfig(Config):
 
     embedding_dim, dropout, and for mLSTM bias, are set in copies of the block configs. Without mlstm_block all blocks
     are sLSTM. context_length is kept for compatibility: any length works.
+    bidirectional: every second block, the one at position 1 and so on, reads from the last token to the first, as in
+    Vision-LSTM (arXiv 2406.04303): an encoder, which takes and returns no state.
     Raises ValueError for positions out of range, a missing block config, and sizes that do not divide.
     """
 
@@ -42,6 +45,7 @@ class xLSTMBlockStackConfig(Config):
     bias: bool = False
     dropout: float = 0.0
     slstm_at: Sequence[int] | str = field(default_factory=list)
+    bidirectional: bool = False
 
     _block_map: str | None = None
     # slstm_at where it was "all", which goes on to hold
@@ -159,11 +163,15 @@ class xLSTMBlockStack(ActivationCheckpointing, CheckedLoading):
         reset: bool (B, S): the state of all blocks, the convolutions' windows included, is emptied before that token:
         documents packed in one row, each as if it were alone.
         is_step: a call of `step`: 1 to 16 tokens, the cheaper way, where there is no reset.
-        Raises ValueError for an x, state or reset of the wrong shape.
+        Raises ValueError for an x, state or reset of the wrong shape, and for a state, also one to be returned, in a
+        bidirectional stack: it reads rows as a whole. There `reset` also parts right padding from a row.
         """
         if (node := leaf_call(self, x, state, return_state, reset=reset, is_step=is_step)) is not None:
             return node
         check_input(x, self.config.embedding_dim)
+        if self.config.bidirectional:
+            require(state is None and not return_state, "a bidirectional stack reads whole rows: it has no state")
+            return self.post_blocks_norm(self._both_ways(x, reset))
         following = []
         for block, block_state in zip(self._blocks_to_run(), self._states(state), strict=True):
             x = block(x, block_state, return_state, reset=reset, **step_flag(is_step))
@@ -172,6 +180,13 @@ class xLSTMBlockStack(ActivationCheckpointing, CheckedLoading):
                 following.append(block_state)
         x = self.post_blocks_norm(x)
         return (x, tuple(following)) if return_state else x
+
+    def _both_ways(self, x: Tensor, reset: Tensor | None) -> Tensor:
+        check_reset(reset, x)
+        backwards = None if reset is None else document_ends(reset).flip(1)
+        for index, block in enumerate(self._blocks_to_run()):
+            x = block(x.flip(1), reset=backwards).flip(1) if index % 2 else block(x, reset=reset)
+        return x
 
     def step(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
         """1 to 16 tokens: x (B, S, D) -> (B, S, D) and the state after them. `state` stays as it is."""

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ... import _onnx
 from ..._backend import in_onnx_graph
+from ..rows import document_ends
 
 
 class Rows(NamedTuple):
@@ -21,13 +22,7 @@ class Rows(NamedTuple):
 
     def backwards(self) -> Rows:
         """For a pass from the last token to the first: it begins anew at the last tokens of what `reset` begins."""
-        if self.reset is None:
-            return self
-        following = torch.cat([self.reset[:, 1:], torch.zeros_like(self.reset[:, :1])], 1)
-        if self.lengths is not None:  # what follows the last token of a row is padding
-            t = torch.arange(1, following.shape[1] + 1, device=following.device)
-            following = following & (t < self.lengths[:, None])
-        return self._replace(reset=following)
+        return self if self.reset is None else self._replace(reset=document_ends(self.reset, self.lengths))
 
 
 def unpack(input: PackedSequence) -> tuple[Tensor, Tensor]:
