@@ -6,9 +6,11 @@ from .ablation import Ablation
 from .comparison import LongArithmetic, LongParity, Permutations
 from .control import Control
 from .digits import Digits
+from .digits_2d import Digits2D
 from .domains import Domains
 from .extrapolation import Extrapolation
 from .forecasting import Forecasting
+from .forecasting_mixer import ForecastingMixer
 from .ladder import Ladder
 from .listops import ListOps
 from .nearest_neighbor import NearestNeighbor
@@ -34,7 +36,9 @@ _ALL: tuple[type[Task], ...] = (
     Domains,
     ListOps,
     Digits,
+    Digits2D,
     Forecasting,
+    ForecastingMixer,
     SpeechClassification,
     Translation,
     Control,
