@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -407,26 +407,47 @@ def _meets_itself(x: Tensor) -> bool:
 
 
 def _apart(op: str, named: dict[str, Tensor], when: str) -> None:
-    """No two of these tensors lie in one range of memory."""
+    """No two of these tensors lie in one range of memory, unless row by row in the pages of one table."""
     if any(map(_traced, named.values())):
         return
-    ranges = {name: _range_of(x) for name, x in named.items() if x.numel()}
-    for (name, (begin, end)), (other, (first, last)) in combinations(ranges.items(), 2):
-        if begin < last and first < end:
+    extents = {name: _extent(x) for name, x in named.items() if x.numel()}
+    for (name, x), (other, y) in combinations(extents.items(), 2):
+        if not _are_apart(x, y):
             raise ValueError(f"{op}: {name} and {other} must not lie in one range of memory {when}")
 
 
-def _range_of(x: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte and of the one after the last; none of a tensor without memory of its own."""
+class _Extent(NamedTuple):
+    """Where a tensor lies, in bytes. page: from one row of its first dimension to the next, 0 where there is one row;
+    row: from the first to the last element of a row.
+    """
+
+    begin: int
+    end: int
+    page: int
+    row: int
+
+
+def _extent(x: Tensor) -> _Extent:
+    """Empty for a tensor without memory of its own."""
     try:
         begin = x.data_ptr()
     except RuntimeError:
         begin = 0
-    if x.is_contiguous():
-        count = x.numel()
-    else:
-        count = 1 + sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape, strict=True))
-    return begin, begin + count * x.element_size() if begin else begin
+    if not begin:
+        return _Extent(0, 0, 0, 0)
+    lengths = [stride * (size - 1) for stride, size in zip(x.stride(), x.shape, strict=True)]
+    page = x.stride(0) if x.ndim and x.shape[0] > 1 else 0
+    count, row, page = (n * x.element_size() for n in (1 + sum(lengths), 1 + sum(lengths[1:]), page))
+    return _Extent(begin, begin + count, page, row)
+
+
+def _are_apart(x: _Extent, y: _Extent) -> bool:
+    if x.end <= y.begin or y.end <= x.begin:
+        return True
+    if x.page != y.page or x.page <= 0:
+        return False
+    offset = (y.begin - x.begin) % x.page
+    return x.row <= offset and y.row <= x.page - offset
 
 
 def _elements(op: str, name: str, shape: Sequence[int]) -> None:

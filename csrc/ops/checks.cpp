@@ -52,22 +52,20 @@ void check_sizes(const char* op, int64_t limit, std::initializer_list<Sizes> pro
 
 namespace {
 
-using Extent = std::pair<const char*, const char*>;  // first byte, and the one after the last
-
-Extent extent_of(const Tensor& x, int64_t elements) {
-  const char* begin = static_cast<const char*>(x.const_data_ptr());
-  return {begin, begin + elements * static_cast<int64_t>(x.element_size())};
-}
+// Where a tensor lies, in bytes. page: from one row of its first dimension to the next, 0 where there is one row. row:
+// from the first to the last element of a row.
+struct Extent {
+  const char *begin, *end;
+  int64_t page, row;
+};
 
 // Where the strides of every dimension pass over all that lies within it, elements cannot meet. `extent`: of x.
 bool meets_itself(const Tensor& x, Extent* extent) {
-  if (x.is_contiguous()) {
-    *extent = extent_of(x, x.numel());
-    return false;
-  }
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  int64_t row = 1;
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (x.size(d) != 1) dims.emplace_back(x.stride(d), x.size(d));
+    if (d) row += x.stride(d) * (x.size(d) - 1);
   }
   std::sort(dims.begin(), dims.end());
   int64_t last = 0;
@@ -76,13 +74,23 @@ bool meets_itself(const Tensor& x, Extent* extent) {
     meets = meets || stride <= last;
     last += stride * (size - 1);
   }
-  *extent = extent_of(x, last + 1);
+  const char* begin = static_cast<const char*>(x.const_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(x.element_size());
+  const int64_t page = x.dim() && x.size(0) > 1 ? x.stride(0) : 0;
+  *extent = {begin, begin + (last + 1) * bytes, page * bytes, row * bytes};
   return meets;
 }
 
+// One behind the other, or row by row in the pages of one table.
+bool are_apart(const Extent& x, const Extent& y) {
+  if (x.end <= y.begin || y.end <= x.begin) return true;
+  if (x.page != y.page || x.page <= 0) return false;
+  const int64_t offset = ((y.begin - x.begin) % x.page + x.page) % x.page;
+  return x.row <= offset && y.row <= x.page - offset;
+}
+
 void check_apart(const char* op, const char* name, const Extent& own, const char* other, const Extent& extent) {
-  STD_TORCH_CHECK(own.second <= extent.first || extent.second <= own.first, op, ": ", name, " and ", other,
-                  " must not lie in one range of memory");
+  STD_TORCH_CHECK(are_apart(own, extent), op, ": ", name, " and ", other, " must not lie in one range of memory");
 }
 
 }  // namespace

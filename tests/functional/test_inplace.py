@@ -107,6 +107,57 @@ def test_parts_of_one_table_are_a_state() -> None:
     assert torch.equal(h, expected) and all(torch.equal(a, b) for a, b in zip(state, after, strict=True))
 
 
+def in_pages(state: MLSTMState, order: str, gap: int = 0) -> MLSTMState:
+    """Copies of C, n and m, row by row in one table, in this order and so many bytes apart."""
+    rows, sizes = len(state.m), {name: s[0].nbytes for name, s in state._asdict().items()}
+    page = sum(sizes.values()) + 3 * gap
+    table = torch.zeros(rows, page, dtype=torch.uint8, device=state.m.device)
+    begin, found = 0, {}
+    for name in order:
+        s = getattr(state, name)
+        part = table[:, begin : begin + sizes[name]].view(s.dtype)
+        found[name] = part.view(s.shape) if s.ndim == 2 else part.unflatten(1, s.shape[1:])
+        found[name].copy_(s)
+        begin += sizes[name] + gap
+    return MLSTMState(**found)
+
+
+@both_paths
+@pytest.mark.parametrize("C_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", ["Cnm", "mnC", "nCm"])
+@pytest.mark.parametrize("gap", [0, 64])
+def test_rows_in_pages_of_one_table(
+    backend: str, device: str, order: str, gap: int, C_dtype: torch.dtype, eps: float
+) -> None:
+    """As serving engines keep states: a page has all of a row's parts, and a request has a page."""
+    inputs = tokens(device=device)
+    rows = MLSTMState(*(torch.cat([torch.randn_like(s), s]) for s in copied(inputs.pop("state"), C_dtype)))
+    usual, state = copied(rows), in_pages(rows, order, gap)
+    slots = torch.tensor([3, 1], dtype=torch.int32, device=device)
+    options: dict[str, Any] = {"inplace": True, "slots": slots, "eps": eps}
+    for name in (backend, "reference"):
+        expected, _ = mlstm_step(**inputs, state=usual, backend=name, **options)
+        h, _ = mlstm_step(**inputs, state=state, backend=name, **options)
+        assert torch.equal(h, expected)
+        assert all(torch.equal(a, b) for a, b in zip(state, usual, strict=True))
+        assert all(torch.equal(a[0::2], b[0::2]) for a, b in zip(state, rows, strict=True)), "pages of nobody"
+
+
+@both_paths
+def test_pages_that_overlap_are_refused(eps: float) -> None:
+    """A part that reaches into the next one of its page, or lies in it."""
+    inputs = tokens()
+    good = in_pages(inputs["state"], "nCm")
+    for name, offset in (("n", 1), ("n", 30), ("n", H * DQK + H * DQK * DV - H * DQK), ("m", H * DQK * (DV + 1) - 1)):
+        part = getattr(good, name)
+        state = good._replace(**{name: part.as_strided(part.shape, part.stride(), offset)})
+        with pytest.raises(ValueError, match=r"state\.\w and state\.\w must not lie in one range of memory"):
+            mlstm_step(**inputs | {"state": state}, inplace=True, eps=eps)
+        values = [inputs[name] for name in "qkvif"]
+        with pytest.raises(RuntimeError, match="must not lie in one range of memory"):
+            torch.ops.xlstm_cuda.mlstm_step_(*values, *state, None, False, True, 0.5, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("changed", "error"),
     [

@@ -136,9 +136,10 @@ def mlstm_step(
         i, f: gate pre-activations (B, H) or (B, H, S).
         state: MLSTMState(C (B, H, Dqk, Dv), n (B, H, Dqk), m (B, H)), or None for the empty state.
         inplace: overwrite the state and return it. It must have dtype A, a contiguous last dimension and no overlap in
-            memory (the ranges of C, n and m do not meet); no input may share its memory, which is not checked. C may be
-            bfloat16 where A is float32: half the memory traffic on CUDA (the CPU widens it for each call), rounded
-            after each call. Refused (ValueError) where an input or the state requires grad.
+            memory: the ranges of C, n and m do not meet, or their rows alternate in the pages of one table. No input
+            may share its memory, which is not checked. C may be bfloat16 where A is float32: half the memory traffic on
+            CUDA (the CPU widens it for each call, with slots all rows of it), rounded after each call. Refused
+            (ValueError) where an input or the state requires grad.
         out: a state, of dtype A, to write the new state to and to return: no new memory, and `state` stays. As with
             inplace: contiguous last dimensions, no overlap, no gradients. It may be `state` itself, which is then
             overwritten; else the two must lie apart. Not with inplace or slots.

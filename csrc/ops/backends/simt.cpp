@@ -27,6 +27,19 @@ struct DeviceSession::State {
     void* tensor;
     const uint8_t* copy;
     size_t bytes;
+    std::vector<uint8_t> before;  // of what is read too; empty where all is written
+
+    // Only what the kernel changed: another tensor may lie between the rows of this one.
+    void write_back() const {
+      auto* to = static_cast<uint8_t*>(tensor);
+      if (before.empty()) {
+        if (bytes) std::memcpy(to, copy, bytes);
+        return;
+      }
+      for (size_t i = 0; i < bytes; ++i) {
+        if (copy[i] != before[i]) to[i] = copy[i];
+      }
+    }
   };
 
   const char* op;
@@ -64,7 +77,7 @@ void* DeviceSession::out(const Tensor& x) {
   void* tensor = x.mutable_data_ptr();
   const size_t bytes = extent(x);
   uint8_t* memory = state_->stage(tensor, bytes);
-  state_->results.push_back({tensor, memory, bytes});
+  state_->results.push_back({tensor, memory, bytes, {}});
   return memory;
 }
 
@@ -72,7 +85,7 @@ void* DeviceSession::inout(const Tensor& x) {
   void* tensor = x.mutable_data_ptr();
   const size_t bytes = extent(x);
   uint8_t* memory = state_->copy(tensor, bytes);
-  state_->results.push_back({tensor, memory, bytes});
+  state_->results.push_back({tensor, memory, bytes, {memory, memory + bytes}});
   return memory;
 }
 
@@ -93,9 +106,7 @@ const char* DeviceSession::op() const {
 }
 
 void DeviceSession::finish() {
-  for (const State::Result& result : state_->results) {
-    if (result.bytes) std::memcpy(result.tensor, result.copy, result.bytes);
-  }
+  for (const State::Result& result : state_->results) result.write_back();
 }
 
 }  // namespace xlstm::ops
