@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,13 @@ class LargeMLSTMLayer(nn.Module):
         cell: partial[Any] = partial(functional.mlstm, initial_state=state, return_state=True, reset=reset)
         if is_step and reset is None:
             cell = partial(functional.mlstm_step, state=state)
+        return self.with_cell(x, cell)
+
+    def with_cell(self, x: Tensor, cell: Callable[..., Any]) -> tuple[Tensor, Any]:
+        """x (B, S, D) -> (B, S, D) and the state that the cell returns.
+
+        cell: of q, k, v (B, H, S, D) and gates i, f (B, H, S), with `input_gate` and `eps` -> h (B, H, S, D), a state.
+        """
         q, k, v, o = self._project(x)
         q, k, v = (self._heads(u) for u in (q, k, v))
         i, f = self._gates(x)
@@ -157,8 +165,17 @@ class LargeBlock(nn.Module):
             if step is not None:
                 return step
         y, state = self.mlstm_layer(self.norm_mlstm(x), state, reset, is_step)
+        return self._after(x, y), state
+
+    def with_cell(self, x: Tensor, cell: Callable[..., Any]) -> tuple[Tensor, Any]:
+        """The block with another cell, see `LargeMLSTMLayer.with_cell`: where somebody else keeps the states."""
+        y, state = self.mlstm_layer.with_cell(self.norm_mlstm(x), cell)
+        return self._after(x, y), state
+
+    def _after(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + y
-        return x + self.ffn(self.norm_ffn(x)), state
+        following: Tensor = x + self.ffn(self.norm_ffn(x))
+        return following
 
     def reset_parameters(self) -> None:
         for module in (self.norm_mlstm, self.mlstm_layer, self.norm_ffn, self.ffn):
