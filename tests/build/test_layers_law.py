@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "interop/large": {"nn", "_autocast", "_children", "_states"},
     "interop/nxai": {"interop", "nn", "functional", "_autocast", "_children", "_states"},
     "interop/flashrnn": {"interop", "functional", "_autocast", "_states", "_transforms"},
+    "interop/vllm": {"interop", "models", "nn", "functional", "_states"},
     "interop/lm_eval": {"interop", "models"},
     "interop/tirex": {"interop", "functional"},
     "interop/transformers": {"interop", "nn", "functional", "_states"},
