@@ -82,11 +82,11 @@ test-transformers: peers
 	PYTHONPATH=$(PREVIOUS) PEERS_WITHOUT=xlstm $(HF_TESTS)
 
 # The same with packages that are large, or slow to import (extra [packages]): trainers, quantised weights, the
-# lm-evaluation-harness, flashrnn, TiRex-2.
-PACKAGE_TESTS := $(addprefix tests/interop/peers/test_,finetuning.py lm_eval.py flashrnn.py tirex_2.py) tests/examples/test_migrate.py tests/nn/test_children_are_called.py
+# lm-evaluation-harness, flashrnn, TiRex-2, the Hugging Face Hub's kernels.
+PACKAGE_TESTS := $(addprefix tests/interop/peers/test_,finetuning.py lm_eval.py flashrnn.py hub_kernel.py tirex_2.py) tests/examples/test_migrate.py tests/nn/test_children_are_called.py
 .PHONY: test-packages
 test-packages: build/.packages$(subst /,_,$(PY))
-	$(PY) -m pytest -n 2 --dist worksteal -m '' -k 'peers or tuning or Eval or TiRex or FlashRNN or quantised_by' $(PACKAGE_TESTS) $(ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal -m '' -k '(peers or tuning or Eval or TiRex or FlashRNN or Hub or quantised_by) and not of_its_own' $(PACKAGE_TESTS) $(ARGS)
 
 build/.packages$(subst /,_,$(PY)): build/.peers$(subst /,_,$(PY))
 	@$(PY) tools/packages.py packages >build/packages.txt

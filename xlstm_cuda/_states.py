@@ -43,7 +43,7 @@ def register(state_type: Any) -> None:
     """torch.export saves a program's input and output structure by its name, and states of it that torch.save wrote may
     be read back with weights_only=True.
     """
-    _pytree._register_namedtuple(state_type, serialized_type_name=f"xlstm_cuda.{state_type.__name__}")
+    _pytree._register_namedtuple(state_type, serialized_type_name=f"{__package__}.{state_type.__name__}")
     torch.serialization.add_safe_globals([state_type])
 
 

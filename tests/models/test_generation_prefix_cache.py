@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tests.support.generation_models import MODELS, VOCAB, build
-from xlstm_cuda.models import PrefixCache, SlotDecoder, generate
+from xlstm_cuda.models import GraphedStep, PrefixCache, SlotDecoder, generate
 from xlstm_cuda.testing import assert_close_relative
 
 PLENTY = 1 << 30
@@ -123,6 +123,22 @@ def test_the_next_turn_begins_behind_the_answer(model: Any) -> None:
     decoder.submit(torch.cat([answer, draw(2)]), 1)
     decoder.run()
     assert counts == [3], "the last id of the answer, which no step has seen, and the new ones"
+
+
+@torch.no_grad()
+def test_a_step_that_is_recorded_goes_on(model: Any) -> None:
+    """It copies the state that the cache keeps: what follows does not change that."""
+    cache, prompt = PrefixCache(PLENTY), draw(1, 9)
+    expected = generate(model, prompt, 6, temperature=0)[0, 9:].tolist()
+    graphed = GraphedStep(model, record=lambda body, device: body)
+    for _ in range(2):
+        logits, state = cache.prefill(model, prompt)
+        found = []
+        for _ in range(6):
+            found.append(int(logits[0, -1].argmax()))
+            logits, state = graphed(torch.tensor([found[-1:]]), state)
+        assert found == expected
+    assert cache.hits == 9
 
 
 def test_refusals() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import MLSTM
 from xlstm_cuda._backend import in_onnx_graph, resolve
-from xlstm_cuda._ops import accumulate_dtype, library
+from xlstm_cuda._ops import NAMESPACE, accumulate_dtype, library
 from xlstm_cuda._states import MLSTMState
 from xlstm_cuda._transforms import dense
 from xlstm_cuda.functional._calls import computed, exportable
@@ -324,7 +324,7 @@ def _plain_mlstm_step(
     normalize: bool,
 ) -> tuple[Tensor, MLSTMState]:
     """mlstm_step where `is_plain` and `_is_usual`."""
-    ops, (C, n, m) = library("xlstm_cuda"), state
+    ops, (C, n, m) = library(NAMESPACE), state
     options = input_gate == "sigmoid", normalize, inputs[0].shape[-1] ** -0.5, 1e-6
     if inplace or (out is not None and _checks.same_state(out, state)):
         h = ops.mlstm_step_.default(*inputs, C, n, m, slots, *options)

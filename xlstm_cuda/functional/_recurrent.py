@@ -12,7 +12,7 @@ from torch import Tensor
 from xlstm_cuda import _autocast, _checks, _onnx, reference
 from xlstm_cuda._autograd import Recurrent
 from xlstm_cuda._backend import in_onnx_graph, resolve
-from xlstm_cuda._ops import CELLS, accumulate_dtype, library
+from xlstm_cuda._ops import CELLS, NAMESPACE, accumulate_dtype, library
 from xlstm_cuda._states import LSTMState, SLSTMState
 from xlstm_cuda.functional._calls import computed, exportable
 from xlstm_cuda.functional._precision import allow_tf32, in_autocast_dtype
@@ -273,7 +273,7 @@ def _recurrent_step(
 def _plain_step(cell: int, cls: type[Cell], x: Tensor, R: Tensor, b: Tensor | None, state: Any) -> tuple[Tensor, Cell]:
     """_recurrent_step where `is_plain`."""
     inputs = (x, R, b, *_four(cls(*state)))
-    h, *after = _new_state(x, cell, library("xlstm_cuda").recurrent_step.default(*inputs, cell))
+    h, *after = _new_state(x, cell, library(NAMESPACE).recurrent_step.default(*inputs, cell))
     return h, cls(*after)
 
 
