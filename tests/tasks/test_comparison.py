@@ -20,6 +20,7 @@ from examples.tasks.__main__ import main
 from examples.tasks.comparison import S3, LongArithmetic, LongParity, Permutations
 from examples.tasks.linear_rnns import GatedDeltaNet, Mamba2, decayed_attention, delta_rule
 from examples.tasks.models import parameter_count
+from examples.tasks.state_tracking import thinned
 from xlstm_cuda.testing import assert_close_relative
 
 TASKS = (LongParity, Permutations, LongArithmetic)
@@ -118,3 +119,9 @@ def test_run(kind: type[LongParity], tmp_path: Path) -> None:
     found = json.loads((tmp_path / f"{kind.name}-seed0.json").read_text())
     assert list(found["results"])[4:] == list(linear_rnns.BACKBONES)
     assert all(0 <= result["accuracy 6-70"] <= 1 for result in found["results"].values())
+
+
+def test_curves_of_long_sequences_are_thinned() -> None:
+    whole = [[t, 0.5] for t in range(1, 2049)]
+    found = [length for length, _ in thinned(whole)]
+    assert found == [*range(1, 257), *range(257, 2049, 16)] and thinned(whole[:256]) == whole[:256]
