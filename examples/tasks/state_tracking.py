@@ -100,7 +100,7 @@ class StateTracking(Task):
 
     @torch.no_grad()
     def results(self, model: nn.Module) -> Results:
-        """by_length: length and accuracy, for lengths that have an answer: all up to 256, then every sixteenth or so."""
+        """by_length: length and accuracy, where there is an answer: all up to 256, then about every sixteenth."""
         options = self.options
         ids, labels = self.sequences(options.test_sequences, options.test_length, self.rng(_TEST_STREAM))
         accuracy = _accuracy(model(ids.to(self.device)), labels)
