@@ -26,7 +26,17 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).parents[1]
 PACKAGE, SHELL = ROOT / "xlstm_cuda", ROOT / "torch-ext" / "xlstm_kernels"
 # Of the package: what is built on the functions, what is about an installation, and what the shell has of its own.
-LEFT_OUT = {"interop", "models", "nn", "convert", "integrations", "_children.py", "info.py", "testing.py"}
+LEFT_OUT = {
+    "distributed",
+    "interop",
+    "models",
+    "nn",
+    "convert",
+    "integrations",
+    "_children.py",
+    "info.py",
+    "testing.py",
+}
 LEFT_OUT |= {"__init__.py", "__main__.py", "_moved.py", "_extension.py"}
 ABSOLUTE = re.compile(r"^(\s*)from xlstm_cuda(\.[\w.]+)? import ", re.MULTILINE)
 

@@ -2,11 +2,11 @@
 
 functional: mlstm, mlstm_step, slstm, slstm_step, lstm, lstm_step, causal_conv1d, causal_conv1d_step,
 multihead_norm_gate, headwise_linear, gated_activation, soft_cap.
-nn: layers and blocks. models: language models.
+nn: layers and blocks. models: language models. distributed: sequences over several processes.
 patch, unpatch: built models of the public `xlstm` package on these kernels.
 """
 
-from . import functional, interop, models, nn
+from . import distributed, functional, interop, models, nn
 from .functional import (
     LSTMState,
     MLSTMState,
@@ -39,6 +39,7 @@ __all__ = [
     "backend",
     "causal_conv1d",
     "causal_conv1d_step",
+    "distributed",
     "functional",
     "gated_activation",
     "info",

@@ -24,6 +24,7 @@ FILE = Path(__file__).with_name("public_api.txt")
 COMMAND = "python -m xlstm_cuda"
 MODULES = (
     "xlstm_cuda",
+    "xlstm_cuda.distributed",
     "xlstm_cuda.functional",
     "xlstm_cuda.nn",
     "xlstm_cuda.models",

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"_states"},
     "nn": {"nn", "functional", "_autocast", "_backend", "_checks", "_children", "_onnx", "_states", "_transforms"},
     "models": {"models", "nn", "functional", "_autocast", "_checks", "_children", "_states"},
+    "distributed": {"distributed", "functional", "_ops", "_states"},
     "interop/__init__": set(),
     "interop/checkpoints": {"interop", "models", "nn"},
     "interop/feedforward": {"nn", "_children"},
